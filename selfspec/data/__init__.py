@@ -1,0 +1,1 @@
+"""Corpora: text to tokens (`tokenizers`), one file a corpus, and blocks of tokens (`loader`)."""

@@ -1,0 +1,238 @@
+"""Token files, and batches of blocks from them.
+
+A store is the concatenation x_0 .. x_{n-1} of a corpus in the smallest unsigned integer that holds
+V-1, memory-mapped, with a JSON header beside it.
+
+Epoch e cuts the store at a random phase φ_e into M blocks of L tokens and draws a permutation π_e:
+its m-th block starts at φ_e + L·π_e(m). Epochs follow one another in one endless list of slots;
+row b of rank r at step t takes slot
+
+    s = (t·world + r)·batch_size + b        =  block  s mod M  of epoch  s div M.
+
+A batch is thus a pure function of (seed, step, rank, world): to resume, ask for the next step.
+Every block comes exactly once per epoch, ranks never share a slot, and w ranks of batch B/w see
+together what one rank of batch B sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from selfspec.data.tokenizers import CharTokenizer
+
+_FORMAT = "selfspec tokens 1"
+
+
+class TokenStore:
+    """A memory-mapped token file with its header `<path>.json`, as `write_store` leaves them.
+
+    Args:
+        path: the token file.
+        verify: read the whole file once and compare its SHA-256 with the header's.
+
+    Attributes:
+        tokens: (n,) uint8, uint16 or uint32, read-only.
+        vocab_size: V; all tokens are below it.
+        sha256: of the token file, in hexadecimal.
+
+    Raises:
+        ValueError: the header or the file is missing, foreign, truncated or (`verify`) altered.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], verify: bool = False) -> None:
+        self.path = Path(path)
+        try:
+            header = json.loads(_header_path(self.path).read_bytes())
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its header says {header['format']!r}, not {_FORMAT!r}")
+            self.vocab_size, self.sha256 = int(header["vocab_size"]), str(header["sha256"])
+            count, dtype = int(header["tokens"]), np.dtype(header["dtype"])
+            size = self.path.stat().st_size
+            if size != count * dtype.itemsize:
+                raise ValueError(f"it has {size} bytes, not {count} tokens of {dtype}")
+            if verify and _sha256(self.path) != self.sha256:
+                raise ValueError("its SHA-256 is not the header's")
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`path` must be a token store, got {self.path}: {error}") from error
+        self.tokens: npt.NDArray[np.unsignedinteger] = np.memmap(self.path, dtype, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def blocks(self, length: int) -> npt.NDArray[np.unsignedinteger]:
+        """The store cut from its start into blocks, the remainder left off: (n div L, L), a view.
+
+        Raises:
+            ValueError: the store is shorter than one block.
+        """
+        _check_length(self, length)
+        count = len(self) // length
+        return self.tokens[: count * length].reshape(count, length)
+
+
+def write_store(
+    path: str | os.PathLike[str], chunks: Iterable[npt.ArrayLike], vocab_size: int
+) -> TokenStore:
+    """Writes the concatenation of `chunks` as a store. The old store, if any, stays until the end.
+
+    Args:
+        path: the token file to write; the header goes to `<path>.json`.
+        chunks: (n_k,) integer arrays, tokens in 0..V-1.
+        vocab_size: V, at least 1, at most 2^32.
+
+    Raises:
+        ValueError: a token is not in 0..V-1, or there is no token at all.
+    """
+    if not 1 <= vocab_size <= 2**32:
+        raise ValueError(f"`vocab_size` must be in 1..2^32, got {vocab_size}")
+    path, dtype = Path(path), np.min_scalar_type(vocab_size - 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, digest, count = path.with_name(path.name + ".part"), hashlib.sha256(), 0
+    try:
+        with partial.open("wb") as file:
+            for chunk in chunks:
+                data = _as_tokens(chunk, vocab_size).astype(dtype).tobytes()
+                digest.update(data)
+                count += file.write(data) // dtype.itemsize
+        if not count:
+            raise ValueError("`chunks` must hold at least one token, got none")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    header = {"format": _FORMAT, "vocab_size": vocab_size, "tokens": count, "dtype": dtype.str}
+    write_json(_header_path(path), header | {"sha256": digest.hexdigest()})
+    return TokenStore(path)
+
+
+def write_corpus(
+    folder: str | os.PathLike[str],
+    splits: Mapping[str, Iterable[str]],
+    tokenizer: CharTokenizer,
+) -> dict[str, TokenStore]:
+    """Writes one store `<split>.bin` a split, and `tokenizer.json`, into `folder`.
+
+    Args:
+        folder: made if it does not exist.
+        splits: the pieces of text of each split, which are concatenated as they are.
+        tokenizer: encodes the pieces.
+
+    Raises:
+        ValueError: a piece has a character outside the alphabet, or a split has no text.
+    """
+    folder = Path(folder)
+    stores = {}
+    for split, pieces in splits.items():
+        chunks = map(tokenizer.encode, pieces)
+        stores[split] = write_store(folder / f"{split}.bin", chunks, tokenizer.vocab_size)
+    write_json(folder / "tokenizer.json", tokenizer.to_config())
+    return stores
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` beside `path` and renames it, so that `path` is never half written."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+class BlockLoader:
+    """Batches of random blocks of a store; see the formula of this module.
+
+    Args:
+        store: the corpus.
+        length: L, tokens a block.
+        batch_size: B, blocks a batch on this rank.
+        seed: of the phases and permutations; at least 0 and the same on every rank.
+        rank: r, this process.
+        world: the number of processes.
+
+    Attributes:
+        blocks_per_epoch: M = max(1, (n - L + 1) div L), so that every phase below L leaves M
+            whole blocks (a store shorter than 2L - 1 has fewer phases instead).
+
+    Raises:
+        ValueError: an argument is out of its range, or the store is shorter than one block.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check_length(store, length)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {seed}")
+        if not 0 <= rank < world:
+            raise ValueError(f"`rank` must be in 0..world-1 with `world` {world}, got {rank}")
+        self.store, self.length, self.batch_size = store, length, batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.blocks_per_epoch = max(1, (len(store) - length + 1) // length)
+        # A batch may straddle two epochs, so the last two permutations are kept.
+        self._starts = lru_cache(maxsize=2)(self._draw_starts)
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """The batch of this rank at `step`: (B, L) tokens.
+
+        Args:
+            step: t, at least 0; the only state there is.
+
+        Raises:
+            ValueError: `step` is negative.
+        """
+        if step < 0:
+            raise ValueError(f"`step` must be at least 0, got {step}")
+        first = (step * self.world + self.rank) * self.batch_size
+        slots = (divmod(s, self.blocks_per_epoch) for s in range(first, first + self.batch_size))
+        starts = np.array([self._starts(epoch)[m] for epoch, m in slots])
+        return self.store.tokens[starts[:, None] + np.arange(self.length)].astype(np.int64)
+
+    def _draw_starts(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Where the blocks of an epoch start, in the order in which they come: (M,)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        slack = len(self.store) - self.blocks_per_epoch * self.length
+        phase = rng.integers(min(self.length, slack + 1))
+        return phase + self.length * rng.permutation(self.blocks_per_epoch)
+
+
+def _check_length(store: TokenStore, length: int) -> None:
+    if not 1 <= length <= len(store):
+        raise ValueError(f"`length` must be in 1..{len(store)}, the store's tokens, got {length}")
+
+
+def _as_tokens(chunk: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.integer]:
+    tokens = np.asarray(chunk)
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(
+            f"`chunks` must be integer arrays of one axis, got {tokens.dtype} {tokens.shape}"
+        )
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab_size):
+        raise ValueError(
+            f"`chunks` must hold tokens in 0..{vocab_size - 1}, got {tokens.min()}..{tokens.max()}"
+        )
+    return tokens
+
+
+def _header_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,137 @@
+"""Characters to token ids and back.
+
+A tokenizer of V symbols is a bijection between the characters of an alphabet and 0..V-1, and
+`mask_id` = V stands for a character still to be generated.
+
+`normalise` maps any text onto the 27 symbols of text8, " abcdefghijklmnopqrstuvwxyz", by the rules
+of text8 (Mahoney, http://mattmahoney.net/dc/textdata): accents are folded, letters lower-cased,
+digits spelled out one by one, everything else is a space, and runs of spaces are one space.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
+
+_DIGITS = b"zero one two three four five six seven eight nine".split()
+# Latin letters that NFKD leaves whole, and the soft hyphen, which is no gap between words.
+_WHOLE = {"æ": "ae", "œ": "oe", "ß": "ss", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l"}
+_FOLD = str.maketrans({**_WHOLE, "\u00ad": ""})
+_NON_ASCII = re.compile(r"[^\x00-\x7f]+")
+# One byte to one byte: letters to lower case, digits kept for later, everything else to a space.
+_TO_LOWER = bytes(b if chr(b).isalnum() else 32 for b in bytes(range(128)).lower()) + b" " * 128
+
+
+class CharTokenizer:
+    """The bijection c ↔ index of c in `alphabet`; by default the 27 symbols of text8.
+
+    Args:
+        alphabet: distinct characters, in the order of their ids.
+
+    Attributes:
+        vocab_size: V, the number of characters, without the mask.
+        mask_id: V, the id of a character still to be generated.
+
+    Raises:
+        ValueError: the alphabet is empty or repeats a character.
+    """
+
+    def __init__(self, alphabet: str = TEXT8_ALPHABET) -> None:
+        if not alphabet or len(set(alphabet)) < len(alphabet):
+            raise ValueError(f"`alphabet` must hold distinct characters, got {alphabet!r}")
+        self.alphabet = alphabet
+        self.vocab_size = self.mask_id = len(alphabet)
+
+    def encode(self, text: str, mask_char: str | None = None) -> npt.NDArray[np.int64]:
+        """Ids of the characters of `text`.
+
+        Args:
+            text: L characters of the alphabet.
+            mask_char: a character outside the alphabet that stands for `mask_id`; None for none.
+
+        Returns:
+            (L,) ids in 0..V-1, and V where `text` has `mask_char`.
+
+        Raises:
+            ValueError: `text` has a character that is neither (the first one is named, with its
+                index), or `mask_char` is not one character outside the alphabet.
+        """
+        known = self.alphabet if mask_char is None else self.alphabet + self._outside(mask_char)
+        table = np.full(max(map(ord, known)) + 2, -1, dtype=np.int64)  # the last entry is "beyond"
+        table[[ord(c) for c in known]] = np.arange(len(known))
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        ids = table[np.minimum(points, len(table) - 1)]
+        if ids.size and ids.min() < 0:
+            index = int(ids.argmin())
+            raise ValueError(
+                f"`text` must consist of {known!r}, got {text[index]!r} at index {index}"
+            )
+        return ids
+
+    def decode(self, ids: npt.ArrayLike, mask_char: str = "_") -> str:
+        """The text of which `ids` are the ids; `mask_id` becomes `mask_char`.
+
+        Args:
+            ids: (L,) ids in 0..V.
+            mask_char: one character outside the alphabet.
+
+        Raises:
+            ValueError: `ids` has not one axis or an id beyond 0..V, or `mask_char` is not one
+                character outside the alphabet.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 1:
+            raise ValueError(f"`ids` must have one axis, got shape {ids.shape}")
+        if ids.size and not (ids.min() >= 0 and ids.max() <= self.mask_id):
+            raise ValueError(f"`ids` must lie in 0..{self.mask_id}, got {ids.min()}..{ids.max()}")
+        points = np.array([ord(c) for c in self.alphabet + self._outside(mask_char)], dtype="<u4")
+        return points[ids.astype(np.int64)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def to_config(self) -> dict[str, str]:
+        """A JSON-ready description, from which `from_config` makes an equal tokenizer."""
+        return {"kind": "char", "alphabet": self.alphabet}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> CharTokenizer:
+        """The tokenizer that `to_config` described.
+
+        Raises:
+            ValueError: `config` does not describe a character tokenizer.
+        """
+        if config.get("kind") != "char" or not isinstance(config.get("alphabet"), str):
+            raise ValueError(f"`config` must describe a character tokenizer, got {dict(config)}")
+        return cls(config["alphabet"])
+
+    def _outside(self, mask_char: str) -> str:
+        if len(mask_char) != 1 or mask_char in self.alphabet:
+            raise ValueError(
+                f"`mask_char` must be one character outside the alphabet, got {mask_char!r}"
+            )
+        return mask_char
+
+
+def normalise(text: str) -> str:
+    """`text` in the 27 symbols of text8, without a space at either end.
+
+    >>> normalise("Café  №7, don't!")
+    'cafe no seven don t'
+    """
+    # Only the few characters beyond ASCII take the slow road of Unicode; the rest are bytes.
+    plain = _NON_ASCII.sub(_fold, text).encode("ascii").translate(_TO_LOWER)
+    for digit, word in enumerate(_DIGITS):
+        plain = plain.replace(b"%d" % digit, b" " + word + b" ")
+    return b" ".join(plain.split()).decode("ascii")
+
+
+def _fold(run: re.Match[str]) -> str:
+    letters = unicodedata.normalize("NFKD", run[0]).lower().translate(_FOLD)
+    return "".join(
+        c if c.isascii() else " " for c in letters if not unicodedata.category(c).startswith("M")
+    )
