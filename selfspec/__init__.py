@@ -1,0 +1,1 @@
+"""Verified parallel decoding for masked diffusion models."""

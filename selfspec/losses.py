@@ -1,0 +1,107 @@
+"""Training losses.
+
+For a sequence of N tokens, an order σ and i revealed tokens (places counted from 0),
+
+    draft  = 1/(N-i) · Σ_{d ≥ i}   -log p_i(d, x_σ(d)),
+    target = 1/(N-i) · Σ_{d ≥ i+1} -log q_i(d, x_σ(d)),
+
+averaged over the batch. With σ uniform and i uniform on 0..N-1 the first is the masked-diffusion
+bound on -log p(x), in nats per token (MDLM 2406.07524, MD4 2406.04329); the second trains the head,
+which reads the true tokens. Place i is left out of it: there the target is the draft. One trunk
+pass gives both. Source: Campbell et al. 2025 (arXiv 2510.03929), equation 8.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.ops import inverse_order
+
+__all__ = ["SSMDLoss", "next_token_loss", "ssmd_loss", "stratified_revealed"]
+
+
+class SSMDLoss(NamedTuple):
+    """Scalars in nats per token."""
+
+    total: Tensor
+    """What to minimise."""
+    draft: Tensor
+    target: Tensor | None
+    """None without a head."""
+
+
+def stratified_revealed(observed: Tensor, end: Tensor, u: Tensor) -> Tensor:
+    """How many tokens each row of a batch reveals: uniform on observed..end-1, spread evenly.
+
+    Row b uses (u + b/B) mod 1, so the batch covers the range whatever u is: lower variance.
+
+    Args:
+        observed: (B,) tokens that are always revealed.
+        end: (B,) tokens that are not pads.
+        u: scalar uniform number in [0, 1).
+
+    Returns:
+        (B,) int64.
+    """
+    rows = torch.arange(len(end), device=end.device, dtype=torch.float64)
+    share = (u + rows / len(end)) % 1.0
+    return observed + (share * (end - observed)).long()
+
+
+def ssmd_loss(
+    model: SSMD,
+    tokens: Tensor,
+    order: Tensor,
+    revealed: Tensor,
+    pad: Tensor | None = None,
+    freeze_trunk: bool = False,
+) -> SSMDLoss:
+    """Both terms from one forward.
+
+    Args:
+        model: with or without a head.
+        tokens: (B, L) the true tokens.
+        order: (B, L) position at each place, pads last.
+        revealed: (B,) i, the number of places that the trunk sees.
+        pad: (B, L) bool, True at pads.
+        freeze_trunk: the trunk gets no gradient and `total` is the target term alone.
+
+    Raises:
+        ValueError: `freeze_trunk` without a head.
+    """
+    if freeze_trunk and model.head is None:
+        raise ValueError("`freeze_trunk` needs a model with a head, got head=None")
+    place = inverse_order(order)
+    masked = place >= revealed.unsqueeze(1)
+    if pad is not None:
+        masked &= ~pad
+        tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
+    weight = masked / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(tokens))
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_trunk):
+        hidden = model.encode(torch.where(masked, model.mask_id, tokens), pad)
+        draft = _weighted_nll(model.draft(hidden), tokens, weight)
+    if model.head is None:
+        return SSMDLoss(draft, draft, None)
+
+    verified = weight.masked_fill(place == revealed.unsqueeze(1), 0)
+    logits = model.target(hidden, tokens, order, revealed)
+    target = _weighted_nll(logits, tokens.gather(1, order), verified.gather(1, order))
+    return SSMDLoss(target if freeze_trunk else draft + target, draft, target)
+
+
+def _weighted_nll(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    nll = F.cross_entropy(precise.flatten(0, 1), tokens.flatten(), reduction="none")
+    return (nll * weight.flatten()).sum()
+
+
+def next_token_loss(
+    model: AutoregressiveModel, tokens: Tensor, pad: Tensor | None = None
+) -> Tensor:
+    """Mean of -log p(x_ℓ | x_<ℓ) over tokens that are not pads, nats per token."""
+    nll = F.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten(), reduction="none")
+    return nll.mean() if pad is None else nll[~pad.flatten()].mean()

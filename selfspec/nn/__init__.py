@@ -1,0 +1,1 @@
+"""Networks: attention, the trunk, the causal head."""

@@ -1,0 +1,266 @@
+"""The loop that all samplers share.
+
+    start: observed tokens stand first in σ and are revealed
+    while a row has masked places:
+        (re-choose the rest of σ, if the order's rule does)
+        step: one trunk pass, reveals at least one token of every row it is given
+
+A subclass writes `step`. Rows that are finished leave the batch, and every draw is keyed by the
+row's own seed and pass, so a row's result depends on nothing else in the batch.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selfspec.interfaces import Pass, Round, Samples, Trace
+from selfspec.model import SSMD
+from selfspec.noise import Purpose, row_seeds, uniform
+from selfspec.ops import draw, log_probs
+from selfspec.orders import Order, UniformOrder, initial_order, rearranged
+from selfspec.schedules import Window
+
+__all__ = ["Sampler", "State"]
+
+
+@dataclass
+class State:
+    """Where a batch of rows stands; every field has a leading axis B."""
+
+    tokens: Tensor
+    """(B, L) int64, natural order, the mask token at places still masked."""
+    pad: Tensor
+    """(B, L) bool."""
+    order: Tensor
+    """(B, L) int64."""
+    seeds: Tensor
+    index: Tensor
+    """(B,) row of the whole batch, for the trace."""
+    observed: Tensor
+    """(B,) int64 places that were revealed from the start."""
+    revealed: Tensor
+    """(B,) int64 index of the first masked place."""
+    end: Tensor
+    """(B,) int64 first pad place."""
+    windows: Tensor
+    """(B, max N + 1) int64 window after k generated tokens; the last column pads."""
+    passes: Tensor
+    """(B,) int64 passes so far: keys the draws."""
+    trunk_passes: Tensor
+    head_passes: Tensor
+    drafted: Tensor
+    accepted: Tensor
+
+    @property
+    def window(self) -> Tensor:
+        """(B,) int64: the most tokens that the coming pass may reveal."""
+        return self.windows.gather(1, (self.revealed - self.observed).unsqueeze(1)).squeeze(1)
+
+    def rows(self, index: Tensor) -> "State":
+        """The rows at `index` (R,), as copies."""
+        return State(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def put(self, index: Tensor, rows: "State") -> None:
+        """Write `rows` back."""
+        for f in fields(self):
+            getattr(self, f.name)[index] = getattr(rows, f.name)
+
+
+class Sampler(ABC):
+    """Draws sequences from a model.
+
+    Args:
+        model: an `SSMD`.
+        order: the rule for σ.
+        temperature: divides the logits of draft and target alike.
+        top_p: nucleus, on draft and target alike.
+    """
+
+    def __init__(
+        self,
+        model: SSMD,
+        order: Order | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ):
+        log_probs(torch.zeros(1), temperature, top_p)  # raises on bad values before any work
+        self.model = model
+        self.order = order if order is not None else UniformOrder()
+        self.temperature = temperature
+        self.top_p = top_p
+
+    window: Window
+    """How many tokens a pass may reveal."""
+
+    @abstractmethod
+    def step(self, state: State, trace: Trace | None) -> None:
+        """One trunk pass over rows that all have masked places; updates `state` in place."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        tokens: Tensor,
+        seeds: Tensor | int = 0,
+        pad: Tensor | None = None,
+        trace: bool = False,
+        progress: bool = False,
+    ) -> Samples:
+        """Fill every masked position.
+
+        Args:
+            tokens: (B, L) int64, `model.mask_id` where a token is to be generated; the others are
+                observed and stay as they are.
+            seeds: (B,) int64, a seed a row; or one seed for the run.
+            pad: (B, L) bool, True at pads.
+            trace: keep what every pass drafted, accepted, rejected and redrew.
+            progress: show a progress bar over tokens.
+
+        Returns:
+            `Samples`. With the same seed, a row is the same alone and in any batch.
+
+        Raises:
+            ValueError: shapes, tokens outside the vocabulary, or a length beyond the model's.
+        """
+        state = self.start(tokens, seeds, pad)
+        passes: Trace | None = [[] for _ in range(len(tokens))] if trace else None
+        total = int((state.end - state.revealed).sum())
+        with tqdm(total=total, unit="tok", disable=not progress, leave=False) as bar:
+            while len(rows := (state.revealed < state.end).nonzero().squeeze(1)):
+                active = state.rows(rows)
+                if not self.order.fixed:
+                    active.order = rearranged(
+                        self.order, active.order, active.revealed, active.end, active.window,
+                        active.seeds, active.passes,
+                    )  # fmt: skip
+                before = active.revealed
+                self.step(active, passes)
+                active.passes = active.passes + 1
+                state.put(rows, active)
+                bar.update(int((active.revealed - before).sum()))
+        return Samples(
+            tokens=state.tokens,
+            trunk_passes=state.trunk_passes,
+            head_passes=state.head_passes,
+            drafted=state.drafted,
+            accepted=state.accepted,
+            trunk_blocks=self.model.num_trunk_blocks,
+            head_blocks=self.model.num_head_blocks,
+            trace=passes,
+        )
+
+    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> State:
+        """Check the input, draw σ, reveal what is observed."""
+        tokens, pad = _checked(self.model, tokens, pad)
+        if isinstance(seeds, int):
+            seeds = row_seeds(seeds, len(tokens))
+        if seeds.shape != tokens.shape[:1]:
+            raise ValueError(f"`seeds` must have one entry a row, ({len(tokens)},), "
+                             f"got {tuple(seeds.shape)}")  # fmt: skip
+        seeds = seeds.to(tokens.device)
+        masked = (tokens == self.model.mask_id) & ~pad
+        end = (~pad).sum(1)
+        observed = end - masked.sum(1)
+        windows = self.row_windows(end - observed, seeds)
+        zero = torch.zeros_like(end)
+        return State(
+            tokens=tokens.clone(),
+            pad=pad,
+            order=initial_order(self.order, masked, pad, windows[:, 0], seeds),
+            seeds=seeds,
+            index=torch.arange(len(tokens), device=tokens.device),
+            observed=observed,
+            revealed=observed.clone(),
+            end=end,
+            windows=windows,
+            passes=zero,
+            trunk_passes=zero.clone(),
+            head_passes=zero.clone(),
+            drafted=zero.clone(),
+            accepted=zero.clone(),
+        )
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """(…, V) normalised float64 log-probabilities after temperature and nucleus."""
+        return log_probs(logits, self.temperature, self.top_p)
+
+    def draw_drafts(self, state: State) -> "Drafts":
+        """One trunk pass, and draws for the window's places."""
+        state.trunk_passes = state.trunk_passes + 1
+        stop = state.revealed + state.window
+        places = state.revealed.unsqueeze(1) + torch.arange(
+            int(state.window.max()), device=stop.device
+        )
+        inside = places < stop.unsqueeze(1)
+        places = torch.minimum(places, state.end.unsqueeze(1) - 1)
+        positions = state.order.gather(1, places)
+        pad = state.pad if bool(state.pad.any()) else None
+        hidden = self.model.encode(state.tokens, pad)
+        logp = self.log_probs(self.model.draft(hidden, positions))
+        u = uniform(state.seeds, Purpose.DRAFT, state.passes, 0, places)
+        return Drafts(hidden, places, positions, inside, stop, logp, draw(logp.exp(), u))
+
+    def row_windows(self, to_generate: Tensor, seeds: Tensor) -> Tensor:
+        """(B, max N + 1) window of each row after 0, 1, … generated tokens, padded with 1."""
+        counts = to_generate.tolist()
+        table = np.ones((len(counts), max(counts) + 1), dtype=np.int64)
+        for row, n in enumerate(counts):
+            if n:
+                table[row, :n] = self.window.table(n)
+        return torch.from_numpy(table).to(to_generate.device)
+
+
+@dataclass
+class Drafts:
+    """What one trunk pass drafted."""
+
+    hidden: Tensor
+    """(B, L, C) natural order."""
+    places: Tensor
+    """(B, W) of σ."""
+    positions: Tensor
+    """(B, W) natural positions of the places."""
+    inside: Tensor
+    """(B, W) bool: the place is in the row's window."""
+    stop: Tensor
+    """(B,) first place behind the window."""
+    logp: Tensor
+    """(B, W, V) float64."""
+    tokens: Tensor
+    """(B, W) drawn from `logp`."""
+
+    def written(self, tokens: Tensor, upto: Tensor | None = None) -> Tensor:
+        """(B, L) `tokens` with the drafts of the window (below place `upto`) written in."""
+        keep = self.inside if upto is None else self.inside & (self.places < upto.unsqueeze(1))
+        # A place outside the window may repeat a position: scatter only what is kept.
+        row, column = keep.nonzero(as_tuple=True)
+        out = tokens.clone()
+        out[row, self.positions[row, column]] = self.tokens[row, column]
+        return out
+
+    def trace(self, row: int, drafted: Tensor, rounds: list[Round], revealed: int) -> Pass:
+        """The record of a row: `drafted` (W,) as first drawn, `revealed` its first masked place."""
+        inside = self.inside[row]
+        positions = self.positions[row][inside].tolist()
+        stands = self.tokens[row][inside].tolist()[: revealed - int(self.places[row, 0])]
+        return Pass(positions, drafted[inside].tolist(), rounds, list(zip(positions, stands)))  # noqa: B905
+
+
+def _checked(model: SSMD, tokens: Tensor, pad: Tensor | None) -> tuple[Tensor, Tensor]:
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(f"`tokens` must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+    if tokens.shape[1] > model.length:
+        raise ValueError(f"`tokens` may be at most {model.length} long, got {tokens.shape[1]}")
+    if 0 in tokens.shape:
+        raise ValueError(f"`tokens` must not be empty, got shape {tuple(tokens.shape)}")
+    pad = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad.to(tokens.device)
+    if pad.shape != tokens.shape or pad.dtype != torch.bool:
+        raise ValueError(f"`pad` must be bool of the shape of `tokens`, got {tuple(pad.shape)}")
+    known = ((tokens >= 0) & (tokens < model.vocab_size)) | (tokens == model.mask_id) | pad
+    if not bool(known.all()):
+        raise ValueError(f"`tokens` must be in 0..{model.vocab_size - 1} or the mask token "
+                         f"{model.mask_id}, got {int(tokens[~known][0])}")  # fmt: skip
+    return tokens, pad

@@ -1,0 +1,136 @@
+"""How many tokens a pass may reveal, as integer tables.
+
+A row has N tokens to generate, of which i are revealed. A **masking schedule** says which share of
+them is still masked at time t, from 1 at t = 0 to 0 at t = 1:
+
+    linear  1 - t,        cosine  cos(π/2 · t).
+
+A **window** W(i) says how many tokens the next trunk pass may reveal. The cosine window of
+Campbell et al. 2025 advances the time of the cosine schedule by Δτ,
+
+    W(i) = max(1, (N - i) - ⌊N · cos(π/2 · min(1, τ + Δτ))⌋),   τ = (2/π) · arccos(1 - i/N).
+
+Tables are computed once, in float64, and shared by samplers and likelihood: in float32 some
+entries differ, and then the two would disagree.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+__all__ = [
+    "ConstantWindow",
+    "CosineSchedule",
+    "CosineWindow",
+    "LinearSchedule",
+    "Schedule",
+    "ScheduleWindow",
+    "UnboundedWindow",
+    "Window",
+]
+
+
+class Schedule(Protocol):
+    """The share of tokens that is masked at a time."""
+
+    def masked(self, t: np.ndarray) -> np.ndarray:
+        """Share in [0, 1], nonincreasing, for times in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """1 - t: equally many tokens a step."""
+
+    def masked(self, t: np.ndarray) -> np.ndarray:
+        """Share of masked tokens at time t."""
+        return 1.0 - t
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """cos(π/2 · t): few tokens in the first steps (MaskGIT 2202.04200, MD4 2406.04329)."""
+
+    def masked(self, t: np.ndarray) -> np.ndarray:
+        """Share of masked tokens at time t; exactly 0 at t = 1."""
+        return np.where(t >= 1, 0.0, np.cos(np.pi / 2 * np.minimum(t, 1.0)))
+
+
+class Window(Protocol):
+    """How many tokens one trunk pass may reveal."""
+
+    def table(self, n: int) -> np.ndarray:
+        """W(0), …, W(n-1), each in 1..n-i: (n,) int64, for n tokens to generate."""
+        ...
+
+
+@dataclass(frozen=True)
+class CosineWindow:
+    """The paper's window; `dtau` in (0, 1] is the time that a pass may advance."""
+
+    dtau: float
+
+    def __post_init__(self):
+        if not 0 < self.dtau <= 1:
+            raise ValueError(f"`dtau` must be in (0, 1], got {self.dtau}")
+
+    def table(self, n: int) -> np.ndarray:
+        """W(0), …, W(n-1)."""
+        return _cosine_table(n, self.dtau)
+
+
+@lru_cache(maxsize=256)
+def _cosine_table(n: int, dtau: float) -> np.ndarray:
+    i = np.arange(n)
+    tau = 2 / np.pi * np.arccos(1 - i / n)
+    masked_after = np.floor(n * CosineSchedule().masked(tau + dtau))
+    return np.maximum(1, n - i - masked_after.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class ConstantWindow:
+    """The same number of tokens every pass."""
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"`size` must be at least 1, got {self.size}")
+
+    def table(self, n: int) -> np.ndarray:
+        """min(size, n - i)."""
+        return np.minimum(self.size, n - np.arange(n))
+
+
+@dataclass(frozen=True)
+class UnboundedWindow:
+    """Every masked token may be revealed in one pass."""
+
+    def table(self, n: int) -> np.ndarray:
+        """n - i."""
+        return n - np.arange(n)
+
+
+@dataclass(frozen=True)
+class ScheduleWindow:
+    """The counts of a masking schedule in `steps` steps: ⌊N · masked(k/steps)⌋ masked after step k.
+
+    Steps that would reveal nothing are left out, so there are at most min(steps, N) passes.
+    """
+
+    schedule: Schedule
+    steps: int
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"`steps` must be at least 1, got {self.steps}")
+
+    def table(self, n: int) -> np.ndarray:
+        """From i to the next cut point of the schedule."""
+        times = np.arange(1, self.steps + 1) / self.steps
+        masked = np.floor(n * self.schedule.masked(times) + 1e-9).astype(np.int64)
+        cuts = np.unique(n - masked)
+        i = np.arange(n)
+        return cuts[np.searchsorted(cuts, i, side="right")] - i

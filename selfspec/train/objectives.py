@@ -1,0 +1,89 @@
+"""The three training jobs, each an object with the same three methods.
+
+    Diffusion()                     trunk and head jointly; without a head, plain masked diffusion
+    Diffusion(freeze_trunk=True)    the head alone, on a trunk that runs without gradients
+    NextToken()                     an autoregressive model: the judge
+
+`draw` makes everything random about a batch at once, so that splitting it into micro-batches
+changes nothing; `loss` is then a function of what was drawn, apart from dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from selfspec.losses import next_token_loss, ssmd_loss, stratified_revealed
+
+
+class Objective(Protocol):
+    """What a training run minimises."""
+
+    def trainable(self, model: Any) -> nn.Module:
+        """The part of `model` whose weights move; the rest is fixed, without dropout."""
+        ...
+
+    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The tensors that `loss` needs, (B, ...) each, for a batch of tokens (B, L)."""
+        ...
+
+    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The mean loss over the rows, and its named parts, all scalars in nats per token."""
+        ...
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Masked diffusion with the causal head's loss beside it where the model has a head.
+
+    Attributes:
+        freeze_trunk: train the head alone.
+    """
+
+    freeze_trunk: bool = False
+
+    def trainable(self, model: Any) -> nn.Module:
+        """The whole model, or its head."""
+        if not self.freeze_trunk:
+            return model
+        if model.head is None:
+            raise ValueError("`freeze_trunk` needs a model with a head, got one without")
+        return model.head
+
+    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Tokens (B, L), a uniform order (B, L) and the number of revealed tokens (B,)."""
+        rows, length = tokens.shape
+        device = tokens.device
+        order = torch.rand(rows, length, generator=generator, device=device).argsort(1)
+        u = torch.rand((), generator=generator, device=device)
+        revealed = stratified_revealed(torch.full((rows,), length, device=device), u)
+        return tokens, order, revealed
+
+    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """`ssmd_loss`; the parts are `draft` (the bound) and, with a head, `target`."""
+        tokens, order, revealed = drawn
+        loss = ssmd_loss(model, tokens, order, revealed, freeze_trunk=self.freeze_trunk)
+        parts = {"draft": loss.draft, "target": loss.target}
+        return loss.total, {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The next-token loss of an autoregressive model; nothing is random."""
+
+    def trainable(self, model: Any) -> nn.Module:
+        """The whole model."""
+        return model
+
+    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The tokens (B, L)."""
+        return (tokens,)
+
+    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """`next_token_loss`, under the name `judge`."""
+        loss = next_token_loss(model, *drawn)
+        return loss, {"judge": loss}

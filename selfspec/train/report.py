@@ -1,0 +1,86 @@
+"""Where the numbers of a run go: a progress bar, `log.jsonl`, and TensorBoard where it is installed.
+
+A line of the log is one JSON object with `step` and `elapsed` (seconds) and either the means since
+the last line (`draft`, `target` or `judge` in nats per token, the same with `_bits`, `lr`, the
+factor on the learning rates, `grad_norm`, `tokens_per_second`) or a validation (`valid_...`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def with_bits(losses: Mapping[str, float], prefix: str = "") -> dict[str, float]:
+    """Each loss in nats per token and, as `<name>_bits`, in bits."""
+    nats = {f"{prefix}{name}": value for name, value in losses.items()}
+    return nats | {f"{name}_bits": value / math.log(2) for name, value in nats.items()}
+
+
+class Report:
+    """The log of a run.
+
+    Args:
+        folder: where `log.jsonl` and the TensorBoard files go; None writes none.
+        step: the step at which the run starts; later lines, of a run that was killed after its
+            last checkpoint, are dropped.
+        steps: length of the run.
+        progress: show a bar.
+    """
+
+    def __init__(self, folder: Path | None, step: int, steps: int, progress: bool) -> None:
+        self.bar = tqdm(total=steps, initial=step, disable=not progress, unit="step")
+        self._shown: dict[str, str] = {}
+        self._path = folder / "log.jsonl" if folder else None
+        self._board = _tensorboard(folder, step) if folder else None
+        if self._path:
+            _drop_after(self._path, step)
+
+    def write(self, step: int, elapsed: float, values: Mapping[str, float]) -> None:
+        """Appends a line and refreshes the bar."""
+        if self._path:
+            line = {"step": step, "elapsed": round(elapsed, 3), **values}
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        self._shown |= {
+            name.removesuffix("_bits"): f"{value:.3f}"
+            for name, value in values.items()
+            if name.endswith("_bits")
+        }
+        if "tokens_per_second" in values:
+            self._shown["tok/s"] = f"{values['tokens_per_second']:,.0f}"
+        self.bar.set_postfix(self._shown)
+
+    def close(self, message: str | None = None) -> None:
+        """Ends the bar, with one line below it if there is something to say."""
+        self.bar.close()
+        if self._board:
+            self._board.close()
+        if message:
+            tqdm.write(message)
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.replace(path)

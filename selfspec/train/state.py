@@ -1,0 +1,97 @@
+"""The training state on disk: one safetensors file, replaced as a whole, in a locked folder.
+
+    params/<name>                 the live weights
+    average/<name>                their moving average, of the trainable ones
+    moments/<name>/<moment>       the optimisers' state
+
+Step, elapsed seconds and configuration are in the file's metadata. Everything else in a run is a
+function of (seed, step), so nothing else has to be stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the one before it is intact."""
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` make a file next to `path` and renames it: `path` is the old or the new, whole.
+
+    Raises:
+        CheckpointError: the file could not be written (a full disk, say); `path` is untouched.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        kept = f"the previous one, {path}, is intact" if path.exists() else "there is none yet"
+        raise CheckpointError(f"could not write a checkpoint ({error}); {kept}") from error
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Writes the training state.
+
+    Args:
+        path: the file.
+        tensors: all tensors by path, as in the head of this module.
+        about: what goes to the metadata, in JSON types.
+
+    Raises:
+        CheckpointError: the file could not be written; the old one is untouched.
+    """
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_beside(path, lambda partial: save_file(whole, partial, {"about": json.dumps(about)}))
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, on the CPU, and metadata that `write_state` wrote."""
+    with safetensors.safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    return load_file(path), about
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries below `prefix/`, without it."""
+    start = prefix + "/"
+    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries with `prefix/` before each name; the inverse of `under`."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process however the process ends.
+
+    Where the system has no `fcntl` (Windows) the folder is not locked.
+
+    Raises:
+        RuntimeError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ModuleNotFoundError:
+            pass
+        except BlockingIOError as error:
+            raise RuntimeError(f"another run is training in {folder}") from error
+        yield
