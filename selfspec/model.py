@@ -13,9 +13,12 @@ that a pass always reveals at least one token. `target` is the only place where 
 and applies the tie.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from selfspec.data.tokenizers import CharTokenizer
 from selfspec.interfaces import TrunkProtocol
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Trunk
@@ -38,6 +41,9 @@ class SSMD(nn.Module):
             raise ValueError(f"`trunk` must satisfy TrunkProtocol, got {type(trunk).__name__}")
         self.trunk = trunk
         self.head = head
+        self.tokenizer: CharTokenizer | None = None
+        self.calibration: list[dict[str, Any]] = []
+        """Rows of (window, rounds, order) → (NFE, quality), measured for these weights."""
 
     @property
     def vocab_size(self) -> int:
@@ -130,6 +136,7 @@ class AutoregressiveModel(nn.Module):
         if not trunk.config.causal:
             raise ValueError("`trunk` must be causal, got causal=False")
         self.trunk = trunk
+        self.tokenizer: CharTokenizer | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens → (B, L, V) logits; entry ℓ predicts token ℓ from those before it."""
