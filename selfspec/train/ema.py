@@ -31,11 +31,11 @@ class EMA:
     def update(self, step: int) -> None:
         """Folds the weights after optimiser step `step` (from 1) into the average."""
         decay = min(self.decay, step / (step + 9))
-        torch._foreach_lerp_(self.average, self.params, 1 - decay)
+        torch._foreach_lerp_(self.average, self.params, 1 - decay)  # type: ignore[reportPrivateImportUsage]
 
     def copy_to_params(self) -> None:
         """Overwrites the live weights by the average."""
-        torch._foreach_copy_(self.params, self.average)
+        torch._foreach_copy_(self.params, self.average)  # type: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -45,4 +45,4 @@ class EMA:
         try:
             yield
         finally:
-            torch._foreach_copy_(self.params, live)
+            torch._foreach_copy_(self.params, live)  # type: ignore[reportPrivateImportUsage]

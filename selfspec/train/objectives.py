@@ -60,7 +60,8 @@ class Diffusion:
         device = tokens.device
         order = torch.rand(rows, length, generator=generator, device=device).argsort(1)
         u = torch.rand((), generator=generator, device=device)
-        revealed = stratified_revealed(torch.full((rows,), length, device=device), u)
+        end = torch.full((rows,), length, device=device)
+        revealed = stratified_revealed(torch.zeros_like(end), end, u)
         return tokens, order, revealed
 
     def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -71,12 +71,11 @@ class Optimisers:
 
     def state(self) -> dict[str, Tensor]:
         """All moments as `<parameter>/<moment>`, for a checkpoint."""
-        names = {param: name for name, param in self.params.items()}
         return {
-            f"{names[param]}/{key}": value
+            f"{name}/{key}": value
+            for name, param in self.params.items()
             for optimizer in self.optimizers
-            for param, moments in optimizer.state.items()
-            for key, value in moments.items()
+            for key, value in optimizer.state.get(param, {}).items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
-"""Where the numbers of a run go: a progress bar, `log.jsonl`, and TensorBoard where it is installed.
+"""Where the numbers of a run go: a bar, `log.jsonl`, and TensorBoard where it is installed.
 
 A line of the log is one JSON object with `step` and `elapsed` (seconds) and either the means since
-the last line (`draft`, `target` or `judge` in nats per token, the same with `_bits`, `lr`, the
-factor on the learning rates, `grad_norm`, `tokens_per_second`) or a validation (`valid_...`).
+the last line (`draft`, `target` or `judge` in nats per token, the same with `_bits`, `grad_norm`,
+`tokens_per_second`; and AdamW's `lr` at this step) or a validation (`valid_...`).
 """
 
 from __future__ import annotations

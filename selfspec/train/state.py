@@ -11,39 +11,33 @@ function of (seed, step), so nothing else has to be stored.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors.torch import load_file, save_file
+import safetensors.torch
 from torch import Tensor
+
+from selfspec.checkpoint import write_atomically
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written; the one before it is intact."""
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file next to `path` and renames it: `path` is the old or the new, whole.
-
-    Raises:
-        CheckpointError: the file could not be written (a full disk, say); `path` is untouched.
-    """
-    partial = path.with_name(path.name + ".partial")
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns a failure to write within the block into a `CheckpointError` that names `path`."""
     try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        kept = f"the previous one, {path}, is intact" if path.exists() else "there is none yet"
-        raise CheckpointError(f"could not write a checkpoint ({error}); {kept}") from error
+        yield
+    except OSError as error:
+        kept = "the one before it is intact" if path.exists() else "there is none before it"
+        raise CheckpointError(f"{path} could not be written ({error}); {kept}") from error
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Writes the training state.
+    """Writes the training state beside `path` and renames it.
 
     Args:
         path: the file.
@@ -51,17 +45,19 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
         about: what goes to the metadata, in JSON types.
 
     Raises:
-        CheckpointError: the file could not be written; the old one is untouched.
+        CheckpointError: the file could not be written (a full disk, say); the old one is untouched.
     """
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_beside(path, lambda partial: save_file(whole, partial, {"about": json.dumps(about)}))
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    blob = safetensors.torch.save(whole, {"about": json.dumps(about)})
+    with explained(path):
+        write_atomically(path, blob)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, on the CPU, and metadata that `write_state` wrote."""
     with safetensors.safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
-    return load_file(path), about
+    return safetensors.torch.load_file(path), about
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -94,4 +90,6 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         except BlockingIOError as error:
             raise RuntimeError(f"another run is training in {folder}") from error
+        for part in folder.rglob("*.part"):  # of a run that was killed while it wrote
+            part.unlink()
         yield

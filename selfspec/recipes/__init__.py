@@ -1,0 +1,21 @@
+"""Complete training runs as functions; `ALL` finds them by name.
+
+from selfspec.recipes import books27
+books27.trunk(steps=2000).trainer("runs/trunk", train, valid).run()
+"""
+
+from collections.abc import Callable
+
+from selfspec.recipes import books27 as books27
+from selfspec.recipes.recipe import Recipe as Recipe
+from selfspec.recipes.text8 import text8 as text8
+
+ALL: dict[str, Callable[..., Recipe]] = {
+    "books27-trunk": books27.trunk,
+    "books27-head": books27.head,
+    "books27-joint": books27.joint,
+    "books27-plain12": books27.plain12,
+    "books27-judge": books27.judge,
+    "books27-small-judge": books27.small_judge,
+    "text8": text8,
+}

@@ -1,0 +1,82 @@
+"""English books in 27 symbols, 256 characters at a time: models that train in minutes on one GPU.
+
+    trunk                    11 blocks of width 256, plain masked diffusion
+    head                     one causal block on the frozen trunk
+    joint                    both together, from the two above or from scratch
+    plain12                  12 blocks without a head: the baseline of as many blocks
+    judge, small_judge       autoregressive models that score samples
+
+In order: `trunk`, then `head` with the trunk's folder as its start, then `joint` with the head's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from selfspec.nn.head import HeadConfig
+from selfspec.nn.transformer import TrunkConfig
+from selfspec.recipes.recipe import Recipe
+from selfspec.train import (
+    AdamWConfig,
+    Diffusion,
+    MuonConfig,
+    NextToken,
+    TrainConfig,
+    WarmupStableDecay,
+)
+
+TRUNK = TrunkConfig(vocab_size=27, length=256, width=256, blocks=11, heads=4)
+HEAD = HeadConfig(heads=4, blocks=1)
+
+
+def _settings(steps: int, lr: float, **changes: Any) -> TrainConfig:
+    """1,024 rows of 256 characters a step, constant learning rate with a linear end."""
+    settings = TrainConfig(
+        steps=steps,
+        batch_size=1024,
+        adamw=AdamWConfig(lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+        muon=MuonConfig(lr=lr, weight_decay=0.01),
+        schedule=WarmupStableDecay(warmup=200, decay=0.3),
+    )
+    return replace(settings, **changes)
+
+
+def trunk(steps: int = 6000, **changes: Any) -> Recipe:
+    """The trunk alone, by the masked-diffusion bound."""
+    return Recipe("books27-trunk", TRUNK, Diffusion(), _settings(steps, 3e-3, **changes))
+
+
+def head(steps: int = 3000, **changes: Any) -> Recipe:
+    """The causal head on a frozen trunk, which must be given as the start."""
+    return Recipe(
+        "books27-head",
+        TRUNK,
+        Diffusion(freeze_trunk=True),
+        _settings(steps, 3e-3, **changes),
+        HEAD,
+        needs_start=True,
+    )
+
+
+def joint(steps: int = 3000, **changes: Any) -> Recipe:
+    """Trunk and head together, by the sum of both losses."""
+    return Recipe("books27-joint", TRUNK, Diffusion(), _settings(steps, 1e-3, **changes), HEAD)
+
+
+def plain12(steps: int = 6000, **changes: Any) -> Recipe:
+    """Plain masked diffusion with twelve blocks."""
+    shape = replace(TRUNK, blocks=12)
+    return Recipe("books27-plain12", shape, Diffusion(), _settings(steps, 3e-3, **changes))
+
+
+def judge(steps: int = 3000, **changes: Any) -> Recipe:
+    """The judge: an autoregressive model of 8 blocks of width 384."""
+    shape = replace(TRUNK, width=384, blocks=8, heads=6, causal=True)
+    return Recipe("books27-judge", shape, NextToken(), _settings(steps, 2e-3, **changes))
+
+
+def small_judge(steps: int = 2000, **changes: Any) -> Recipe:
+    """A judge small enough to ship: 6 blocks of width 192."""
+    shape = replace(TRUNK, width=192, blocks=6, heads=3, causal=True)
+    return Recipe("books27-small-judge", shape, NextToken(), _settings(steps, 3e-3, **changes))

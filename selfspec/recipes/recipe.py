@@ -1,0 +1,111 @@
+"""A recipe: everything that decides a training run, apart from the data themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from selfspec.data.loader import BlockLoader, TokenStore
+from selfspec.data.tokenizers import CharTokenizer
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.train import Objective, TrainConfig, Trainer, initialise
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model, an objective and the settings of the run.
+
+    Attributes:
+        name: for logs and folders.
+        trunk: the trunk; a causal one makes an autoregressive model.
+        objective: what to minimise.
+        train: steps, batch size, optimisers.
+        head: the causal head, if any.
+        needs_start: whether the run must start from a trained model.
+        valid_rows: rows of the validation set.
+        tokenizer: goes with the model into its checkpoints.
+    """
+
+    name: str
+    trunk: TrunkConfig
+    objective: Objective
+    train: TrainConfig
+    head: HeadConfig | None = None
+    needs_start: bool = False
+    valid_rows: int = 1024
+    tokenizer: CharTokenizer | None = field(default_factory=CharTokenizer)
+
+    def build(self) -> SSMD | AutoregressiveModel:
+        """The untrained model, on the CPU; its weights follow from the seed."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.train.seed)
+            trunk = Trunk(self.trunk)
+            head = CausalHead(self.head, self.trunk.width) if self.head else None
+        model = AutoregressiveModel(trunk) if self.trunk.causal else SSMD(trunk, head)
+        model.tokenizer = self.tokenizer
+        return model
+
+    def override(self, **settings: object) -> Recipe:
+        """The recipe with other training settings: `recipe.override(steps=1000, seed=1)`."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, **settings))  # type: ignore[arg-type]
+
+    def trainer(
+        self,
+        folder: str | os.PathLike[str] | None,
+        train: TokenStore,
+        valid: TokenStore | None = None,
+        start: object = None,
+        device: str | torch.device | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Trainer:
+        """A trainer of this recipe's model.
+
+        Args:
+            folder: for checkpoints and logs; a run found there is resumed.
+            train: training tokens.
+            valid: validation tokens; `valid_rows` blocks spread evenly over them are used.
+            start: a trained model, or the folder of its checkpoint, to start from.
+            device: where to train; CUDA if there is one.
+            rank: this process.
+            world: number of processes.
+
+        Raises:
+            ValueError: a `start` is needed, the data have another vocabulary, or the batch does not
+                split over the processes.
+        """
+        if self.needs_start and start is None:
+            raise ValueError("`start` must be a trained model for this recipe, got None")
+        for store in filter(None, (train, valid)):
+            if store.vocab_size != self.trunk.vocab_size:
+                raise ValueError(
+                    f"`trunk.vocab_size` must be {store.vocab_size}, that of {store.path}, "
+                    f"got {self.trunk.vocab_size}"
+                )
+        if self.train.batch_size % (world * self.train.accumulate):
+            raise ValueError(
+                f"`batch_size` must be a multiple of processes × `accumulate` = "
+                f"{world * self.train.accumulate}, got {self.train.batch_size}"
+            )
+        model = self.build()
+        if start is not None:
+            initialise(model, start)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        length, seed = self.trunk.length, self.train.seed
+        batches = BlockLoader(train, length, self.train.batch_size // world, seed, rank, world)
+        rows = None if valid is None else spread(valid.blocks(length), self.valid_rows)
+        return Trainer(
+            model.to(device), self.objective, self.train, batches, folder, rows, rank, world
+        )
+
+
+def spread(blocks: np.ndarray, rows: int) -> np.ndarray:
+    """At most `rows` of the blocks (n, L), evenly spaced."""
+    index = np.linspace(0, len(blocks) - 1, min(rows, len(blocks))).round().astype(np.int64)
+    return blocks[index]

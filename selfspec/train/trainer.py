@@ -1,0 +1,422 @@
+"""The training loop: one for all objectives.
+
+Step k (from 0), with batch x_k and everything random drawn from a generator keyed by (seed, k):
+
+    g_k = ∇ mean loss(w_k; x_k, draws_k)       in `accumulate` pieces, clipped to norm `clip`
+    w_{k+1} = optimiser step with g_k          learning rate · schedule.factor(k, steps)
+    a_{k+1} = moving average of w              `ema.py`
+
+A run is therefore a function of (model, objective, config, batches) alone, and a run that was
+killed and resumed ends with the weights of one that was not: bit for bit on the CPU, and on CUDA
+as far as its kernels are deterministic.
+
+The folder of a run holds `state.safetensors` (to resume), `model/` (the averaged weights, to use),
+`log.jsonl`, `tensorboard/` where that is installed, and `lock`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfspec import checkpoint
+from selfspec.nn.transformer import Block
+from selfspec.train.config import TrainConfig
+from selfspec.train.ema import EMA
+from selfspec.train.objectives import Objective
+from selfspec.train.optim import Optimisers
+from selfspec.train.report import Report, with_bits
+from selfspec.train.state import (
+    explained,
+    locked,
+    prefixed,
+    read_state,
+    under,
+    write_state,
+)
+
+# What a random stream is for: the second number of its key.
+TRAIN, DROPOUT, VALID = range(3)
+
+# Settings that a resumed run may change, because the weights do not depend on them.
+FREE = {"compile", "log_every", "valid_every", "save_every"}
+
+
+class Batches(Protocol):
+    """Any source whose batch is a function of the step, such as `BlockLoader`."""
+
+    def batch(self, step: int) -> np.ndarray:
+        """Tokens (B, L) of a step, B the share of this rank."""
+        ...
+
+
+class Trainer:
+    """Trains a model in place.
+
+    Args:
+        model: `SSMD` or `AutoregressiveModel`, on the device to train on.
+        objective: what to minimise, and which part of the model moves.
+        config: all settings.
+        batches: the training data.
+        folder: where checkpoints and logs go, and from where a run is resumed; None keeps nothing.
+        valid: (n, L) tokens, the fixed validation set; None for no validation.
+        rank: this process; only rank 0 writes.
+        world: number of processes.
+
+    Raises:
+        ValueError: the objective does not suit the model, or there are no validation rows.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        config: TrainConfig,
+        batches: Batches,
+        folder: str | os.PathLike[str] | None = None,
+        valid: np.ndarray | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if valid is not None and len(valid) == 0:
+            raise ValueError("`valid` must have at least one row, got 0")
+        self.model, self.objective, self.config = model, objective, config
+        self.valid, self.rank, self.world = valid, rank, world
+        self.folder = Path(folder) if folder is not None else None
+        self.part = objective.trainable(model)
+        model.requires_grad_(False)
+        self.part.requires_grad_(True)
+        self.device = next(model.parameters()).device
+        self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
+        self.params = self.optimisers.params
+        self.ema = EMA(list(self.params.values()), config.ema_decay)
+        self.feed = Feed(batches, self.device)
+        self.step = 0
+        self.elapsed = 0.0
+        self.validation: dict[str, float] = {}
+        self._meter = Meter()
+        if config.compile and self.device.type == "cuda":
+            for module in model.modules():
+                if isinstance(module, Block):
+                    module.compile(dynamic=False)
+
+    def run(self, stop_after: float | None = None, progress: bool = True) -> bool:
+        """Trains to the last step, from the checkpoint in the folder if there is one.
+
+        Ctrl-C (or SIGTERM) ends the run after the step in hand, with a checkpoint; a second one
+        ends it at once. A finished model holds the averaged weights.
+
+        Args:
+            stop_after: seconds after which this call stops, as by Ctrl-C.
+            progress: show a bar.
+
+        Returns:
+            Whether the last step was reached.
+
+        Raises:
+            RuntimeError: another run holds the folder, or the loss is not finite.
+            CheckpointError: a checkpoint could not be written; the one before it is intact.
+            ValueError: the checkpoint in the folder is of another run.
+        """
+        writes = self.rank == 0 and self.folder is not None
+        lock = locked(self.folder) if writes and self.folder else nullcontext()
+        with lock, interrupts() as caught, _forked_rng(self.device):
+            self.resume()
+            report = Report(
+                self.folder if writes else None,
+                self.step,
+                self.config.steps,
+                progress and self.rank == 0,
+            )
+            message = None
+            try:
+                self._loop(report, caught, stop_after)
+                if self.step < self.config.steps:
+                    message = f"stopped at step {self.step}; run it again to resume"
+            finally:
+                self.feed.close()
+                report.close(message)
+        finished = self.step >= self.config.steps
+        if finished:
+            self.ema.copy_to_params()
+        self.model.requires_grad_(True).eval()
+        return finished
+
+    def _loop(self, report: Report, caught: list[int], stop_after: float | None) -> None:
+        config, began = self.config, time.monotonic()
+        before = self.elapsed
+        while self.step < config.steps:
+            self.update()
+            report.bar.update()
+            self.elapsed = before + time.monotonic() - began
+            out_of_time = stop_after is not None and self.elapsed - before > stop_after
+            last = self.step == config.steps or bool(caught) or out_of_time
+            if last or self.step % config.log_every == 0:
+                report.write(self.step, self.elapsed, self._read_meter())
+            done = self.step == config.steps
+            if self.valid is not None and (done or self.step % config.valid_every == 0):
+                self.validation = self.validate()
+                report.write(self.step, self.elapsed, with_bits(self.validation, "valid_"))
+                self._meter.restart_clock()
+            if last or self.step % config.save_every == 0:
+                self.save()
+                self._meter.restart_clock()
+            if last:
+                break
+
+    def update(self) -> None:
+        """One optimiser step. Nothing in it waits for the device."""
+        config = self.config
+        self.part.train()
+        tokens = self.feed(self.step)
+        drawn = self.objective.draw(tokens, self._generator(TRAIN, self.step))
+        pieces = zip(*(tensor.chunk(config.accumulate) for tensor in drawn), strict=True)
+        for micro, piece in enumerate(pieces):
+            torch.manual_seed(self._key(DROPOUT, self.step, micro))
+            with self._autocast():
+                total, parts = self.objective.loss(self.model, *piece)
+            (total / config.accumulate).backward()
+            self._meter.add(parts, 1 / config.accumulate)
+        norm = nn.utils.clip_grad_norm_(self.params.values(), config.clip)
+        self._meter.add({"grad_norm": norm}, 1.0)
+        self.optimisers.step(config.schedule.factor(self.step, config.steps))
+        self.step += 1
+        self.ema.update(self.step)
+        self._meter.count(tokens.numel() * self.world)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean losses of the averaged weights over the validation set, in nats per token.
+
+        The draws are the same at every call and do not depend on the training seed. `draft` is the
+        masked-diffusion bound.
+        """
+        assert self.valid is not None
+        self.part.eval()
+        rows = self.config.batch_size // self.world // self.config.accumulate
+        sums: dict[str, float | Tensor] = {}
+        with self.ema.applied():
+            for index, start in enumerate(range(0, len(self.valid), rows)):
+                tokens = self.feed.to_device(self.valid[start : start + rows])
+                generator = torch.Generator(self.device).manual_seed(key(0, VALID, index))
+                with self._autocast():
+                    _, parts = self.objective.loss(
+                        self.model, *self.objective.draw(tokens, generator)
+                    )
+                for name, part in parts.items():
+                    sums[name] = sums.get(name, 0.0) + part * len(tokens)
+        return {name: float(total) / len(self.valid) for name, total in sums.items()}
+
+    def save(self) -> None:
+        """Writes the checkpoint and the averaged model to the folder, if there is one.
+
+        Raises:
+            CheckpointError: one could not be written; the state before it is intact.
+        """
+        if self.folder is None or self.rank != 0:
+            return
+        names = list(self.params)
+        tensors = {
+            **prefixed("params", dict(self.model.named_parameters())),
+            **prefixed("average", dict(zip(names, self.ema.average, strict=True))),
+            **prefixed("moments", self.optimisers.state()),
+        }
+        about = {"step": self.step, "elapsed": self.elapsed, "run": self._identity()}
+        write_state(self.folder / "state.safetensors", tensors, about)
+        with explained(self.folder / "model"), self.ema.applied():
+            checkpoint.save(
+                self.model,
+                self.folder / "model",
+                step=self.step,
+                train=self._identity(),
+                validation=self.validation,
+            )
+
+    def resume(self) -> None:
+        """Takes over the checkpoint in the folder, if there is one.
+
+        Raises:
+            ValueError: it is of another model, objective or configuration.
+        """
+        path = self.folder / "state.safetensors" if self.folder else None
+        if path is None or not path.exists():
+            return
+        tensors, about = read_state(path)
+        _check_same_run(about["run"], self._identity(), path)
+        weights, average = under(tensors, "params"), under(tensors, "average")
+        live = dict(self.model.named_parameters())
+        shapes = {name: p.shape for name, p in live.items()}
+        if {name: w.shape for name, w in weights.items()} != shapes or average.keys() != set(
+            self.params
+        ):
+            raise ValueError(f"`model` must be the model of {path}, got other parameters")
+        with torch.no_grad():
+            for name, param in live.items():
+                param.copy_(weights[name])
+            for shadow, name in zip(self.ema.average, self.params, strict=True):
+                shadow.copy_(average[name])
+        self.optimisers.load_state(under(tensors, "moments"))
+        self.step, self.elapsed = about["step"], about["elapsed"]
+
+    def _read_meter(self) -> dict[str, float]:
+        means, speed = self._meter.read()
+        norm = means.pop("grad_norm")
+        if not all(np.isfinite(value) for value in [norm, *means.values()]):
+            raise RuntimeError(f"the loss or its gradient is not finite by step {self.step}")
+        lr = self.config.adamw.lr * self.config.schedule.factor(self.step - 1, self.config.steps)
+        return with_bits(means) | {"lr": lr, "grad_norm": norm, "tokens_per_second": round(speed)}
+
+    def _identity(self) -> dict[str, Any]:
+        return {"objective": repr(self.objective), **self.config.to_dict()}
+
+    def _key(self, stream: int, *counters: int) -> int:
+        return key(self.config.seed, stream, *counters, self.rank)
+
+    def _generator(self, stream: int, *counters: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self._key(stream, *counters))
+
+    def _autocast(self) -> Any:
+        enabled = self.config.autocast and self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+class Meter:
+    """Running means that stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._tokens = self._timed = 0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Adds a share of a step's values."""
+        for name, value in values.items():
+            value = value.detach() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def count(self, tokens: int) -> None:
+        """Ends a step that had this many tokens."""
+        self._steps += 1
+        self._tokens += tokens
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last reading, which went into something else, uncounted."""
+        self._since = time.monotonic()
+
+    def read(self) -> tuple[dict[str, float], float]:
+        """The means over the steps since the last reading, and tokens per second; starts anew."""
+        values = torch.stack(list(self._sums.values())).tolist()
+        means = {name: v / self._steps for name, v in zip(self._sums, values, strict=True)}
+        speed = self._tokens / (time.monotonic() - self._since)
+        self.__init__()
+        return means, speed
+
+
+class Feed:
+    """Batches on the device; the next one is read and sent off in a thread meanwhile."""
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._pool: ThreadPoolExecutor | None = None
+        self._next: tuple[int, Future[Tensor]] | None = None
+
+    def __call__(self, step: int) -> Tensor:
+        """Tokens (B, L) int64 of a step."""
+        self._pool = self._pool or ThreadPoolExecutor(1)
+        waiting = self._next[1] if self._next and self._next[0] == step else None
+        tokens = (waiting or self._pool.submit(self._load, step)).result()
+        self._next = (step + 1, self._pool.submit(self._load, step + 1))
+        return tokens.to(self._device, non_blocking=True)
+
+    def to_device(self, tokens: np.ndarray) -> Tensor:
+        """An array of tokens as int64 on the device."""
+        return self._pinned(tokens).to(self._device, non_blocking=True)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = self._next = None
+
+    def _load(self, step: int) -> Tensor:
+        return self._pinned(self._batches.batch(step))
+
+    def _pinned(self, tokens: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
+
+
+def key(*counters: int) -> int:
+    """A 63-bit seed that is a function of the counters, each at least 0."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def initialise(model: Any, source: Any) -> None:
+    """Copies the weights of a trained model: the trunk, and the head if both have one.
+
+    Args:
+        model: the model to train.
+        source: a model of the same trunk, or the folder of a checkpoint.
+
+    Raises:
+        ValueError: the trunks (or the heads) differ in their parameters.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = checkpoint.load(Path(source))
+    _copy(model.trunk, source.trunk, "trunk")
+    if getattr(model, "head", None) and getattr(source, "head", None):
+        _copy(model.head, source.head, "head")  # type: ignore[union-attr]
+
+
+def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"`source` must have the model's {name}, got another: {error}") from error
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM is only noted in the list that it yields."""
+    caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _forked_rng(device: torch.device) -> Any:
+    devices: Sequence[Any] = [device] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices)
+
+
+def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    for name in dict.fromkeys(itertools.chain(old, new)):
+        if name not in FREE and old.get(name) != new.get(name):
+            raise ValueError(
+                f"`{name}` must be {old.get(name)}, as in {path}, to resume it, "
+                f"got {new.get(name)}; train in another folder to start afresh"
+            )
