@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ class CharTokenizer:
             raise ValueError(f"`alphabet` must hold distinct characters, got {alphabet!r}")
         self.alphabet = alphabet
         self.vocab_size = self.mask_id = len(alphabet)
+        self._points = np.array([ord(c) for c in alphabet], dtype="<u4")
+        # From code point to id, -1 for none; the last entry stands for all points beyond.
+        self._ids = np.full(self._points.max() + 2, -1, dtype=np.int64)
+        self._ids[self._points] = np.arange(len(alphabet))
 
     def encode(self, text: str, mask_char: str | None = None) -> npt.NDArray[np.int64]:
         """Ids of the characters of `text`.
@@ -63,16 +68,14 @@ class CharTokenizer:
             ValueError: `text` has a character that is neither (the first one is named, with its
                 index), or `mask_char` is not one character outside the alphabet.
         """
-        known = self.alphabet if mask_char is None else self.alphabet + self._outside(mask_char)
-        table = np.full(max(map(ord, known)) + 2, -1, dtype=np.int64)  # the last entry is "beyond"
-        table[[ord(c) for c in known]] = np.arange(len(known))
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        ids = table[np.minimum(points, len(table) - 1)]
+        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        if mask_char is not None:
+            ids[points == ord(self._outside(mask_char))] = self.mask_id
         if ids.size and ids.min() < 0:
             index = int(ids.argmin())
-            raise ValueError(
-                f"`text` must consist of {known!r}, got {text[index]!r} at index {index}"
-            )
+            rule = f"must consist of {self.alphabet + (mask_char or '')!r}"
+            raise ValueError(f"`text` {rule}, got {text[index]!r} at index {index}")
         return ids
 
     def decode(self, ids: npt.ArrayLike, mask_char: str = "_") -> str:
@@ -91,7 +94,7 @@ class CharTokenizer:
             raise ValueError(f"`ids` must have one axis, got shape {ids.shape}")
         if ids.size and not (ids.min() >= 0 and ids.max() <= self.mask_id):
             raise ValueError(f"`ids` must lie in 0..{self.mask_id}, got {ids.min()}..{ids.max()}")
-        points = np.array([ord(c) for c in self.alphabet + self._outside(mask_char)], dtype="<u4")
+        points = np.append(self._points, np.uint32(ord(self._outside(mask_char))))
         return points[ids.astype(np.int64)].tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_config(self) -> dict[str, str]:
@@ -124,14 +127,15 @@ def normalise(text: str) -> str:
     'cafe no seven don t'
     """
     # Only the few characters beyond ASCII take the slow road of Unicode; the rest are bytes.
-    plain = _NON_ASCII.sub(_fold, text).encode("ascii").translate(_TO_LOWER)
+    plain = _NON_ASCII.sub(lambda run: _fold(run[0]), text).encode("ascii").translate(_TO_LOWER)
     for digit, word in enumerate(_DIGITS):
         plain = plain.replace(b"%d" % digit, b" " + word + b" ")
     return b" ".join(plain.split()).decode("ascii")
 
 
-def _fold(run: re.Match[str]) -> str:
-    letters = unicodedata.normalize("NFKD", run[0]).lower().translate(_FOLD)
+@lru_cache(maxsize=4096)  # a text has few different accents, many times
+def _fold(run: str) -> str:
+    letters = unicodedata.normalize("NFKD", run).lower().translate(_FOLD)
     return "".join(
         c if c.isascii() else " " for c in letters if not unicodedata.category(c).startswith("M")
     )
