@@ -22,6 +22,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +61,9 @@ class TokenStore:
                 raise ValueError(f"it has {size} bytes, not {count} tokens of {dtype}")
             if verify and _sha256(self.path) != self.sha256:
                 raise ValueError("its SHA-256 is not the header's")
+            self.tokens: npt.NDArray[np.unsignedinteger] = np.memmap(self.path, dtype, mode="r")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"`path` must be a token store, got {self.path}: {error}") from error
-        self.tokens: npt.NDArray[np.unsignedinteger] = np.memmap(self.path, dtype, mode="r")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -104,6 +105,7 @@ def write_store(
                 count += file.write(data) // dtype.itemsize
         if not count:
             raise ValueError("`chunks` must hold at least one token, got none")
+        _header_path(path).unlink(missing_ok=True)  # never an old header beside a new file
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -117,7 +119,7 @@ def write_corpus(
     splits: Mapping[str, Iterable[str]],
     tokenizer: CharTokenizer,
 ) -> dict[str, TokenStore]:
-    """Writes one store `<split>.bin` a split, and `tokenizer.json`, into `folder`.
+    """Writes one store `<split>.bin` a split, and `tokenizer.json`, into `folder`: all or nothing.
 
     Args:
         folder: made if it does not exist.
@@ -128,12 +130,30 @@ def write_corpus(
         ValueError: a piece has a character outside the alphabet, or a split has no text.
     """
     folder = Path(folder)
-    stores = {}
-    for split, pieces in splits.items():
-        chunks = map(tokenizer.encode, pieces)
-        stores[split] = write_store(folder / f"{split}.bin", chunks, tokenizer.vocab_size)
-    write_json(folder / "tokenizer.json", tokenizer.to_config())
-    return stores
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as partial:
+        for split, pieces in splits.items():
+            chunks = map(tokenizer.encode, pieces)
+            write_store(Path(partial, f"{split}.bin"), chunks, tokenizer.vocab_size)
+        write_json(Path(partial, "tokenizer.json"), tokenizer.to_config())
+        folder.mkdir(exist_ok=True)
+        for file in Path(partial).iterdir():
+            file.replace(folder / file.name)
+    return {split: TokenStore(folder / f"{split}.bin") for split in splits}
+
+
+def open_corpus(folder: str | os.PathLike[str]) -> tuple[CharTokenizer, dict[str, TokenStore]]:
+    """What `write_corpus` wrote: the tokenizer, and the store of each split.
+
+    Raises:
+        ValueError: `folder` holds no such corpus, or a store is broken.
+    """
+    path = Path(folder, "tokenizer.json")
+    try:
+        tokenizer = CharTokenizer.from_config(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
+    return tokenizer, {file.stem: TokenStore(file) for file in sorted(path.parent.glob("*.bin"))}
 
 
 def write_json(path: Path, value: object) -> None:
