@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 
@@ -20,6 +23,32 @@ def with_bits(losses: Mapping[str, float], prefix: str = "") -> dict[str, float]
     """Each loss in nats per token and, as `<name>_bits`, in bits."""
     nats = {f"{prefix}{name}": value for name, value in losses.items()}
     return nats | {f"{name}_bits": value / math.log(2) for name, value in nats.items()}
+
+
+class Meter:
+    """Means over steps, kept on the device until read; its clock starts when it is made."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._tokens = 0
+        self._start = time.monotonic()
+
+    def add(self, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Adds values of this step, or a share of them."""
+        for name, value in values.items():
+            value = value.detach() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def end_step(self, tokens: int) -> None:
+        """Ends a step that had this many tokens."""
+        self._steps += 1
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        """The means and `tokens_per_second`; waits for the device."""
+        sums = torch.stack(list(self._sums.values())).tolist()
+        means = {name: s / self._steps for name, s in zip(self._sums, sums, strict=True)}
+        return means | {"tokens_per_second": self._tokens / (time.monotonic() - self._start)}
 
 
 class Report:

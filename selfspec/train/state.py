@@ -1,4 +1,4 @@
-"""The training state on disk: one safetensors file, replaced as a whole, in a locked folder.
+"""The training state on disk: one safetensors file, replaced as a whole.
 
     params/<name>                 the live weights
     average/<name>                their moving average, of the trainable ones
@@ -69,27 +69,3 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries with `prefix/` before each name; the inverse of `under`."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with the process however the process ends.
-
-    Where the system has no `fcntl` (Windows) the folder is not locked.
-
-    Raises:
-        RuntimeError: another run holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ModuleNotFoundError:
-            pass
-        except BlockingIOError as error:
-            raise RuntimeError(f"another run is training in {folder}") from error
-        for part in folder.rglob("*.part"):  # of a run that was killed while it wrote
-            part.unlink()
-        yield

@@ -17,15 +17,13 @@ The folder of a run holds `state.safetensors` (to resume), `model/` (the average
 from __future__ import annotations
 
 import itertools
+import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,33 +31,20 @@ from torch import Tensor, nn
 
 from selfspec import checkpoint
 from selfspec.nn.transformer import Block
-from selfspec.train.config import TrainConfig
+from selfspec.train.config import TrainConfig, require
 from selfspec.train.ema import EMA
+from selfspec.train.feed import Batches, Feed
 from selfspec.train.objectives import Objective
 from selfspec.train.optim import Optimisers
-from selfspec.train.report import Report, with_bits
-from selfspec.train.state import (
-    explained,
-    locked,
-    prefixed,
-    read_state,
-    under,
-    write_state,
-)
+from selfspec.train.process import interrupts, locked
+from selfspec.train.report import Meter, Report, with_bits
+from selfspec.train.state import explained, prefixed, read_state, under, write_state
 
 # What a random stream is for: the second number of its key.
 TRAIN, DROPOUT, VALID = range(3)
 
 # Settings that a resumed run may change, because the weights do not depend on them.
 FREE = {"compile", "log_every", "valid_every", "save_every"}
-
-
-class Batches(Protocol):
-    """Any source whose batch is a function of the step, such as `BlockLoader`."""
-
-    def batch(self, step: int) -> np.ndarray:
-        """Tokens (B, L) of a step, B the share of this rank."""
-        ...
 
 
 class Trainer:
@@ -96,7 +81,7 @@ class Trainer:
         self.valid, self.rank, self.world = valid, rank, world
         self.folder = Path(folder) if folder is not None else None
         self.part = objective.trainable(model)
-        model.requires_grad_(False)
+        model.eval().requires_grad_(False)
         self.part.requires_grad_(True)
         self.device = next(model.parameters()).device
         self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
@@ -134,6 +119,8 @@ class Trainer:
         lock = locked(self.folder) if writes and self.folder else nullcontext()
         with lock, interrupts() as caught, _forked_rng(self.device):
             self.resume()
+            if self.step == self.config.steps:
+                self.save()  # it may have been killed between the two files
             report = Report(
                 self.folder if writes else None,
                 self.step,
@@ -143,7 +130,7 @@ class Trainer:
             message = None
             try:
                 self._loop(report, caught, stop_after)
-                if self.step < self.config.steps:
+                if self.folder and self.step < self.config.steps:
                     message = f"stopped at step {self.step}; run it again to resume"
             finally:
                 self.feed.close()
@@ -155,32 +142,35 @@ class Trainer:
         return finished
 
     def _loop(self, report: Report, caught: list[int], stop_after: float | None) -> None:
-        config, began = self.config, time.monotonic()
-        before = self.elapsed
-        while self.step < config.steps:
+        config, start = self.config, time.monotonic() - self.elapsed
+        deadline = time.monotonic() + (math.inf if stop_after is None else stop_after)
+        stop = False
+        while self.step < config.steps and not stop:
             self.update()
             report.bar.update()
-            self.elapsed = before + time.monotonic() - began
-            out_of_time = stop_after is not None and self.elapsed - before > stop_after
-            last = self.step == config.steps or bool(caught) or out_of_time
-            if last or self.step % config.log_every == 0:
-                report.write(self.step, self.elapsed, self._read_meter())
             done = self.step == config.steps
-            if self.valid is not None and (done or self.step % config.valid_every == 0):
+            stop = bool(caught) or time.monotonic() > deadline
+            saves = done or stop or self.step % config.save_every == 0
+            validates = self.valid is not None and (done or self.step % config.valid_every == 0)
+            if not (saves or validates or self.step % config.log_every == 0):
+                continue
+            values = self._read_meter()
+            self.elapsed = time.monotonic() - start
+            report.write(self.step, self.elapsed, values)
+            if validates:
                 self.validation = self.validate()
                 report.write(self.step, self.elapsed, with_bits(self.validation, "valid_"))
-                self._meter.restart_clock()
-            if last or self.step % config.save_every == 0:
+            if saves:
                 self.save()
-                self._meter.restart_clock()
-            if last:
-                break
+            self._meter = Meter()
 
     def update(self) -> None:
         """One optimiser step. Nothing in it waits for the device."""
         config = self.config
         self.part.train()
         tokens = self.feed(self.step)
+        rows = config.batch_size // self.world
+        require(len(tokens) == rows, "batches", f"of {rows} rows (`batch_size`)", len(tokens))
         drawn = self.objective.draw(tokens, self._generator(TRAIN, self.step))
         pieces = zip(*(tensor.chunk(config.accumulate) for tensor in drawn), strict=True)
         for micro, piece in enumerate(pieces):
@@ -190,11 +180,11 @@ class Trainer:
             (total / config.accumulate).backward()
             self._meter.add(parts, 1 / config.accumulate)
         norm = nn.utils.clip_grad_norm_(self.params.values(), config.clip)
-        self._meter.add({"grad_norm": norm}, 1.0)
+        self._meter.add({"grad_norm": norm})
         self.optimisers.step(config.schedule.factor(self.step, config.steps))
         self.step += 1
         self.ema.update(self.step)
-        self._meter.count(tokens.numel() * self.world)
+        self._meter.end_step(tokens.numel() * self.world)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -227,22 +217,16 @@ class Trainer:
         """
         if self.folder is None or self.rank != 0:
             return
-        names = list(self.params)
         tensors = {
             **prefixed("params", dict(self.model.named_parameters())),
-            **prefixed("average", dict(zip(names, self.ema.average, strict=True))),
+            **prefixed("average", dict(zip(self.params, self.ema.average, strict=True))),
             **prefixed("moments", self.optimisers.state()),
         }
-        about = {"step": self.step, "elapsed": self.elapsed, "run": self._identity()}
+        progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
+        about = {**progress, "run": self._identity()}
         write_state(self.folder / "state.safetensors", tensors, about)
         with explained(self.folder / "model"), self.ema.applied():
-            checkpoint.save(
-                self.model,
-                self.folder / "model",
-                step=self.step,
-                train=self._identity(),
-                validation=self.validation,
-            )
+            checkpoint.save(self.model, self.folder / "model", training=about)
 
     def resume(self) -> None:
         """Takes over the checkpoint in the folder, if there is one.
@@ -257,10 +241,7 @@ class Trainer:
         _check_same_run(about["run"], self._identity(), path)
         weights, average = under(tensors, "params"), under(tensors, "average")
         live = dict(self.model.named_parameters())
-        shapes = {name: p.shape for name, p in live.items()}
-        if {name: w.shape for name, w in weights.items()} != shapes or average.keys() != set(
-            self.params
-        ):
+        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in live.items()}:
             raise ValueError(f"`model` must be the model of {path}, got other parameters")
         with torch.no_grad():
             for name, param in live.items():
@@ -269,14 +250,15 @@ class Trainer:
                 shadow.copy_(average[name])
         self.optimisers.load_state(under(tensors, "moments"))
         self.step, self.elapsed = about["step"], about["elapsed"]
+        self.validation = about["validation"]
 
     def _read_meter(self) -> dict[str, float]:
-        means, speed = self._meter.read()
-        norm = means.pop("grad_norm")
-        if not all(np.isfinite(value) for value in [norm, *means.values()]):
+        means = self._meter.read()
+        if not all(map(math.isfinite, means.values())):
             raise RuntimeError(f"the loss or its gradient is not finite by step {self.step}")
-        lr = self.config.adamw.lr * self.config.schedule.factor(self.step - 1, self.config.steps)
-        return with_bits(means) | {"lr": lr, "grad_norm": norm, "tokens_per_second": round(speed)}
+        rest = {name: means.pop(name) for name in ("grad_norm", "tokens_per_second")}
+        factor = self.config.schedule.factor(self.step - 1, self.config.steps)
+        return with_bits(means) | rest | {"lr": self.config.adamw.lr * factor}
 
     def _identity(self) -> dict[str, Any]:
         return {"objective": repr(self.objective), **self.config.to_dict()}
@@ -290,72 +272,6 @@ class Trainer:
     def _autocast(self) -> Any:
         enabled = self.config.autocast and self.device.type == "cuda"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
-
-
-class Meter:
-    """Running means that stay on the device until they are read."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = self._tokens = self._timed = 0
-        self._seconds, self._since = 0.0, time.monotonic()
-
-    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Adds a share of a step's values."""
-        for name, value in values.items():
-            value = value.detach() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def count(self, tokens: int) -> None:
-        """Ends a step that had this many tokens."""
-        self._steps += 1
-        self._tokens += tokens
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last reading, which went into something else, uncounted."""
-        self._since = time.monotonic()
-
-    def read(self) -> tuple[dict[str, float], float]:
-        """The means over the steps since the last reading, and tokens per second; starts anew."""
-        values = torch.stack(list(self._sums.values())).tolist()
-        means = {name: v / self._steps for name, v in zip(self._sums, values, strict=True)}
-        speed = self._tokens / (time.monotonic() - self._since)
-        self.__init__()
-        return means, speed
-
-
-class Feed:
-    """Batches on the device; the next one is read and sent off in a thread meanwhile."""
-
-    def __init__(self, batches: Batches, device: torch.device) -> None:
-        self._batches, self._device = batches, device
-        self._pool: ThreadPoolExecutor | None = None
-        self._next: tuple[int, Future[Tensor]] | None = None
-
-    def __call__(self, step: int) -> Tensor:
-        """Tokens (B, L) int64 of a step."""
-        self._pool = self._pool or ThreadPoolExecutor(1)
-        waiting = self._next[1] if self._next and self._next[0] == step else None
-        tokens = (waiting or self._pool.submit(self._load, step)).result()
-        self._next = (step + 1, self._pool.submit(self._load, step + 1))
-        return tokens.to(self._device, non_blocking=True)
-
-    def to_device(self, tokens: np.ndarray) -> Tensor:
-        """An array of tokens as int64 on the device."""
-        return self._pinned(tokens).to(self._device, non_blocking=True)
-
-    def close(self) -> None:
-        """Ends the thread."""
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-        self._pool = self._next = None
-
-    def _load(self, step: int) -> Tensor:
-        return self._pinned(self._batches.batch(step))
-
-    def _pinned(self, tokens: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
-        return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
 
 def key(*counters: int) -> int:
@@ -385,27 +301,6 @@ def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
         target.load_state_dict(source.state_dict())
     except RuntimeError as error:
         raise ValueError(f"`source` must have the model's {name}, got another: {error}") from error
-
-
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Within the block the first SIGINT or SIGTERM is only noted in the list that it yields."""
-    caught: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _forked_rng(device: torch.device) -> Any:

@@ -1,0 +1,437 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfspec import checkpoint
+from selfspec.losses import next_token_loss, ssmd_loss
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.train import (
+    AdamWConfig,
+    CheckpointError,
+    Cosine,
+    Diffusion,
+    MuonConfig,
+    NextToken,
+    TrainConfig,
+    Trainer,
+    initialise,
+)
+from selfspec.train.process import locked
+from selfspec.train.trainer import VALID as VALIDATION
+from selfspec.train.trainer import key
+
+V, L, WIDTH = 5, 12, 32
+CONFIG = TrainConfig(
+    steps=12,
+    batch_size=8,
+    adamw=AdamWConfig(lr=3e-3),
+    schedule=Cosine(warmup=2),
+    ema_decay=0.8,
+    log_every=2,
+    valid_every=6,
+    save_every=3,
+)
+SHAPE = TrunkConfig(vocab_size=V, length=L, width=WIDTH, blocks=2, heads=2, dropout=0.1)
+
+
+class Toy:
+    """Rows that count upwards modulo V from a random start; may misbehave at one step."""
+
+    def __init__(self, rows: int = 8, at: int = -1, do=None) -> None:
+        self.rows, self.at, self.do = rows, at, do
+
+    def batch(self, step: int) -> np.ndarray:
+        if step == self.at and self.do:
+            self.do()
+        start = np.random.default_rng(step).integers(V, size=(self.rows, 1))
+        return (start + np.arange(L)) % V
+
+
+VALID = Toy(rows=20).batch(10_000)
+
+
+class Killed(Exception):
+    pass
+
+
+def die():
+    raise Killed
+
+
+def diffusion_model(head: bool = True) -> SSMD:
+    torch.manual_seed(0)
+    head_config = HeadConfig(heads=2, dropout=0.1)
+    model = SSMD(Trunk(SHAPE), CausalHead(head_config, WIDTH) if head else None)
+    if model.head is not None:  # away from target = draft
+        torch.nn.init.normal_(model.head.project.weight, std=0.1)
+    return model
+
+
+def judge_model() -> AutoregressiveModel:
+    torch.manual_seed(0)
+    return AutoregressiveModel(Trunk(replace(SHAPE, causal=True)))
+
+
+JOBS = {
+    "joint": (diffusion_model, Diffusion()),
+    "frozen": (diffusion_model, Diffusion(freeze_trunk=True)),
+    "plain": (lambda: diffusion_model(head=False), Diffusion()),
+    "judge": (judge_model, NextToken()),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trainer(job: str, folder: Path | None = None, config=CONFIG, batches=None, valid=VALID):
+    build, objective = JOBS[job]
+    return Trainer(build(), objective, config, batches or Toy(), folder, valid)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same(a, b) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def log_lines(folder: Path) -> list[dict]:
+    timing = ("elapsed", "tokens_per_second")
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines]
+
+
+def all_but_lock(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} - {"tensorboard", "lock"}
+
+
+# Exact resume
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_killed_and_resumed_equals_uninterrupted(job, tmp_path):
+    config = replace(CONFIG, muon=MuonConfig(), accumulate=2)
+    whole = trainer(job, tmp_path / "whole", config)
+    assert whole.run(progress=False)
+
+    with pytest.raises(Killed):
+        trainer(job, tmp_path / "cut", config, Toy(at=8, do=die)).run(progress=False)
+    resumed = trainer(job, tmp_path / "cut", config)
+    for p in resumed.model.parameters():
+        torch.nn.init.normal_(p)  # whatever it holds, the checkpoint counts
+    resumed.resume()
+    assert resumed.step == 6
+    assert resumed.run(progress=False)
+    assert_same(weights(whole.model), weights(resumed.model))
+    assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "cut")
+    assert_same(
+        weights(whole.model), weights(checkpoint.load(tmp_path / "cut" / "model")),
+    )  # fmt: skip
+
+
+SCRIPT = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_trainer import Toy, trainer
+    torch.set_num_threads(1)
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    trainer("joint", {folder!r}, batches=Toy(at=8, do=kill)).run(progress=False)
+"""
+
+
+def test_sigkill_of_a_process_and_resume(tmp_path):
+    tests = str(Path(__file__).parent)
+    script = textwrap.dedent(SCRIPT.format(tests=tests, folder=str(tmp_path / "cut")))
+    ended = subprocess.run([sys.executable, "-c", script], cwd=Path(tests).parent, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    (tmp_path / "cut" / "state.safetensors.1.part").write_bytes(b"torn")
+    resumed, whole = trainer("joint", tmp_path / "cut"), trainer("joint", tmp_path / "whole")
+    assert resumed.run(progress=False)
+    assert whole.run(progress=False)
+    assert_same(weights(whole.model), weights(resumed.model))
+    assert all_but_lock(tmp_path / "cut") == all_but_lock(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_says_one_line_and_resumes_exactly(tmp_path, capsys):
+    interrupt = Toy(at=5, do=lambda: os.kill(os.getpid(), signal.SIGINT))
+    cut = trainer("joint", tmp_path / "cut", batches=interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    assert not cut.run(progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert 4 <= cut.step < 12
+    assert capsys.readouterr().out == f"stopped at step {cut.step}; run it again to resume\n"
+    resumed, whole = trainer("joint", tmp_path / "cut"), trainer("joint")
+    assert resumed.run(progress=False)
+    assert whole.run(progress=False)
+    assert_same(weights(whole.model), weights(resumed.model))
+
+
+def test_stop_after_and_again_in_the_same_process(tmp_path):
+    cut, whole = trainer("plain", tmp_path), trainer("plain")
+    assert not cut.run(stop_after=0, progress=False)
+    assert cut.step == 1
+    assert cut.run(progress=False)
+    assert whole.run(progress=False)
+    assert_same(weights(whole.model), weights(cut.model))
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    first = trainer("plain", tmp_path)
+    first.run(progress=False)
+    for file in (tmp_path / "model").iterdir():  # as if killed between state and model
+        file.unlink()
+    second = trainer("plain", tmp_path, batches=Toy(at=12, do=die))
+    assert second.run(progress=False)
+    assert_same(weights(first.model), weights(second.model))
+    assert_same(weights(first.model), weights(checkpoint.load(tmp_path / "model")))
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    trainer("joint", tmp_path).run(progress=False)
+    with pytest.raises(ValueError, match=r"`seed` must be 0, .*, got 1"):
+        trainer("joint", tmp_path, replace(CONFIG, seed=1)).run(progress=False)
+    with pytest.raises(ValueError, match="`objective` must be"):
+        trainer("frozen", tmp_path).run(progress=False)
+    with pytest.raises(ValueError, match="`model` must be"):
+        trainer("plain", tmp_path).run(progress=False)
+    assert trainer("joint", tmp_path, replace(CONFIG, log_every=5)).run(progress=False)
+
+
+# The step
+
+
+@pytest.mark.parametrize("job", ["joint", "frozen", "plain"])
+def test_two_half_batches_equal_one_batch(job):
+    runs = []
+    for accumulate in (1, 2, 4):
+        config = replace(CONFIG, accumulate=accumulate, clip=1e9)
+        build, objective = JOBS[job]
+        model = build().double()
+        for module in model.modules():  # draws of dropout belong to a micro-batch
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        run = Trainer(model, objective, config, Toy())
+        for _ in range(3):
+            run.update()
+        runs.append((weights(model), run._read_meter()))
+    for other, meter in runs[1:]:
+        for name, weight in runs[0][0].items():
+            torch.testing.assert_close(weight, other[name], rtol=0, atol=1e-12)
+        parts = {k: v for k, v in meter.items() if k != "tokens_per_second"}
+        assert parts == pytest.approx({k: runs[0][1][k] for k in parts}, abs=1e-12)
+
+
+def test_a_frozen_trunk_stays_bitwise_and_the_head_moves():
+    run = trainer("frozen")
+    before = weights(run.model)
+    run.run(progress=False)
+    for name, weight in weights(run.model).items():
+        assert torch.equal(weight, before[name]) == name.startswith("trunk."), name
+
+
+def test_a_frozen_trunk_has_no_dropout_and_a_trained_one_has():
+    frozen, joint = trainer("frozen"), trainer("joint")
+    frozen.update()
+    joint.update()
+    assert not any(module.training for module in frozen.model.trunk.modules())
+    assert all(module.training for module in frozen.model.head.modules())
+    assert all(module.training for module in joint.model.modules())
+
+
+def test_clipping_bounds_the_gradient_that_the_optimiser_sees(monkeypatch):
+    run = trainer("joint", config=replace(CONFIG, clip=1e-3))
+    norms = []
+    step = run.optimisers.step
+
+    def spy(factor):
+        gradients = [p.grad.flatten() for p in run.params.values() if p.grad is not None]
+        norms.append(torch.cat(gradients).norm().item())
+        step(factor)
+
+    monkeypatch.setattr(run.optimisers, "step", spy)
+    run.update()
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert run._read_meter()["grad_norm"] > 0.01
+
+
+def test_a_run_depends_on_its_seed_only_and_leaves_the_global_generator():
+    outcomes = {}
+    for name, seed, state in [("a", 0, 1), ("b", 0, 2), ("c", 1, 1)]:
+        run = trainer("joint", config=replace(CONFIG, seed=seed))
+        torch.manual_seed(state)
+        expected = torch.random.get_rng_state()
+        run.run(progress=False)
+        assert torch.equal(torch.random.get_rng_state(), expected)
+        outcomes[name] = weights(run.model)["head.fuse.weight"]
+    assert torch.equal(outcomes["a"], outcomes["b"])
+    assert not torch.equal(outcomes["a"], outcomes["c"])
+
+
+def test_ranks_draw_different_orders():
+    orders = [
+        Trainer(diffusion_model(), Diffusion(), CONFIG, Toy(), rank=rank, world=2)._generator(0, 3)
+        for rank in (0, 1)
+    ]
+    assert orders[0].initial_seed() != orders[1].initial_seed()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_loss_falls_on_a_learnable_toy(job):
+    config = replace(CONFIG, steps=60, batch_size=32, adamw=AdamWConfig(lr=1e-2), log_every=60)
+    run = trainer(job, config=config, batches=Toy(rows=32))
+    before = run.validate()
+    run.run(progress=False)
+    after = run.validate()
+    name = {"frozen": "target", "joint": "target", "plain": "draft", "judge": "judge"}[job]
+    assert after[name] < 0.85 * before[name]
+    assert (after.get("draft") == before.get("draft")) == (job in ("frozen", "judge"))
+
+
+# Validation
+
+
+def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
+    run = trainer("joint", valid=VALID[:8])
+    for _ in range(4):
+        run.update()
+    live = weights(run.model)
+    measured = run.validate()
+    assert_same(live, weights(run.model))
+    torch.manual_seed(99)
+    assert run.validate() == measured
+
+    averaged = diffusion_model().eval()
+    for name, average in zip(run.params, run.ema.average, strict=True):
+        averaged.get_parameter(name).data.copy_(average)
+    generator = torch.Generator().manual_seed(key(0, VALIDATION, 0))
+    draws = Diffusion().draw(torch.from_numpy(VALID[:8]), generator)
+    loss = ssmd_loss(averaged, *draws)
+    assert loss.target is not None
+    assert measured == pytest.approx({"draft": loss.draft.item(), "target": loss.target.item()})
+
+
+def test_validation_does_not_depend_on_the_training_seed():
+    first, other = trainer("joint"), trainer("joint", config=replace(CONFIG, seed=7))
+    assert first.validate() == other.validate()
+
+
+def test_validation_weighs_rows_equally_when_the_last_chunk_is_short():
+    run = trainer("judge")
+    with torch.no_grad():
+        expected = next_token_loss(run.model.eval(), torch.from_numpy(VALID)).item()
+    assert len(VALID) % CONFIG.batch_size
+    assert run.validate()["judge"] == pytest.approx(expected, rel=1e-6)
+
+
+# Files
+
+
+def test_the_log_has_nats_and_bits(tmp_path):
+    trainer("joint", tmp_path).run(progress=False)
+    lines = log_lines(tmp_path)
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 6, 8, 9, 10, 12, 12]
+    training, validation = lines[0], lines[4]
+    assert set(training) == {
+        "step", "draft", "target", "draft_bits", "target_bits", "lr", "grad_norm",
+    }  # fmt: skip
+    assert training["lr"] == 3e-3
+    assert validation["valid_draft_bits"] == pytest.approx(validation["valid_draft"] / np.log(2))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    run = trainer("plain", tmp_path)
+    for _ in range(3):
+        run.update()
+    run.save()
+    kept = (tmp_path / "state.safetensors").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"No space left.*before it is intact"):
+            trainer("plain", tmp_path).run(progress=False)
+    assert (tmp_path / "state.safetensors").read_bytes() == kept
+    assert not list(tmp_path.rglob("*.part"))
+    resumed, whole = trainer("plain", tmp_path), trainer("plain")
+    resumed.resume()
+    assert resumed.step == 3
+    assert resumed.run(progress=False)
+    whole.run(progress=False)
+    assert_same(weights(whole.model), weights(resumed.model))
+    assert (tmp_path / "state.safetensors").read_bytes() != kept
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(RuntimeError, match="another run is training in"),
+    ):
+        trainer("plain", tmp_path).run(progress=False)
+    assert all_but_lock(tmp_path) == set()
+    assert trainer("plain", tmp_path).run(progress=False)
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
+    run = trainer("plain", tmp_path)
+
+    def spoil():
+        with torch.no_grad():
+            run.model.trunk.norm.weight.fill_(float("nan"))
+
+    run.feed._batches = Toy(at=8, do=spoil)
+    with pytest.raises(RuntimeError, match="not finite by step"):
+        run.run(progress=False)
+    fresh = trainer("plain", tmp_path)
+    fresh.resume()
+    assert fresh.step == 6
+    assert all(weight.isfinite().all() for weight in weights(fresh.model).values())
+
+
+# Starting points and errors
+
+
+def test_initialise_takes_the_trunk_then_both(tmp_path):
+    trunk_only, both = trainer("plain", tmp_path), trainer("frozen", tmp_path / "head")
+    trunk_only.run(progress=False)
+    initialise(both.model, tmp_path / "model")
+    assert_same(weights(trunk_only.model.trunk), weights(both.model.trunk))
+    both.run(progress=False)
+    joint = diffusion_model()
+    initialise(joint, both.model)
+    assert_same(weights(both.model), weights(joint))
+
+
+def test_errors_say_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="`freeze_trunk` needs a model with a head"):
+        Trainer(diffusion_model(head=False), Diffusion(freeze_trunk=True), CONFIG, Toy())
+    with pytest.raises(ValueError, match="`valid` must have at least one row"):
+        trainer("plain", valid=VALID[:0])
+    with pytest.raises(ValueError, match=r"`batches` must be of 8 rows .*, got 4"):
+        trainer("plain", batches=Toy(rows=4)).run(progress=False)
+    with pytest.raises(ValueError, match="`source` must have the model's trunk"):
+        initialise(
+            diffusion_model(), AutoregressiveModel(Trunk(replace(SHAPE, width=16, causal=True)))
+        )
