@@ -20,7 +20,14 @@ from torch import Tensor
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.ops import inverse_order
 
-__all__ = ["SSMDLoss", "next_token_loss", "ssmd_loss", "stratified_revealed"]
+__all__ = [
+    "SSMDLoss",
+    "masked_weights",
+    "next_token_loss",
+    "ssmd_loss",
+    "stratified_revealed",
+    "target_loss",
+]
 
 
 class SSMDLoss(NamedTuple):
@@ -74,23 +81,33 @@ def ssmd_loss(
     """
     if freeze_trunk and model.head is None:
         raise ValueError("`freeze_trunk` needs a model with a head, got head=None")
-    place = inverse_order(order)
-    masked = place >= revealed.unsqueeze(1)
     if pad is not None:
-        masked &= ~pad
         tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    weight = masked / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(tokens))
-
+    weight = masked_weights(order, revealed, pad)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_trunk):
-        hidden = model.encode(torch.where(masked, model.mask_id, tokens), pad)
+        hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
         draft = _weighted_nll(model.draft(hidden), tokens, weight)
     if model.head is None:
         return SSMDLoss(draft, draft, None)
-
-    verified = weight.masked_fill(place == revealed.unsqueeze(1), 0)
-    logits = model.target(hidden, tokens, order, revealed)
-    target = _weighted_nll(logits, tokens.gather(1, order), verified.gather(1, order))
+    target = target_loss(model, hidden, tokens, order, revealed, weight)
     return SSMDLoss(target if freeze_trunk else draft + target, draft, target)
+
+
+def masked_weights(order: Tensor, revealed: Tensor, pad: Tensor | None = None) -> Tensor:
+    """1 / (B · (N - i)) at the masked positions, 0 elsewhere: (B, L) float32, natural order."""
+    masked = inverse_order(order) >= revealed.unsqueeze(1)
+    if pad is not None:
+        masked &= ~pad
+    return masked / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(order))
+
+
+def target_loss(
+    model: SSMD, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor, weight: Tensor
+) -> Tensor:
+    """The head's term, given the trunk's `hidden` (B, L, C): Σ weight · -log q over d > i."""
+    logits = model.target(hidden, tokens, order, revealed)
+    weight = weight.gather(1, order).scatter(1, revealed.unsqueeze(1), 0.0)
+    return _weighted_nll(logits, tokens.gather(1, order), weight)
 
 
 def _weighted_nll(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,213 @@
+"""Ablations of the causal head: several heads trained side by side on one frozen trunk.
+
+    python benchmarks/ablations.py --data DATA --trunk RUNS/trunk/model --steps 4000 --out JSON
+
+Every variant sees the same batches, orders and numbers of revealed tokens, and the same hidden
+states of the trunk, which are computed once. Reported: the head's loss on the validation split in
+bits per token, over all places and over the window Δτ = .083 alone, along the way and at the end;
+and the draft's loss at the same places, which a head that has learned nothing would reach.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import trange
+
+from selfspec import checkpoint
+from selfspec.arena.report import commit, machine
+from selfspec.data.loader import BlockLoader, TokenStore, write_json
+from selfspec.losses import masked_weights, target_loss
+from selfspec.model import SSMD
+from selfspec.nn.attention import Rotation, rotation
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.transformer import Block, is_output
+from selfspec.recipes import books27
+from selfspec.recipes.recipe import spread
+from selfspec.schedules import CosineWindow
+from selfspec.train.objectives import Diffusion
+from selfspec.train.optim import Optimisers
+
+
+class NoResidual(CausalHead):
+    """The track's output is the target state itself."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
+
+    def add_residual(self, predicted: Tensor, output: Tensor) -> Tensor:
+        return output
+
+
+class HalfAndHalf(CausalHead):
+    """Half of the channels turned by the position held, half by the position predicted."""
+
+    def rotations(self, order: Tensor) -> tuple[Rotation, Rotation]:
+        channels = self.fuse.out_features // self.config.heads // 2
+        held, predicted = rotation(order[:, :-1], channels), rotation(order[:, 1:], channels)
+        both = Rotation(
+            torch.cat([held.cos, predicted.cos], -1), torch.cat([held.sin, predicted.sin], -1)
+        )
+        return both, both
+
+
+class DoubleZero(CausalHead):
+    """The block's own output projections start at zero too."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for block in self.blocks:
+            for name, layer in block.named_modules():
+                if is_output(name):
+                    nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+
+
+class HalfAndHalfDoubleZero(HalfAndHalf, DoubleZero):
+    """Both."""
+
+
+HEADS: dict[str, type[CausalHead]] = {
+    "reference": CausalHead,
+    "no residual": NoResidual,
+    "half-and-half rotary": HalfAndHalf,
+    "double zero": DoubleZero,
+    "half-and-half rotary, double zero": HalfAndHalfDoubleZero,
+    "window only": CausalHead,
+    "8 heads": CausalHead,
+    "2 blocks": CausalHead,
+}
+SHAPES = {"8 heads": HeadConfig(heads=8), "2 blocks": HeadConfig(heads=4, blocks=2)}
+
+
+class Variants:
+    """The heads of all variants on one trunk."""
+
+    def __init__(self, trunk: nn.Module, names: list[str], seed: int):
+        self.trunk = trunk.requires_grad_(False).eval()
+        self.plain = SSMD(trunk)
+        self.models, self.optimisers = {}, {}
+        for name in names:
+            torch.manual_seed(seed)
+            head = HEADS[name](SHAPES.get(name, books27.HEAD), trunk.width).to(self.plain.device)  # type: ignore[arg-type]
+            if self.plain.device.type == "cuda":
+                for block in head.modules():
+                    if isinstance(block, Block):
+                        block.compile()
+            self.models[name] = SSMD(trunk, head)
+            self.optimisers[name] = books27_optimisers(head)
+        window = torch.from_numpy(CosineWindow(0.083).table(trunk.length))  # type: ignore[arg-type]
+        self.window = window.to(self.plain.device)
+
+    def losses(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """(2,) for every variant: over all places, over the window; and the draft's."""
+        tokens, order, revealed = Diffusion().draw(tokens, generator)
+        weight = masked_weights(order, revealed)
+        near = self._window_weights(order, revealed)
+        with torch.no_grad():
+            hidden = self.plain.encode(torch.where(weight > 0, self.plain.mask_id, tokens))
+        out = {"draft": self._draft_loss(hidden, tokens, order, revealed, [weight, near])}
+        for name, model in self.models.items():
+            terms = [target_loss(model, hidden, tokens, order, revealed, w) for w in (weight, near)]
+            out[name] = torch.stack(terms)
+        return out
+
+    def _window_weights(self, order: Tensor, revealed: Tensor) -> Tensor:
+        places = torch.arange(order.shape[1], device=order.device)
+        stop = revealed + self.window[revealed]
+        inside = (places > revealed.unsqueeze(1)) & (places < stop.unsqueeze(1))
+        weight = inside / (inside.sum(1, keepdim=True).clamp(min=1) * len(order))
+        return torch.zeros_like(weight).scatter(1, order, weight)
+
+    @torch.no_grad()
+    def _draft_loss(
+        self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor, weights: list[Tensor]
+    ) -> Tensor:
+        logp = torch.log_softmax(self.plain.draft(hidden).float(), -1)
+        nll = -logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        first = order.gather(1, revealed.unsqueeze(1))
+        return torch.stack([(nll * w.scatter(1, first, 0.0)).sum() for w in weights])
+
+
+def books27_optimisers(head: CausalHead) -> Optimisers:
+    settings = books27.head().train
+    return Optimisers(head, settings.adamw, settings.muon, vocab_size=27)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--trunk", type=Path, required=True, help="a checkpoint folder")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--names", nargs="*", default=list(HEADS))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trunk = checkpoint.load(args.trunk, device).trunk
+    length: int = trunk.length  # type: ignore[assignment]
+    if device == "cuda":
+        for block in trunk.blocks:  # type: ignore[union-attr]
+            block.compile()
+    variants = Variants(trunk, args.names, args.seed)
+    batches = BlockLoader(TokenStore(args.data / "train.bin"), length, args.batch_size, args.seed)
+    valid = spread(TokenStore(args.data / "valid.bin").blocks(length), 2 * args.batch_size)
+    schedule = books27.head(steps=args.steps).train.schedule
+    rows: list[dict] = []
+    began = time.monotonic()
+
+    def autocast():
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+    def evaluate(step: int) -> None:
+        sums: dict[str, Tensor] = {}
+        parts = torch.from_numpy(valid.astype("int64")).split(args.batch_size)
+        for index, part in enumerate(parts):
+            generator = torch.Generator(device).manual_seed(index)
+            with torch.no_grad(), autocast():
+                for name, loss in variants.losses(part.to(device), generator).items():
+                    sums[name] = sums.get(name, torch.zeros(2, device=device)) + loss
+        for name, total in sums.items():
+            everywhere, window = (total / len(parts) / math.log(2)).tolist()
+            rows.append({"variant": name, "step": step, "bits": everywhere, "window_bits": window})
+        latest = [f"{r['variant']} {r['bits']:.3f}" for r in rows[-len(sums) :]]
+        print(f"step {step} ({time.monotonic() - began:.0f} s): {', '.join(latest)}", flush=True)
+
+    for step in trange(args.steps, mininterval=5):
+        tokens = torch.from_numpy(batches.batch(step).astype("int64")).to(device)
+        generator = torch.Generator(device).manual_seed(step)
+        with autocast():
+            losses = variants.losses(tokens, generator)
+        total = sum(losses[n][1 if n == "window only" else 0] for n in args.names)
+        total.backward()  # type: ignore[union-attr]
+        for name, optimiser in variants.optimisers.items():
+            nn.utils.clip_grad_norm_(variants.models[name].head.parameters(), 1.0)  # type: ignore[union-attr]
+            optimiser.step(schedule.factor(step, args.steps))
+        out_of_time = time.monotonic() - began > args.seconds
+        if (step + 1) % args.every == 0 or step + 1 == args.steps or out_of_time:
+            evaluate(step + 1)
+        if out_of_time:
+            break
+    report = {
+        "rows": rows,
+        "trunk": checkpoint.load_config(args.trunk)["sha256"],
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "machine": machine(),
+        "command": " ".join(sys.argv),
+        "commit": commit(),
+    }
+    write_json(args.out, report)
+
+
+if __name__ == "__main__":
+    main()
