@@ -288,12 +288,29 @@ def test_a_run_depends_on_its_seed_only_and_leaves_the_global_generator():
     assert not torch.equal(outcomes["a"], outcomes["c"])
 
 
-def test_ranks_draw_different_orders():
-    orders = [
-        Trainer(diffusion_model(), Diffusion(), CONFIG, Toy(), rank=rank, world=2)._generator(0, 3)
-        for rank in (0, 1)
-    ]
-    assert orders[0].initial_seed() != orders[1].initial_seed()
+def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
+    drawn = []
+    draw = Diffusion.draw
+
+    def spy(self, tokens, generator):
+        drawn.append(draw(self, tokens, generator)[1])
+        return draw(self, tokens, generator)
+
+    monkeypatch.setattr(Diffusion, "draw", spy)
+    for rank in (0, 1):
+        config = replace(CONFIG, batch_size=16)
+        run = Trainer(diffusion_model(), Diffusion(), config, Toy(), rank=rank, world=2)
+        run.update()
+        run.update()
+    assert len({tuple(order.flatten().tolist()) for order in drawn}) == 4
+
+
+def test_a_frozen_trunk_minimises_the_target_alone():
+    draws = Diffusion().draw(torch.from_numpy(VALID), torch.Generator())
+    for objective in (Diffusion(), Diffusion(freeze_trunk=True)):
+        total, parts = objective.loss(diffusion_model().eval(), *draws)
+        wanted = parts["target"] + (0 if objective.freeze_trunk else parts["draft"])
+        assert total.item() == pytest.approx(wanted.item())
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -325,8 +342,8 @@ def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
     for name, average in zip(run.params, run.ema.average, strict=True):
         averaged.get_parameter(name).data.copy_(average)
     generator = torch.Generator().manual_seed(key(0, VALIDATION, 0))
-    draws = Diffusion().draw(torch.from_numpy(VALID[:8]), generator)
-    loss = ssmd_loss(averaged, *draws)
+    tokens, order, revealed = Diffusion().draw(torch.from_numpy(VALID[:8]), generator)
+    loss = ssmd_loss(averaged, tokens, order, revealed)
     assert loss.target is not None
     assert measured == pytest.approx({"draft": loss.draft.item(), "target": loss.target.item()})
 
@@ -357,6 +374,17 @@ def test_the_log_has_nats_and_bits(tmp_path):
     }  # fmt: skip
     assert training["lr"] == 3e-3
     assert validation["valid_draft_bits"] == pytest.approx(validation["valid_draft"] / np.log(2))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_tensorboard_is_used_where_it_is_installed(installed, tmp_path, monkeypatch):
+    if installed:
+        pytest.importorskip("tensorboard")
+    else:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert trainer("plain", tmp_path).run(progress=False)
+    assert any((tmp_path / "tensorboard").glob("events.*")) == installed
+    assert len(log_lines(tmp_path)) == 10
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
