@@ -1,0 +1,221 @@
+"""The façade: load, save, generate, calibrate, train.
+
+    model = load("books27")
+    generate(model, 8, nfe=14)                                  eight texts, 14 evaluations each
+    generate(model, prompt="the ____ sat on the ____")          infilling
+    generate(model, prompt="once upon a time ", length=128)     continuation
+
+Everything here is a few lines over the layers below, which stay usable on their own.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from selfspec import calibration, checkpoint, prompts
+from selfspec.checkpoint import save as save
+from selfspec.data.loader import open_corpus
+from selfspec.interfaces import Samples
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.noise import row_seeds
+from selfspec.orders import Order
+from selfspec.recipes import Recipe
+from selfspec.sampling import Sampler
+from selfspec.schedules import Window
+from selfspec.train import Diffusion, NextToken, Objective, TrainConfig
+
+__all__ = ["calibrate", "generate", "load", "load_judge", "save", "train"]
+
+Path = str | os.PathLike[str]
+
+
+def load(name: Path, device: torch.device | str = "cpu") -> SSMD:
+    """A masked diffusion model from a checkpoint, in float32 and evaluation mode.
+
+    Args:
+        name: of a checkpoint that comes with the package ("books27"), or a folder.
+        device: where to put it.
+
+    Raises:
+        ValueError: no such checkpoint, a corrupt one, or one of an autoregressive judge.
+    """
+    model = checkpoint.load(os.fspath(name), device)
+    if not isinstance(model, SSMD):
+        raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
+    return model
+
+
+def load_judge(name: Path, device: torch.device | str = "cpu") -> AutoregressiveModel:
+    """An autoregressive judge from a checkpoint; `judge.log_probs` scores tokens. As `load`."""
+    model = checkpoint.load(os.fspath(name), device)
+    if not isinstance(model, AutoregressiveModel):
+        raise ValueError(f"`name` must be an autoregressive judge, got the model {str(name)!r}")
+    return model
+
+
+def generate(
+    model: SSMD,
+    num: int = 1,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    mask_char: str = "_",
+    length: int | None = None,
+    nfe: float | None = None,
+    quality: calibration.Quality | None = None,
+    order: Order | None = None,
+    window: Window | int | None = None,
+    rounds: int | None = None,
+    sampler: Sampler | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    trace: bool = False,
+    progress: bool = False,
+) -> Samples:
+    """Sample from a model: from nothing, around a prompt, or behind one.
+
+    Args:
+        model: from `load`.
+        num: samples; of every prompt, if there are any.
+        prompt: text, or several, where each `mask_char` is one position to fill and the rest
+            stays. A prompt without any comes back as it is, at no cost, unless `length` is given.
+        mask_char: a character outside the alphabet.
+        length: characters a sample; a shorter prompt is continued to the right up to it. The
+            prompt's own length by default, without a prompt the model's.
+        nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
+        sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
+        temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
+        seed: of the run; row r depends on (seed, r) alone, whatever `num` and `batch_size` are.
+        batch_size: rows drawn at once.
+        trace: keep every pass, for a user interface to replay.
+        progress: show a bar.
+
+    Returns:
+        `Samples`, with `.text` where the model has a tokenizer; samples of one prompt stand
+        together.
+
+    Raises:
+        ValueError: a bad argument, named with its rule and value.
+    """
+    for name, value in {"num": num, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    knobs = (nfe, quality, order, window, rounds)
+    if sampler is None:
+        sampler = calibration.choose(model, *knobs, temperature, top_p)
+    elif any(knob is not None for knob in knobs):
+        raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
+                         "`window` and `rounds` out")  # fmt: skip
+    tokens, pad = (
+        layout.repeat_interleave(num, dim=0).to(model.device)
+        for layout in _layout(model, prompt, mask_char, length)
+    )
+    seeds = row_seeds(seed, len(tokens), model.device)
+    batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
+    samples = Samples.concatenate(
+        [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
+    )
+    if model.tokenizer is not None:
+        samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char)
+    return samples
+
+
+def calibrate(
+    model: SSMD, judge: AutoregressiveModel, folder: Path | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Measure the table from which `nfe=` and `quality=` are resolved, and give it to the model.
+
+    Args:
+        model: with a head.
+        judge: of the same tokens.
+        folder: the checkpoint into whose config the table is written too; its weights stay as
+            they are.
+        **settings: `samplers`, `n`, `seed`, `batch_size`, `progress`, see `calibration.measure`.
+
+    Returns:
+        The rows.
+    """
+    model.calibration = calibration.measure(model, judge.log_probs, **settings)
+    if folder is not None:
+        calibration.store(os.fspath(folder), model.calibration)
+    return model.calibration
+
+
+def train(
+    what: Recipe | SSMD | AutoregressiveModel,
+    data: Path,
+    folder: Path | None = None,
+    *,
+    start: Any = None,
+    objective: Objective | None = None,
+    device: torch.device | str | None = None,
+    stop_after: float | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> SSMD | AutoregressiveModel:
+    """Train by a recipe, or train a model further.
+
+    Args:
+        what: a recipe, or a model, which is left as it is: a copy is trained.
+        data: a corpus as `selfspec prepare` writes it.
+        folder: for checkpoints and logs; a run found there is resumed.
+        start: for a recipe, a model or the folder of a checkpoint to start from.
+        objective: for a model, what to minimise; the loss of its kind by default.
+        device: CUDA if there is one.
+        stop_after: seconds after which to stop, with a checkpoint; the run is then unfinished.
+        progress: show a bar with losses, speed and time left.
+        **settings: of `TrainConfig`, over the recipe's; `steps` and `batch_size` for a model.
+
+    Returns:
+        The trained model, with the averaged weights.
+
+    Raises:
+        ValueError: bad data, settings or start.
+        KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
+    """
+    if isinstance(what, Recipe):
+        recipe = what.override(**settings)
+    else:
+        recipe, start = _recipe_of(what, objective, settings), what
+    tokenizer, stores = open_corpus(data)
+    if "train" not in stores:
+        raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
+    recipe = replace(recipe, tokenizer=tokenizer)
+    trainer = recipe.trainer(folder, stores["train"], stores.get("valid"), start, device)
+    if not trainer.run(stop_after, progress) and stop_after is None:
+        raise KeyboardInterrupt
+    return trainer.model
+
+
+def _layout(
+    model: SSMD, prompt: str | Sequence[str] | None, mask_char: str, length: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and pads, a row a prompt; one row of masked positions where there is no prompt."""
+    if length is not None and not 1 <= length <= model.length:
+        raise ValueError(f"`length` must be in 1..{model.length}, the model's, got {length}")
+    if prompt is None:
+        tokens = torch.full((1, length or model.length), model.mask_id)
+        return tokens, torch.zeros_like(tokens, dtype=torch.bool)
+    if model.tokenizer is None:
+        raise ValueError("`model` must have a tokenizer to read `prompt`, got none")
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    return prompts.encode(model.tokenizer, texts, mask_char, length, model.length)
+
+
+def _recipe_of(
+    model: SSMD | AutoregressiveModel, objective: Objective | None, settings: dict[str, Any]
+) -> Recipe:
+    """The recipe that trains a copy of `model`."""
+    plain = NextToken() if isinstance(model, AutoregressiveModel) else Diffusion()
+    head = model.head if isinstance(model, SSMD) else None
+    return Recipe(
+        name="further",
+        trunk=model.trunk.config,  # type: ignore[arg-type]
+        objective=objective or plain,
+        train=TrainConfig(**settings),
+        head=None if head is None else head.config,
+    )

@@ -1,0 +1,278 @@
+"""From a budget to a sampler.
+
+A checkpoint carries a table of settings that were measured for its weights, one row each:
+
+    {"sampler": "speculative", "order": "uniform", "window": {"kind": "cosine", "dtau": 0.083},
+     "rounds": 4, "nfe": 14.3, "judge": 2.90, "word_entropy": 6.1, "n": 1024}
+
+with `judge` in bits per token, lower is better. A request picks one row:
+
+    nfe = b     the lowest `judge` among the rows with NFE ≤ b
+    fast        the row with the lowest NFE
+    best        the row with the lowest `judge`
+    balanced    the cheapest row that is at least three quarters of the way from fast to best:
+                judge ≤ judge(best) + (judge(fast) - judge(best)) / 4
+
+The table is measured on sequences of the model's full length N. The cosine window is a share of
+the tokens to generate, so a shorter text takes about the same NFE, and never more trunk passes than
+it has tokens to generate.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from selfspec.checkpoint import load_config, resolve, write_atomically
+from selfspec.interfaces import Samples
+from selfspec.metrics.entropy import word_entropy
+from selfspec.metrics.judge import Judge, judge_nll
+from selfspec.model import SSMD
+from selfspec.noise import row_seeds
+from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
+from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
+from selfspec.schedules import ConstantWindow, CosineWindow, UnboundedWindow, Window
+
+__all__ = [
+    "ORDERS",
+    "Point",
+    "Quality",
+    "by_budget",
+    "by_quality",
+    "choose",
+    "describe",
+    "measure",
+    "store",
+]
+
+Quality = Literal["fast", "balanced", "best"]
+
+ORDERS: dict[str, Callable[[], Order]] = {
+    "uniform": UniformOrder,
+    "van-der-corput": VanDerCorputOrder,
+    "respaced": RespacedOrder,
+}
+WINDOWS: dict[str, Callable[..., Window]] = {
+    "cosine": CosineWindow,
+    "constant": ConstantWindow,
+    "unbounded": UnboundedWindow,
+}
+SWEEP = ((6, 0.16), (4, 0.083), (4, 0.04), (4, 0.02), (3, 0.01), (2, 0.005))
+"""(rounds, Δτ) that `measure` tries with every order, from about 8 to 110 NFE at D = 256."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a table: a setting of `SpeculativeSampler` and what it measured."""
+
+    order: Order
+    window: Window
+    rounds: int
+    nfe: float
+    judge: float
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Point":
+        """Read a row.
+
+        Raises:
+            ValueError: a field is missing, of a wrong type or of an unknown kind.
+        """
+        try:
+            if row["sampler"] != "speculative":
+                raise ValueError(f"unknown sampler {row['sampler']!r}")
+            window = dict(row["window"])
+            return cls(
+                order=ORDERS[row["order"]](),
+                window=WINDOWS[window.pop("kind")](**window),
+                rounds=int(row["rounds"]),
+                nfe=float(row["nfe"]),
+                judge=float(row["judge"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`calibration` has a bad row {row!r} ({error!r})") from error
+
+
+def choose(
+    model: SSMD,
+    nfe: float | None = None,
+    quality: Quality | None = None,
+    order: Order | None = None,
+    window: Window | int | None = None,
+    rounds: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Sampler:
+    """The sampler of a budget, of a named quality or of raw settings: one of the three.
+
+    Args:
+        model: with a head: `SpeculativeSampler`. Without: `FixedCountSampler`, whose NFE is its
+            number of passes, so that `nfe` needs no table there.
+        nfe: the most function evaluations a sample, on average.
+        quality: a named point of the table; "balanced" where nothing is asked for.
+        order: the rule for σ; restricts the table to its rows.
+        window, rounds: raw settings; a whole number is a constant window. A model without a table
+            uses `SpeculativeSampler`'s own defaults for what is not given.
+        temperature, top_p: of draft and target alike; the table is measured at 1 and 1.
+
+    Raises:
+        ValueError: a budget below what the table has, no table, or several requests at once.
+    """
+    raw = window is not None or rounds is not None
+    if (nfe is not None) + (quality is not None) + raw > 1:
+        raise ValueError("give one of `nfe`, `quality` or `window` and `rounds`, got several")
+    if nfe is not None and not nfe >= 1:
+        raise ValueError(f"`nfe` must be at least 1, got {nfe:g}")
+    if model.head is None:
+        if quality is not None or raw:
+            raise ValueError("`model` must have a causal head for this request, got head=None")
+        steps = 16 if nfe is None else int(nfe)
+        return FixedCountSampler(model, order, None, steps, temperature, top_p)
+    table = [p for p in map(Point.from_row, model.calibration) if _has_order(p, order)]
+    if nfe is None and quality is None and (raw or not table):
+        rounds = 4 if rounds is None else rounds
+        return SpeculativeSampler(model, order, _window(window), rounds, temperature, top_p)
+    if not table:
+        raise ValueError(
+            f"`{'quality' if nfe is None else 'nfe'}` needs a calibration table"
+            f"{'' if order is None else f' for {type(order).__name__}'}, which this checkpoint "
+            "lacks: run `selfspec benchmark CHECKPOINT --calibrate`, or give `window` and `rounds`"
+        )
+    point = by_quality(table, quality or "balanced") if nfe is None else by_budget(table, nfe)
+    return SpeculativeSampler(model, point.order, point.window, point.rounds, temperature, top_p)
+
+
+def by_budget(table: Sequence[Point], nfe: float) -> Point:
+    """The best point of at most `nfe` function evaluations.
+
+    Raises:
+        ValueError: there is none.
+    """
+    affordable = [point for point in table if point.nfe <= nfe]
+    if not affordable:
+        # Rounded up, so that the number named is one that works.
+        least = math.ceil(10 * min(point.nfe for point in table)) / 10
+        raise ValueError(f"`nfe` must be at least {least:g} for this checkpoint, got {nfe:g}")
+    return min(affordable, key=lambda point: (point.judge, point.nfe))
+
+
+def by_quality(table: Sequence[Point], quality: Quality) -> Point:
+    """A named point of the table, as this module's head defines it."""
+    fast = min(table, key=lambda point: (point.nfe, point.judge))
+    best = min(table, key=lambda point: (point.judge, point.nfe))
+    limit = best.judge + (fast.judge - best.judge) / 4
+    balanced = min((p for p in table if p.judge <= limit), key=lambda point: point.nfe)
+    named = {"fast": fast, "balanced": balanced, "best": best}
+    if quality not in named:
+        raise ValueError(f"`quality` must be one of {list(named)}, got {quality!r}")
+    return named[quality]
+
+
+def describe(sampler: Sampler) -> dict[str, Any]:
+    """The settings of a sampler in JSON types; `Point.from_row` reads a speculative one's."""
+    if isinstance(sampler, SpeculativeSampler):
+        window = {"kind": _name(sampler.window, WINDOWS), **vars(sampler.window)}
+        settings = {"window": window, "rounds": sampler.rounds}
+    elif isinstance(sampler, FixedCountSampler) and not isinstance(sampler, AnyOrderSampler):
+        settings = {"schedule": type(sampler.schedule).__name__, "steps": sampler.steps}
+    else:
+        settings = {}
+    name = type(sampler).__name__.removesuffix("Sampler").lower()
+    return {"sampler": name, "order": _name(sampler.order, ORDERS), **settings}
+
+
+def measure(
+    model: SSMD,
+    judge: Judge,
+    samplers: Sequence[SpeculativeSampler] | None = None,
+    n: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Draws n full-length samples at every setting and scores them: a new table.
+
+    Args:
+        model: with a head; its own table is neither used nor changed.
+        judge: (B, L) tokens → (B, L) nats, on the model's device.
+        samplers: settings to measure; by default `SWEEP` with every order.
+        n: samples a setting, with the same row seeds at each.
+        seed: of the run.
+        batch_size: rows drawn at once.
+        progress: show a bar over the settings.
+
+    Returns:
+        A row a setting, by rising NFE.
+    """
+    if samplers is None:
+        samplers = [
+            SpeculativeSampler(model, order(), CosineWindow(dtau), rounds)
+            for order in ORDERS.values()
+            for rounds, dtau in SWEEP
+        ]
+    rows = []
+    bar = tqdm(samplers, desc="calibrating", unit="setting", disable=not progress)
+    for sampler in bar:
+        parts = [
+            sampler.sample(torch.full((len(s), model.length), model.mask_id, device=s.device), s)
+            for s in row_seeds(seed, n, model.device).split(batch_size)
+        ]
+        rows.append({**describe(sampler), **_scores(model, judge, Samples.concatenate(parts))})
+        bar.set_postfix(nfe=f"{rows[-1]['nfe']:.1f}", judge=f"{rows[-1]['judge']:.3f}")
+    return sorted(rows, key=lambda row: row["nfe"])
+
+
+def store(checkpoint: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes a table into the `config.json` of a checkpoint; the weights are not touched.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: no checkpoint there, or a bad row. OSError: the file cannot be written; it is
+            then as it was.
+    """
+    folder = resolve(checkpoint)
+    for row in rows:
+        Point.from_row(row)
+    config = load_config(folder) | {"calibration": [dict(row) for row in rows]}
+    path = folder / "config.json"
+    write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
+    return path
+
+
+def _scores(model: SSMD, judge: Judge, samples: Samples) -> dict[str, Any]:
+    """What a row says of its samples; numbers rounded to what n samples can resolve."""
+    bits = judge_nll(samples.tokens, judge).bits
+    scores: dict[str, Any] = {
+        "nfe": round(float(samples.nfe.mean()), 2),
+        "judge": round(float(bits.mean()), 4),
+        "n": len(samples),
+    }
+    if model.tokenizer is not None:
+        entropy = word_entropy([model.tokenizer.decode(row) for row in samples.tokens.cpu()])
+        scores["word_entropy"] = None if math.isnan(entropy) else round(entropy, 3)
+    return scores
+
+
+def _name(value: object, names: Mapping[str, Any]) -> str:
+    """The name of a value's class in a table, or else the class's own."""
+    kind = type(value)
+    return next((name for name, known in names.items() if known is kind), kind.__name__)
+
+
+def _has_order(point: Point, order: Order | None) -> bool:
+    return order is None or type(point.order) is type(order)
+
+
+def _window(window: Window | int | None) -> Window | None:
+    if isinstance(window, int):
+        if window < 1:
+            raise ValueError(f"`window` must be at least 1, got {window}")
+        return ConstantWindow(window)
+    return window
