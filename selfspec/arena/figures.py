@@ -1,0 +1,245 @@
+"""Figures of a report, drawn from its JSON alone: quality, held-out likelihood and diversity
+against NFE.
+
+Colour says the order, line and marker the sampler: dashed and hollow for plain sampling, solid and
+filled for self-speculative. A curve runs along the frontier of its settings (see `reduction`); the
+settings behind it are faint dots. The band is the 95 % bootstrap interval over samples, the grey
+line real held-out text. The colours are those of Okabe and Ito, which the colour-blind can tell
+apart.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfspec.arena.labels import label_curves
+from selfspec.arena.reduction import frontier
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+__all__ = ["Curve", "curves", "diversity_figure", "heldout_figure", "quality_figure", "save_figure"]
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+)  # fmt: skip
+INK, FAINT, GRID = "#333333", "#8a8a8a", "#ececec"
+
+STYLE: Any = {
+    "figure.facecolor": "white",
+    "font.size": 11,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.hashsalt": "selfspec",  # the same figure gives the same file
+}
+
+DIVERSITY = {
+    "word_entropy": "Entropy of words, nats",
+    "distinct_4": "Distinct word 4-grams, share",
+    "kl_4gram": "KL from data, 4-grams, nats",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rows of one sampler and order."""
+
+    sampler: str
+    order: str
+    rows: list[Mapping[str, Any]]
+    colour: str
+
+    @property
+    def plain(self) -> bool:
+        """Whether no head pass was made."""
+        return not any(row["head_passes"] for row in self.rows)
+
+    def best(self, score: str) -> list[Mapping[str, Any]]:
+        """The rows on the frontier of NFE and a score, by NFE; rows without the score left out."""
+        rows = [row for row in self.rows if row[score] is not None]
+        points = frontier([row["nfe"] for row in rows], [row[score] for row in rows])
+        kept = set(zip(points.cost.tolist(), points.score.tolist(), strict=True))
+        return sorted((r for r in rows if (r["nfe"], r[score]) in kept), key=lambda r: r["nfe"])
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The rows by sampler and order, real text left out; an order has one colour."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["sampler"] != "data":
+            groups.setdefault((row["sampler"], row["order"]), []).append(row)
+    orders = list(dict.fromkeys(order for _, order in groups))
+    palette = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+    colours = {order: palette[i % len(palette)] for i, order in enumerate(orders)}
+    return [Curve(*key, group, colours[key[1]]) for key, group in groups.items()]
+
+
+def quality_figure(report: Mapping[str, Any]) -> "Figure":
+    """The judge's bits per token against NFE, with intervals and one reduction drawn in."""
+    unit = report["judges"].get("judge", {}).get("unit", "bits per token")
+    note = f"{report['n']:,} samples a point"
+    return _figure(report, "judge", f"Judge, {unit}: lower is better", note)
+
+
+def heldout_figure(report: Mapping[str, Any]) -> "Figure":
+    """Exact bits per token of held-out text under each sampler's own law, against NFE."""
+    unit = report["judges"].get("judge", {}).get("unit", "bits per token")
+    return _figure(report, "heldout_bits", f"Held-out text, {unit}: lower is better")
+
+
+def diversity_figure(report: Mapping[str, Any]) -> "Figure":
+    """Word entropy, distinct word 4-grams and KL against NFE, at the settings of the frontier."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE | {"font.size": 9.5}):
+        figure, axes = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained")
+        drawn = []
+        for ax, (name, title) in zip(axes, DIVERSITY.items(), strict=True):
+            drawn.append(_draw(ax, report["rows"], name, score="judge"))
+            ax.set_title(title)
+            ax.set_xlabel("NFE")
+        figure.legend(handles=drawn[0][0], loc="outside lower center", ncols=2, frameon=False)
+        figure.draw_without_rendering()
+        for ax, (lines, data) in zip(axes, drawn, strict=True):
+            label_curves(ax, data, clear=lines, fontsize="small")
+    plt.close(figure)
+    return figure
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Writes `<path>.svg` and, at twice the resolution of a screen, `<path>.png`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for kind in ("svg", "png"):
+        target = path.with_name(f"{path.name}.{kind}")
+        partial = target.with_name(target.name + ".part")
+        metadata: Any = {"Date": None} if kind == "svg" else None
+        figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
+        partial.replace(target)
+
+
+def _figure(report: Mapping[str, Any], name: str, title: str, note: str = "") -> "Figure":
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
+        lines, data = _draw(ax, report["rows"], name, score=name)
+        ax.set_title(title)
+        ax.set_title(note, loc="right", color=FAINT, fontsize="small")
+        ax.set_xlabel("NFE: passes of the network per sample")
+        figure.draw_without_rendering()  # fixes the layout, which the labels measure
+        _draw_reduction(ax, report, name)
+        label_curves(ax, [*lines, *data], fontsize="small")
+    plt.close(figure)
+    return figure
+
+
+def _draw(
+    ax: "Axes", rows: Sequence[Mapping[str, Any]], name: str, score: str
+) -> "tuple[list[Line2D], list[Line2D]]":
+    """The lines of the samplers, at the settings that are best by `score`, and of real text."""
+    found = [curve for curve in curves(rows) if any(row[name] is not None for row in curve.rows)]
+    if not found:
+        raise ValueError(f"`report` must have rows with a number for {name!r}, got none")
+    lines = [_draw_curve(ax, curve, name, score) for curve in found]
+    _limits(ax, found, name)
+    real = [row[name] for row in rows if row["sampler"] == "data" and row[name] is not None]
+    data = [_draw_data(ax, value) for value in real]
+    ax.grid(axis="y", color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=3)
+    return lines, data
+
+
+def _draw_curve(ax: "Axes", curve: Curve, name: str, score: str) -> "Line2D":
+    best = [row for row in curve.best(score) if row[name] is not None]
+    nfe, value = [row["nfe"] for row in best], [row[name] for row in best]
+    if name == score:
+        behind = [row for row in curve.rows if row not in best and row[name] is not None]
+        ax.plot(
+            [row["nfe"] for row in behind], [row[name] for row in behind], ".",
+            color=curve.colour, alpha=0.3, markersize=5, markeredgewidth=0, zorder=2,
+        )  # fmt: skip
+    if name == "judge":
+        low, high = ([row[f"judge_{side}"] for row in best] for side in ("low", "high"))
+        ax.fill_between(nfe, low, high, color=curve.colour, alpha=0.2, linewidth=0)
+    (line,) = ax.plot(
+        nfe, value, color=curve.colour, zorder=3, label=_label(curve),
+        linewidth=1.3 if curve.plain else 2, linestyle=(0, (4, 2)) if curve.plain else "-",
+        marker="o", markersize=4.5, markeredgewidth=1.1,
+        markerfacecolor="white" if curve.plain else curve.colour,
+    )  # fmt: skip
+    return line
+
+
+def _label(curve: Curve) -> str:
+    return f"{curve.sampler}, {curve.order} order" if curve.order else curve.sampler
+
+
+def _draw_data(ax: "Axes", value: float) -> "Line2D":
+    """A line, inside the limits, that says what real text scores."""
+    low, high = ax.get_ylim()
+    gap = 0.06 * (high - low)
+    ax.set_ylim(min(low, value - gap), max(high, value + gap))
+    return ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label="real text")
+
+
+def _draw_reduction(ax: "Axes", report: Mapping[str, Any], name: str) -> None:
+    """An arrow from baseline to method at equal score: the middle one of the resolved reductions.
+
+    Only those of the first baseline count, in the account in which NFE is drawn.
+    """
+    records = [r for r in report["reduction"] if r["account"] == "same trunk"]
+    records = [r for r in records if r["baseline"] == records[0]["baseline"]]
+    records = [r for r in records if r["order"] == records[0]["order"] and r["score_name"] == name]
+    records = sorted(
+        (r for r in records if r["bound"] is None and not r["unresolved"]), key=lambda r: r["ratio"]
+    )
+    if not records:
+        return
+    middle = records[len(records) // 2]
+    ax.annotate(
+        "", (middle["cost"], middle["score"]), xytext=(middle["baseline_cost"], middle["score"]),
+        arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.1, "shrinkA": 0, "shrinkB": 4},
+        zorder=5,
+    )  # fmt: skip
+    ax.annotate(
+        f"{middle['ratio']:.1f}× fewer passes", (middle["baseline_cost"], middle["score"]),
+        xytext=(9, 1), textcoords="offset points", va="center", fontsize="small", fontweight="bold",
+    )  # fmt: skip
+
+
+def _limits(ax: "Axes", found: Sequence[Curve], name: str) -> None:
+    """Shows the range of the methods: plain curves may leave it on the left, where they are worst.
+
+    The x axis is logarithmic with ticks at powers of two.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    shown = [row for curve in found for row in curve.rows if row[name] is not None]
+    methods = [row for curve in found if not curve.plain for row in curve.rows]
+    left = 0.7 * min(row["nfe"] for row in methods or shown)
+    right = 1.15 * max(row["nfe"] for row in shown)
+    values = [row[name] for row in shown if row["nfe"] >= left]
+    gap = 0.06 * (max(values) - min(values)) or 0.05
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(left, right)
+    ax.set_ylim(min(values) - gap, max(values) + gap)
+    ax.xaxis.set_major_locator(FixedLocator([2**k for k in range(24) if left <= 2**k <= right]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -1,0 +1,79 @@
+"""A row of results, the arrays behind it, and both on disk.
+
+Bits are per token (per character for 27-symbol text), entropies and divergences in nats.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfspec.data.loader import write_json
+
+__all__ = ["Result", "Row", "load_result", "save_result"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured at one setting; means over n samples."""
+
+    sampler: str
+    settings: dict[str, Any]
+    nfe: float
+    trunk_passes: float
+    head_passes: float
+    judge: float
+    """Bits per token, with its 95 % bootstrap interval."""
+    judge_low: float
+    judge_high: float
+    heldout_bits: float | None
+    """-log2 p(x | σ) per token of held-out text."""
+    spelling: float | None
+    word_entropy: float | None
+    """Nats, over all samples."""
+    distinct_4: float | None
+    kl_4gram: float | None
+    """Nats, data to samples."""
+    entropy: float
+    """Nats, of the tokens of a sample."""
+    n: int
+    order: str
+    acceptance: float | None
+    """Accepted drafts / drafts verified."""
+    seconds: float | None
+    """Wall-clock a sample at the sweep's batch size: median over its full batches without the
+    first, which warms up; None where fewer than five are left."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row and what it was computed from.
+
+    Attributes:
+        row: the means.
+        arrays: by name, (n,) each: `judge` (bits), `nfe`, `trunk_passes`, `head_passes`, and where
+            they exist `known_words`, `words`, (m,) `heldout_bits`, (n, L) `tokens`.
+    """
+
+    row: Row
+    arrays: dict[str, np.ndarray]
+
+
+def save_result(path: Path, result: Result) -> None:
+    """Writes `<path>.npz`, then `<path>.json`: where there is a row there are its arrays."""
+    partial = path.with_name(path.name + ".npz.part")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **result.arrays)  # pyright: ignore[reportArgumentType]
+    partial.replace(path.with_name(path.name + ".npz"))
+    write_json(path.with_name(path.name + ".json"), asdict(result.row))
+
+
+def load_result(path: Path) -> Result | None:
+    """The result that `save_result` wrote; None if there is none."""
+    row = path.with_name(path.name + ".json")
+    if not row.exists():
+        return None
+    with np.load(path.with_name(path.name + ".npz")) as arrays:
+        return Result(Row(**json.loads(row.read_text())), dict(arrays))

@@ -1,0 +1,297 @@
+"""Measures samplers: n samples at each setting, every metric over the same samples.
+
+All settings use the same n row seeds, so that they share what random numbers they can. A finished
+setting is kept as two files in a folder and is not drawn again:
+
+    <name>-<digest>.json    the row
+    <name>-<digest>.npz     the arrays behind it, see `Result`
+
+The digest is over all that decides the numbers: the setting, the weights of model and judge, the
+reference, seed, n, batch size, length, kind of device, and what the caller adds as `identity`. A
+changed run never meets old files.
+"""
+
+import hashlib
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from selfspec.arena.intervals import mean_interval
+from selfspec.arena.results import Result, Row, load_result, save_result
+from selfspec.interfaces import Samples
+from selfspec.metrics.entropy import (
+    distinct_n,
+    ngram_counts,
+    ngram_kl,
+    token_entropy,
+    word_entropy,
+)
+from selfspec.metrics.judge import Judge, judge_nll
+from selfspec.metrics.spelling import spelling_counts
+from selfspec.metrics.timing import synchronize
+from selfspec.noise import row_seeds
+
+__all__ = ["Reference", "Setting", "Sweep", "fingerprint"]
+
+
+class SamplerLike(Protocol):
+    """A sampler, as the sweep needs it."""
+
+    def sample(self, tokens: Tensor, seeds: Tensor) -> Samples:
+        """(B, L) masked tokens, (B,) seeds → samples."""
+        ...
+
+
+class MaskedModel(Protocol):
+    """A model, as the sweep needs it."""
+
+    @property
+    def mask_id(self) -> int:
+        """The token that stands for a masked position."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """The longest sequence."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a sweep.
+
+    Attributes:
+        sampler: its name; rows of one name and order form a curve.
+        order: name of the rule for σ.
+        settings: its knobs, as JSON: {"rounds": 4, "dtau": 0.083}.
+        run: the sampler itself.
+    """
+
+    sampler: str
+    order: str
+    settings: Mapping[str, Any]
+    run: SamplerLike
+
+    @property
+    def label(self) -> str:
+        """For bars and file names."""
+        knobs = " ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.sampler} {self.order} {knobs}".strip()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What text samples are compared with; measures that lack their part are None in the row.
+
+    Attributes:
+        decode: (L,) token ids to text.
+        vocabulary: words that count as spelled right.
+        grams: counts of character 4-grams in real text, from `metrics.ngram_counts`.
+    """
+
+    decode: Callable[[np.ndarray], str] | None = None
+    vocabulary: frozenset[str] | None = None
+    grams: np.ndarray | None = None
+
+    def digest(self) -> str:
+        """A hash of vocabulary and counts."""
+        digest = hashlib.sha256(" ".join(sorted(self.vocabulary or ())).encode())
+        digest.update(b"" if self.grams is None else self.grams.tobytes())
+        return f"{digest.hexdigest()[:16]} {self.decode is not None}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How every setting is measured.
+
+    Attributes:
+        model: for its mask, its length and its weights.
+        judge: (B, L) tokens → (B, L) nats; on `device`, in its own precision.
+        reference: of the text measures.
+        folder: of the finished rows; made if it does not exist.
+        n: samples a setting.
+        batch_size: rows drawn at once.
+        seed: of the run.
+        length: tokens a sample; the model's by default.
+        device: of model and judge; on CUDA the sampler runs in bfloat16 autocast.
+        heldout: (m,) bits per token of held-out sequences under a setting's exact law, or None
+            where there is no such law.
+        identity: what else decides the numbers, as JSON: the held-out text, a judge that is no
+            module, a compiler's options.
+        keep_tokens: store the samples too, for judges to come.
+    """
+
+    model: MaskedModel
+    judge: Judge
+    reference: Reference
+    folder: Path
+    n: int = 8192
+    batch_size: int = 256
+    seed: int = 0
+    length: int | None = None
+    device: torch.device | str = "cpu"
+    heldout: Callable[[Setting], np.ndarray | None] | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    keep_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"`n` and `batch_size` must be at least 1, got {self.n} and {self.batch_size}"
+            )
+
+    def run(self, settings: Sequence[Setting], progress: bool = True) -> list[Result]:
+        """Measures every setting that is not yet in the folder, in the order given.
+
+        Returns:
+            A result a setting.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        identity = self._identity()
+        results = []
+        with tqdm(total=len(settings) * self.n, unit="sample", disable=not progress) as bar:
+            for setting in settings:
+                bar.set_description(setting.label)
+                path = self.folder / _file_name(setting, identity)
+                if (result := load_result(path)) is None:
+                    result = self.measure(setting, bar)
+                    save_result(path, result)
+                else:
+                    bar.update(self.n)
+                bar.set_postfix(nfe=f"{result.row.nfe:.1f}", judge=f"{result.row.judge:.3f}")
+                results.append(result)
+        return results
+
+    def measure(self, setting: Setting, bar: tqdm | None = None) -> Result:
+        """Draws the samples of one setting and measures them; keeps nothing on disk."""
+        samples, seconds = self._draw(setting, bar)
+        arrays = {
+            name: getattr(samples, name).cpu().numpy()
+            for name in ("tokens", "nfe", "trunk_passes", "head_passes")
+        }
+        if self.heldout and (bits := self.heldout(setting)) is not None:
+            arrays["heldout_bits"] = np.asarray(bits, np.float64)
+        account = {
+            "sampler": setting.sampler,
+            "order": setting.order,
+            "settings": dict(setting.settings),
+            "acceptance": samples.acceptance if samples.drafted.sum() else None,
+            "seconds": seconds,
+        }
+        return self._result(arrays, account)
+
+    def measure_data(self, tokens: np.ndarray) -> Result:
+        """The same measures of real text, (n, L) tokens: what a perfect sampler would score.
+
+        Its row has the sampler "data", no order and no cost (nfe 0).
+        """
+        none = np.zeros(len(tokens))
+        arrays = {"tokens": tokens, "nfe": none, "trunk_passes": none, "head_passes": none}
+        account = {"sampler": "data", "order": "", "settings": {}}
+        return self._result(arrays, account | {"acceptance": None, "seconds": None})
+
+    def _draw(self, setting: Setting, bar: tqdm | None) -> tuple[Samples, float | None]:
+        """n samples, and the seconds a sample took: see `Row.seconds`."""
+        device = torch.device(self.device)
+        seeds = row_seeds(self.seed, self.n, device)
+        length = self.length or self.model.length
+        parts, seconds = [], []
+        for rows in seeds.split(self.batch_size):
+            masked = torch.full((len(rows), length), self.model.mask_id, device=device)
+            synchronize(device)
+            start = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                parts.append(setting.run.sample(masked, rows))
+            synchronize(device)
+            seconds.append((time.perf_counter() - start) / len(rows))
+            if bar is not None:
+                bar.update(len(rows))
+        # The first batch warms up, and a smaller last one would be slower a sample.
+        timed = seconds[1 : self.n // self.batch_size]
+        return Samples.concatenate(parts), statistics.median(timed) if len(timed) >= 5 else None
+
+    def _result(self, arrays: dict[str, np.ndarray], account: dict[str, Any]) -> Result:
+        tokens = arrays.pop("tokens")
+        drawn = torch.from_numpy(tokens.astype(np.int64))
+        scores = judge_nll(drawn, self.judge, self.batch_size, device=self.device)
+        interval = mean_interval(scores.bits, seed=self.seed)
+        arrays["judge"] = scores.bits
+        text = self._text_measures(tokens, arrays)
+        heldout = arrays.get("heldout_bits")
+        row = Row(
+            **{name: float(arrays[name].mean()) for name in ("nfe", "trunk_passes", "head_passes")},
+            judge=interval.mean,
+            judge_low=interval.low,
+            judge_high=interval.high,
+            heldout_bits=None if heldout is None else float(heldout.mean()),
+            entropy=float(token_entropy(tokens).mean()),
+            n=len(tokens),
+            **text,
+            **account,
+        )
+        if self.keep_tokens:
+            arrays["tokens"] = tokens.astype(np.min_scalar_type(int(tokens.max())))
+        return Result(row, arrays)
+
+    def _text_measures(
+        self, tokens: np.ndarray, arrays: dict[str, np.ndarray]
+    ) -> dict[str, float | None]:
+        """What `reference` allows; adds the word counts to `arrays`."""
+        reference = self.reference
+        out = dict.fromkeys(("spelling", "word_entropy", "distinct_4", "kl_4gram"), math.nan)
+        if reference.grams is not None:
+            symbols = round(len(reference.grams) ** 0.25)
+            out["kl_4gram"] = ngram_kl(reference.grams, ngram_counts(tokens, symbols))
+        if reference.decode is not None:
+            texts = [reference.decode(row) for row in tokens]
+            out |= {"word_entropy": word_entropy(texts), "distinct_4": distinct_n(texts, 4)}
+            if reference.vocabulary is not None:
+                known, total = spelling_counts(texts, reference.vocabulary)
+                arrays |= {"known_words": known, "words": total}
+                out["spelling"] = known.sum() / total.sum() if total.sum() else math.nan
+        return {name: None if math.isnan(v) else float(v) for name, v in out.items()}
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the numbers, apart from the setting."""
+        return {
+            "model": fingerprint(self.model),
+            # A bound method, such as `log_probs`, is known by its model.
+            "judge": fingerprint(getattr(self.judge, "__self__", self.judge)),
+            "reference": self.reference.digest(),
+            "heldout": self.heldout is not None,
+            "n": self.n,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "length": self.length or self.model.length,
+            "device": torch.device(self.device).type,
+            **self.identity,
+        }
+
+
+def _file_name(setting: Setting, identity: Mapping[str, Any]) -> str:
+    """The same for all runs that would give the same numbers."""
+    key = [setting.sampler, setting.order, dict(setting.settings), identity]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return re.sub(r"[^a-z0-9.=]+", "-", setting.label.lower()).strip("-") + "-" + digest
+
+
+def fingerprint(model: object) -> str | None:
+    """A hash of the weights of a module; None for what has none."""
+    if not isinstance(model, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
