@@ -21,7 +21,8 @@ def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> T
     Args:
         logits: (..., V).
         temperature: logits are divided by it; above 0.
-        top_p: the smallest set of most likely tokens whose mass reaches `top_p` is kept; in (0, 1].
+        top_p: the smallest set of most likely tokens whose mass reaches `top_p` is kept, ties in
+            favour of the smaller token; in (0, 1].
 
     Returns:
         (..., V) nats, float64, -inf outside the nucleus.
@@ -36,7 +37,7 @@ def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> T
     logp = torch.log_softmax(logits.double() / temperature, dim=-1)
     if top_p == 1:
         return logp
-    ranked, tokens = logp.sort(dim=-1, descending=True)
+    ranked, tokens = logp.sort(dim=-1, descending=True, stable=True)
     mass_before = ranked.exp().cumsum(-1) - ranked.exp()
     outside = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, tokens, mass_before >= top_p)
     return torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
