@@ -1,0 +1,45 @@
+"""Toy models on which the laws of the samplers can be enumerated."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from selfspec.model import SSMD
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.transformer import Trunk, TrunkConfig
+
+torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
+
+
+def make_toy(
+    vocab: int = 3, seed: int = 0, length: int = 6, blocks: int = 2, head_blocks: int = 1
+) -> SSMD:
+    """A float64 model whose head disagrees with its trunk; without a head if it has no blocks."""
+    torch.manual_seed(seed)
+    trunk = Trunk(TrunkConfig(vocab, length, width=8, blocks=blocks, heads=1, mlp_ratio=2))
+    nn.init.normal_(trunk.unembedding.weight, std=0.5)
+    if not head_blocks:
+        return SSMD(trunk).double().eval()
+    head = CausalHead(HeadConfig(heads=1, blocks=head_blocks, mlp_ratio=2), trunk.width)
+    nn.init.normal_(head.project.weight, std=2.0)
+    return SSMD(trunk, head).double().eval()
+
+
+@pytest.fixture(scope="session")
+def ternary() -> SSMD:
+    """V = 3; its 81 sequences of length 4 are the usual playground."""
+    return make_toy(vocab=3, seed=0)
+
+
+@pytest.fixture(scope="session")
+def binary() -> SSMD:
+    """V = 2, for the 64 sequences of length 6."""
+    return make_toy(vocab=2, seed=2)
+
+
+@pytest.fixture(scope="session")
+def toys(ternary: SSMD, binary: SSMD) -> Callable[[int], SSMD]:
+    """The toy model of a vocabulary."""
+    return {3: ternary, 2: binary}.__getitem__
