@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.metrics import HuggingFaceJudge, judge_nll
+from selfspec.metrics import HuggingFaceJudge, Judge, judge_nll
+from selfspec.model import AutoregressiveModel
+from selfspec.nn.transformer import Trunk, TrunkConfig
 
 VOCAB, LENGTH = 3, 4
 EVERY = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
@@ -26,15 +28,27 @@ class Markov:
         return self.table[before, tokens]
 
 
+def trained_alike() -> AutoregressiveModel:
+    """The library's own judge, with weights far from a uniform law."""
+    config = TrunkConfig(vocab_size=VOCAB, length=LENGTH, width=8, blocks=1, heads=2, causal=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = AutoregressiveModel(Trunk(config)).eval()
+        torch.nn.init.normal_(model.trunk.unembedding.weight)
+    return model
+
+
 def test_a_uniform_judge_gives_the_logarithm_of_the_vocabulary() -> None:
     scores = judge_nll(EVERY, lambda tokens: torch.full(tokens.shape, -math.log(VOCAB)))
     np.testing.assert_allclose(scores.nats, math.log(VOCAB), rtol=1e-6)
     np.testing.assert_allclose(scores.bits, math.log2(VOCAB), rtol=1e-6)
 
 
-def test_the_probabilities_of_all_sequences_sum_to_one() -> None:
-    scores = judge_nll(EVERY, Markov(), batch_size=7)
+@pytest.mark.parametrize("judge", [Markov(), trained_alike().log_probs], ids=["chain", "model"])
+def test_the_probabilities_of_all_sequences_sum_to_one(judge: Judge) -> None:
+    scores = judge_nll(EVERY, judge, batch_size=7)
     assert np.exp(-scores.nats * LENGTH).sum() == pytest.approx(1, abs=1e-5)
+    assert scores.nats.std() > 0.1
 
 
 def test_a_score_depends_on_its_own_sample_only() -> None:

@@ -123,6 +123,12 @@ def test_flat_baselines_leave_the_ratio_unresolved(slope: float, unresolved: boo
     assert Baseline(base, draws=10).reduction(method).unresolved == unresolved
 
 
+@pytest.mark.parametrize("means", [(3.0, 2.0, 1.99), (2.01, 2.0, 1.0)], ids=["better", "worse"])
+def test_one_flat_side_is_enough_to_leave_the_ratio_unresolved(means: tuple[float, ...]) -> None:
+    base = [Point(float(k), [mean]) for k, mean in zip((8, 32, 128), means, strict=True)]
+    assert Baseline(base, draws=9).reduction(Point(8.0, [2.0])).unresolved
+
+
 def test_a_barely_better_bound_is_unresolved() -> None:
     base = [Point(8.0, [3.0]), Point(16.0, [2.0]), Point(128.0, [1.99])]
     close, far = (Baseline(base, draws=9).reduction(Point(8.0, [s])) for s in (1.985, 1.9))

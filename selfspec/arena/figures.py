@@ -123,13 +123,16 @@ def diversity_figure(report: Mapping[str, Any]) -> "Figure":
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Writes `<path>.svg` and, at twice the resolution of a screen, `<path>.png`."""
+    import matplotlib.pyplot as plt
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
         target = path.with_name(f"{path.name}.{kind}")
         partial = target.with_name(target.name + ".part")
         metadata: Any = {"Date": None} if kind == "svg" else None
-        figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
+        with plt.rc_context(STYLE):
+            figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
         partial.replace(target)
 
 

@@ -81,14 +81,18 @@ def _place(
             + 0.3 * place.radius
         )
 
-    places = []
-    for anchor, radius, direction in product(path[::6], RADII, DIRECTIONS):
+    best, cheapest = None, np.inf
+    for radius, anchor, direction in product(RADII, path[::6], DIRECTIONS):
+        if best and 0.3 * radius >= cheapest:
+            break  # from here on the distance alone costs more
         corner = anchor + pixels * radius * np.array(direction)
         x0 = corner[0] - size[0] * (1 - np.sign(direction[0])) / 2
         y0 = corner[1] - size[1] / 2
-        box = np.array([x0, y0, x0 + size[0], y0 + size[1]])
-        places.append(Place(anchor, corner, box, radius))
-    return min(places, key=cost)
+        place = Place(anchor, corner, np.array([x0, y0, x0 + size[0], y0 + size[1]]), radius)
+        if (price := cost(place)) < cheapest:
+            best, cheapest = place, price
+    assert best is not None  # a visible path has at least one place
+    return best
 
 
 def _write(ax: "Axes", line: "Line2D", place: Place, text: dict) -> None:

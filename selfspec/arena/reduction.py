@@ -167,20 +167,18 @@ class Baseline:
             low=float(low),
             high=float(high),
             bound=bound,
-            unresolved=self._unresolved(float(scores[0]), tolerance, bound),
+            unresolved=self._unresolved(float(scores[0]), tolerance),
         )
 
-    def _unresolved(self, score: float, tolerance: float, bound: Bound | None) -> bool:
+    def _unresolved(self, score: float, tolerance: float) -> bool:
         """Whether `tolerance` moves the baseline's cost by more than a tenth.
 
-        Of a bound only the side on which it could fail is asked.
+        Of a bound only the side on which it could fail counts: the other is 0 or infinite.
         """
         curve = self.frontiers[0]
         worse, better = curve.cost_at(score + tolerance)[0], curve.cost_at(score - tolerance)[1]
         lower, upper = curve.cost_at(score)
-        falls = bound != "at most" and worse < 0.9 * lower
-        rises = bound != "at least" and better > 1.1 * upper
-        return falls or rises
+        return worse < 0.9 * lower or better > 1.1 * upper
 
 
 def _means(values: npt.ArrayLike, draws: int, seed: int) -> np.ndarray:
