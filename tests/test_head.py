@@ -1,0 +1,111 @@
+import pytest
+import torch
+from conftest import make_toy
+from torch import Tensor
+
+from selfspec.nn.attention import Attention, rotation
+from selfspec.nn.head import CausalHead, HeadConfig
+
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def head() -> CausalHead:
+    head = make_toy(length=LENGTH, head_blocks=2).head
+    assert head is not None
+    return head
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, embeddings (natural order) and an order for each of four rows."""
+    torch.manual_seed(0)
+    hidden, embedded = torch.randn(2, 4, LENGTH, 8, dtype=torch.float64)
+    return hidden, embedded, torch.stack([torch.randperm(LENGTH) for _ in range(4)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", range(LENGTH))
+def test_an_output_depends_on_tokens_at_earlier_places_only(
+    head: CausalHead, inputs: tuple[Tensor, Tensor, Tensor], place: int
+):
+    hidden, embedded, order = inputs
+    moved = embedded.clone()
+    moved[torch.arange(4), order[:, place]] += 1
+    change = (head(hidden, moved, order) - head(hidden, embedded, order)).abs().amax(-1)
+    assert (change[:, : place + 1] == 0).all()
+    assert (change[:, place + 1 :] > 1e-6).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", range(LENGTH))
+def test_an_output_depends_on_hidden_states_up_to_its_own_place(
+    head: CausalHead, inputs: tuple[Tensor, Tensor, Tensor], place: int
+):
+    hidden, embedded, order = inputs
+    moved = hidden.clone()
+    moved[torch.arange(4), order[:, place]] += torch.randn(8, dtype=torch.float64)
+    change = (head(moved, embedded, order) - head(hidden, embedded, order)).abs().amax(-1)
+    assert (change[:, :place] == 0).all()
+    assert (change[:, place:] > 1e-6).all()
+
+
+@torch.no_grad()
+def test_a_fresh_head_adds_nothing_to_the_state_at_the_place_it_predicts(
+    inputs: tuple[Tensor, Tensor, Tensor],
+):
+    hidden, embedded, order = inputs
+    fresh = CausalHead(HeadConfig(heads=2, blocks=2), width=8).double()
+    along = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, 8))
+    assert torch.equal(fresh(hidden, embedded, order), along)
+
+
+def test_a_fresh_head_learns_at_once(inputs: tuple[Tensor, Tensor, Tensor]):
+    hidden, embedded, order = inputs
+    fresh = CausalHead(HeadConfig(heads=2), width=8).double()
+    fresh(hidden, embedded, order).square().sum().backward()
+    assert fresh.project.weight.grad is not None
+    assert fresh.project.weight.grad.abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_only_offsets_between_positions_count(head: CausalHead):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    attention = Attention(8, 2).double()
+    held, predicted = torch.tensor([[3, 0, 4, 1, 9]]), torch.tensor([[0, 4, 1, 9, 2]])
+
+    def attended(shift_held: int, shift_predicted: int) -> Tensor:
+        angles = (rotation(predicted + shift_predicted, 4, torch.float64),
+                  rotation(held + shift_held, 4, torch.float64))  # fmt: skip
+        return attention(x, *angles, causal=True)
+
+    torch.testing.assert_close(attended(7, 7), attended(0, 0))
+    assert (attended(1, 0) - attended(0, 0)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_queries_turn_by_the_position_predicted_and_keys_by_the_one_held(
+    head: CausalHead, inputs: tuple[Tensor, Tensor, Tensor]
+):
+    order = inputs[2]
+    queries, keys = head.rotations(order)
+    channels = 8 // head.config.heads
+    for found, positions in ((queries, order[:, 1:]), (keys, order[:, :-1])):
+        expected = rotation(positions, channels, torch.float64)
+        torch.testing.assert_close(found, expected)
+    assert queries.cos.shape == (4, 1, LENGTH - 1, channels // 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda: HeadConfig(heads=0), "`heads` must be at least 1, got 0"),
+     (lambda: HeadConfig(heads=1, blocks=0), "`blocks` must be at least 1, got 0"),
+     (lambda: HeadConfig(heads=1, mlp_ratio=-1), "`mlp_ratio` must be at least 1, got -1"),
+     (lambda: HeadConfig(heads=1, dropout=1.0), r"`dropout` must be in \[0, 1\), got 1.0"),
+     (lambda: CausalHead(HeadConfig(heads=3), width=8),
+      "`width` must be a multiple of 2 · heads = 6, got 8")],
+)  # fmt: skip
+def test_bad_shapes_are_named(make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
