@@ -60,6 +60,13 @@ def test_a_fresh_head_adds_nothing_to_the_state_at_the_place_it_predicts(
     assert torch.equal(fresh(hidden, embedded, order), along)
 
 
+@torch.no_grad()
+def test_a_single_place_has_no_track_and_keeps_its_state(head: CausalHead):
+    hidden, embedded = torch.randn(2, 4, 1, 8, dtype=torch.float64)
+    order = torch.zeros(4, 1, dtype=torch.int64)
+    assert torch.equal(head(hidden, embedded, order), hidden)
+
+
 def test_a_fresh_head_learns_at_once(inputs: tuple[Tensor, Tensor, Tensor]):
     hidden, embedded, order = inputs
     fresh = CausalHead(HeadConfig(heads=2), width=8).double()

@@ -94,6 +94,8 @@ class CausalHead(nn.Module):
             the draft.
         """
         h = take_along(hidden, order)
+        if order.shape[1] == 1:
+            return h
         held, predicted = h[:, :-1], h[:, 1:]
         tokens = take_along(embedded, order[:, :-1])
         x = self.fuse(
