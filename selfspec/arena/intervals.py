@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 __all__ = ["Interval", "bootstrap_means", "mean_interval"]
 
-_CHUNK = 1 << 21  # indices held at once
+_CHUNK = 1 << 20  # numbers of a resample held at once
 
 
 @dataclass(frozen=True)
@@ -36,31 +36,36 @@ def bootstrap_means(
     """Means of resampled values.
 
     Args:
-        values: (n,) numbers, one a sample.
+        values: (n,) numbers, one a sample, or (n, m) for m quantities of the same samples.
         weights: (n,) of the mean; None for equal ones.
         draws: how many means.
         seed: of the resampling.
 
     Returns:
-        (draws,) float64.
+        (draws,) or (draws, m) float64.
 
     Raises:
-        ValueError: `values` is not (n,) with n at least 1, or `weights` not of its shape.
+        ValueError: `values` has no sample, or `weights` is not (n,).
     """
     values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"`values` must be (n,) with n at least 1, got shape {values.shape}")
-    weights = np.ones_like(values) if weights is None else np.asarray(weights, np.float64)
-    if weights.shape != values.shape:
-        raise ValueError(f"`weights` must have shape {values.shape}, got {weights.shape}")
-    n, weighted = len(values), values * weights
+    if values.ndim not in (1, 2) or not len(values):
+        raise ValueError(f"`values` must be (n,) or (n, m), n at least 1, got {values.shape}")
+    n = len(values)
+    weights = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"`weights` must have shape {(n,)}, got {weights.shape}")
+    columns = np.column_stack([weights, weights[:, None] * values.reshape(n, -1)])
     rng = np.random.default_rng([seed, n])
-    rows = max(1, _CHUNK // n)
-    means = []
-    for start in range(0, draws, rows):
-        chosen = rng.integers(0, n, (min(rows, draws - start), n), dtype=np.int32)
-        means.append(weighted[chosen].sum(1) / weights[chosen].sum(1))
-    return np.concatenate(means)
+    sums = []
+    step = max(1, _CHUNK // n)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        chosen = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        # How often each sample was chosen; a product then sums all columns at once.
+        times = np.bincount(chosen.ravel(), minlength=rows * n).reshape(rows, n)
+        sums.append(times @ columns)
+    total = np.concatenate(sums)
+    return (total[:, 1:] / total[:, :1]).reshape(draws, *values.shape[1:])
 
 
 def mean_interval(

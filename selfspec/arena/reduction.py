@@ -49,10 +49,6 @@ class Point:
         if not np.isfinite(self.scores).all():
             raise ValueError("`scores` must be finite, got nan or infinity")
 
-    def means(self, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean cost and mean score, (1 + draws,) each: measured first, then resampled."""
-        return _means(self.cost, draws, seed), _means(self.scores, draws, seed)
-
 
 class Frontier(NamedTuple):
     """The lower-left staircase of a set of points; cost rises, score falls."""
@@ -135,22 +131,37 @@ class Baseline:
             raise ValueError("`points` must hold at least one point, got none")
         if not pass_cost > 0:
             raise ValueError(f"`pass_cost` must be above 0, got {pass_cost}")
-        means = [point.means(draws, seed) for point in points]
-        costs = pass_cost * np.stack([cost for cost, _ in means], axis=1)
-        scores = np.stack([score for _, score in means], axis=1)
         self.draws, self.seed = draws, seed
+        costs = pass_cost * self._means([point.cost for point in points])
+        scores = self._means([point.scores for point in points])
         self.frontiers = [frontier(*draw) for draw in zip(costs, scores, strict=True)]
         """Of the measured means, then of each resample."""
 
     def reduction(self, method: Point, tolerance: float = 0.01, level: float = 0.95) -> Reduction:
-        """Compares a method with this baseline.
+        """Compares one method with this baseline; see `reductions`."""
+        return self.reductions([method], tolerance, level)[0]
+
+    def reductions(
+        self, methods: Sequence[Point], tolerance: float = 0.01, level: float = 0.95
+    ) -> list[Reduction]:
+        """Compares methods with this baseline.
 
         Args:
-            method: its cost is not multiplied by `pass_cost`.
+            methods: their cost is not multiplied by `pass_cost`.
             tolerance: error of the score to which the ratio should be robust, in its unit.
             level: probability that the interval is to cover.
         """
-        costs, scores = method.means(self.draws, self.seed)
+        costs = self._means([method.cost for method in methods])
+        scores = self._means([method.scores for method in methods])
+        return [
+            self._reduction(*means, tolerance, level)
+            for means in zip(costs.T, scores.T, strict=True)
+        ]
+
+    def _reduction(
+        self, costs: np.ndarray, scores: np.ndarray, tolerance: float, level: float
+    ) -> Reduction:
+        """From (1 + draws,) mean costs and scores of a method, the measured ones first."""
         reached = zip(self.frontiers, scores, strict=True)
         ratios = np.array([curve.cost_at(s) for curve, s in reached]) / costs[:, None]
         lower, upper = ratios[0]
@@ -180,9 +191,16 @@ class Baseline:
         lower, upper = curve.cost_at(score)
         return worse < 0.9 * lower or better > 1.1 * upper
 
+    def _means(self, samples: Sequence[npt.ArrayLike]) -> np.ndarray:
+        """(1 + draws, columns) means of each, measured first, then resampled; of a number itself.
 
-def _means(values: npt.ArrayLike, draws: int, seed: int) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.ndim == 0:
-        return np.full(1 + draws, values)
-    return np.concatenate([[values.mean()], bootstrap_means(values, draws=draws, seed=seed)])
+        Columns of equal length share one resampling.
+        """
+        columns = [np.asarray(values, np.float64) for values in samples]
+        means = np.empty((1 + self.draws, len(columns)))
+        means[:] = [values.mean() for values in columns]
+        for n in {len(values) for values in columns if values.ndim}:
+            equal = [i for i, values in enumerate(columns) if values.shape == (n,)]
+            together = np.column_stack([columns[i] for i in equal])
+            means[1:, equal] = bootstrap_means(together, draws=self.draws, seed=self.seed)
+        return means

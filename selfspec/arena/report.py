@@ -78,7 +78,9 @@ def reductions(
     records = []
     for account, (of_baseline, of_method, pass_cost) in costs.items() if baseline else ():
         points = [_point(result, of_baseline, score) for result in baseline]
-        curve = Baseline(points, pass_cost, seed=seed)
+        compared = Baseline(points, pass_cost, seed=seed).reductions(
+            [_point(result, of_method, score) for result in methods]
+        )
         records += [
             {
                 "baseline": name,
@@ -87,9 +89,9 @@ def reductions(
                 "sampler": result.row.sampler,
                 "order": result.row.order,
                 "settings": result.row.settings,
-                **curve.reduction(_point(result, of_method, score)).to_dict(),
+                **reduction.to_dict(),
             }
-            for result in methods
+            for result, reduction in zip(methods, compared, strict=True)
         ]
     return records
 
