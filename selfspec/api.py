@@ -89,7 +89,8 @@ def generate(
         nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
         sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
         temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
-        seed: of the run; row r depends on (seed, r) alone, whatever `num` and `batch_size` are.
+        seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
+            the rounding of float32, which may differ from one batch shape to another).
         batch_size: rows drawn at once.
         trace: keep every pass, for a user interface to replay.
         progress: show a bar.

@@ -218,10 +218,10 @@ def measure(
     rows = []
     bar = tqdm(samplers, desc="calibrating", unit="setting", disable=not progress)
     for sampler in bar:
-        parts = [
-            sampler.sample(torch.full((len(s), model.length), model.mask_id, device=s.device), s)
-            for s in row_seeds(seed, n, model.device).split(batch_size)
-        ]
+        parts = []
+        for seeds in row_seeds(seed, n, model.device).split(batch_size):
+            masked = torch.full((len(seeds), model.length), model.mask_id, device=model.device)
+            parts.append(sampler.sample(masked, seeds))
         rows.append({**describe(sampler), **_scores(model, judge, Samples.concatenate(parts))})
         bar.set_postfix(nfe=f"{rows[-1]['nfe']:.1f}", judge=f"{rows[-1]['judge']:.3f}")
     return sorted(rows, key=lambda row: row["nfe"])

@@ -48,8 +48,10 @@ def encode(
     rows = []
     for prompt in prompts:
         size = len(prompt) if length is None else length
-        if not 0 < len(prompt) <= size:
-            raise ValueError(f"`prompt` must have 1 to {size} characters, got {len(prompt)}")
+        if not prompt:
+            raise ValueError("`prompt` must have at least one character, got none")
+        if size < len(prompt):
+            raise ValueError(f"`length` must be at least {len(prompt)}, the prompt's, got {size}")
         if longest is not None and size > longest:
             raise ValueError(f"`length` must be at most {longest}, the model's, got {size}")
         text = prompt + mask_char * (size - len(prompt))

@@ -1,11 +1,13 @@
-"""Small random models for tests of what surrounds them."""
+"""Small random models with a tokenizer, for tests of what surrounds them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from selfspec import checkpoint
 from selfspec.data.tokenizers import CharTokenizer
+from selfspec.metrics import save_vocabulary
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -14,12 +16,12 @@ LENGTH = 24
 
 
 def model(head: bool = True, seed: int = 0) -> SSMD:
-    """A trunk of two blocks and a head whose target differs from the draft."""
+    """A trunk of two blocks, and a head whose target differs from the draft."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         trunk = Trunk(TrunkConfig(vocab_size=27, length=LENGTH, width=16, blocks=2, heads=2))
+        torch.nn.init.normal_(trunk.unembedding.weight, std=0.3)
         made = SSMD(trunk, CausalHead(HeadConfig(heads=2), 16) if head else None).eval()
-        torch.nn.init.normal_(trunk.unembedding.weight)
         if made.head is not None:
             torch.nn.init.normal_(made.head.project.weight)
     made.tokenizer = CharTokenizer()
@@ -36,20 +38,27 @@ def judge(seed: int = 1) -> AutoregressiveModel:
     return made
 
 
-def row(nfe: float, judge: float, order: str = "uniform", **window: float) -> dict:
+def row(
+    nfe: float, judge: float, order: str = "uniform", dtau: float = 0.1, rounds: int = 2
+) -> dict[str, Any]:
     """A row of a calibration table."""
-    window = window or {"dtau": 0.1}
     return {
         "sampler": "speculative",
         "order": order,
-        "window": {"kind": "cosine", **window},
-        "rounds": 2,
+        "window": {"kind": "cosine", "dtau": dtau},
+        "rounds": rounds,
         "nfe": nfe,
         "judge": judge,
     }
 
 
-def save(folder: Path, made: SSMD | AutoregressiveModel | None = None) -> Path:
-    """A checkpoint of a small model."""
-    checkpoint.save(made or model(), folder)
+def bundle(folder: Path) -> Path:
+    """What comes with the package, in small: a calibrated model, a judge, a vocabulary."""
+    made = model()
+    made.calibration = [
+        row(8, 5.0, dtau=0.3), row(12, 4.0), row(20, 3.9, dtau=0.01), row(11, 3.95, "respaced")
+    ]  # fmt: skip
+    checkpoint.save(made, folder / "books27")
+    checkpoint.save(judge(), folder / "books27-judge")
+    save_vocabulary(folder / "books27" / "vocabulary.txt.xz", ["a", "the"])
     return folder

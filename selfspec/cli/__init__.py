@@ -1,0 +1,85 @@
+"""The command line: `selfspec VERB`, one file a verb.
+
+What a user did wrong (a `ValueError`, an `OSError`) is one line on standard error and exit code 2,
+what went wrong on the way (a `RuntimeError`: no memory left, a loss that is not finite) exit code
+1, Ctrl-C 130. `python -X dev -m selfspec` shows the traceback instead. PyTorch is imported when a
+verb runs, not for `--help`.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["main"]
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        return run(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `selfspec ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, RuntimeError) as error:
+        if sys.flags.dev_mode:
+            raise
+        return complain(explain(error), FAILURE if isinstance(error, RuntimeError) else USAGE)
+
+
+def run(argv: list[str]) -> int:
+    """Parse the arguments and call the verb."""
+    import tyro
+
+    verbs = all_verbs()
+    if argv == ["--version"]:
+        from selfspec import __version__
+
+        print(f"selfspec {__version__}")
+        return 0
+    if argv and not argv[0].startswith("-") and argv[0] not in verbs:
+        raise ValueError(f"`verb` must be one of {', '.join(verbs)}, got {argv[0]!r}")
+    code = tyro.extras.subcommand_cli_from_dict(
+        verbs,
+        prog="selfspec",
+        description="Verified parallel decoding for masked diffusion models.",
+        args=argv or ["--help"],
+        config=(
+            tyro.conf.DisallowNone,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.PositionalMetavarFromFieldName,
+        ),
+    )
+    return code or 0
+
+
+def all_verbs() -> dict[str, Callable[..., int | None]]:
+    """The verbs by name."""
+    from selfspec.cli.benchmark import benchmark
+    from selfspec.cli.demo import demo
+    from selfspec.cli.evaluate import evaluate
+    from selfspec.cli.infill import infill
+    from selfspec.cli.prepare import prepare
+    from selfspec.cli.sample import sample
+    from selfspec.cli.score import score
+    from selfspec.cli.train import train
+
+    verbs = (sample, infill, score, train, evaluate, benchmark, prepare, demo)
+    return {verb.__name__: verb for verb in verbs}
+
+
+def explain(error: Exception) -> str:
+    """The message of an error; of a failed system call without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def complain(message: str, code: int) -> int:
+    """One line on standard error."""
+    print("selfspec:", " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,143 @@
+"""What the verbs share: flags, devices, how results are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from selfspec.model import SSMD
+    from selfspec.sampling import Sampler
+
+OrderName = Literal["uniform", "van-der-corput", "respaced"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Flags of every verb."""
+
+    device: str = "auto"
+    """where to compute, such as cpu, cuda or cuda:1; auto is CUDA where there is one."""
+    seed: int = 0
+    """of the run: the same seed gives the same result on the same machine."""
+    json: bool = False
+    """print figures as one JSON object."""
+
+    def where(self) -> str:
+        """The device, checked.
+
+        Raises:
+            ValueError: this machine has no such device.
+        """
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=self.device)
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"`device` must be one of this machine, got {self.device!r} ({reason})"
+            ) from error
+        return self.device
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: a budget, a quality, or raw settings."""
+
+    nfe: float | None = None
+    """the most function evaluations a sample, on average."""
+    quality: Literal["fast", "balanced", "best"] | None = None
+    """a named point of the checkpoint's calibration table; balanced by default."""
+    order: OrderName | None = None
+    """the rule for the order in which positions are revealed."""
+    dtau: float | None = None
+    """a cosine window that advances this much time a pass, in (0, 1]."""
+    window: int | None = None
+    """a constant window of this many tokens, instead of --dtau."""
+    rounds: int | None = None
+    """the most passes of the causal head per trunk pass."""
+    temperature: float = 1.0
+    """divides the logits of draft and target alike."""
+    top_p: float = 1.0
+    """nucleus of draft and target alike."""
+
+    def sampler(self, model: SSMD, order: OrderName | None = None) -> Sampler:
+        """The sampler that the flags ask for; `order` is used where none is given."""
+        from selfspec.calibration import ORDERS, choose
+        from selfspec.schedules import CosineWindow
+
+        if self.dtau is not None and self.window is not None:
+            raise ValueError("give `dtau` or `window`, got both")
+        name = self.order or order
+        return choose(
+            model,
+            self.nfe,
+            self.quality,
+            ORDERS[name]() if name else None,
+            self.window if self.dtau is None else CosineWindow(self.dtau),
+            self.rounds,
+            self.temperature,
+            self.top_p,
+        )
+
+
+def write(text: str, out: Path | None) -> None:
+    """To a file, whole or not at all, or else to standard output."""
+    if out is None:
+        print(text)
+        return
+    from selfspec.checkpoint import write_atomically
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, f"{text}\n".encode())
+
+
+def to_json(values: Any) -> str:
+    """JSON text; what is no number becomes null."""
+    return json.dumps(_finite(values), indent=1)
+
+
+def one_line(settings: Mapping[str, Any]) -> str:
+    """Settings of a sampler for people.
+
+    >>> one_line({"sampler": "speculative", "window": {"kind": "cosine", "dtau": 0.04}})
+    'speculative cosine dtau=0.04'
+    """
+    parts = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            parts.append(one_line(value))
+        else:
+            parts.append(value if isinstance(value, str) else f"{name}={value:g}")
+    return " ".join(parts)
+
+
+def note(text: str) -> None:
+    """A line for the user beside the results: on standard error."""
+    print(text, file=sys.stderr)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for cells in [header, *rows]:
+        first, *others = zip(cells, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

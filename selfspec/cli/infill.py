@@ -1,0 +1,42 @@
+"""`selfspec infill`: fill gaps, or continue a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+from selfspec.cli.common import Run, Sampling
+from selfspec.cli.sample import draw
+
+
+def infill(
+    text: tyro.conf.Positional[str],
+    sampling: Sampling,
+    run: Run,
+    num: int = 1,
+    checkpoint: str = "books27",
+    mask_char: str = "_",
+    length: int | None = None,
+    watch: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Fill the gaps of a text; the rest of it stays as it is.
+
+    Args:
+        text: each mask character, "_", is one character to fill.
+        sampling: how to sample.
+        run: where and from which seed.
+        num: how many fillings.
+        checkpoint: the name of a bundled checkpoint, or a folder.
+        mask_char: what stands for a gap in the text.
+        length: continue the text to the right, up to this many characters.
+        watch: replay drafting and verifying of the first filling in the terminal.
+        out: a file for the texts, instead of standard output.
+    """
+    from selfspec import api
+
+    if mask_char not in text and length is None:
+        raise ValueError(f"`text` must have a {mask_char!r} to fill, or give `length`, got none")
+    model = api.load(checkpoint, run.where())
+    draw(model, sampling, run, watch, out, num=num, prompt=text, mask_char=mask_char, length=length)

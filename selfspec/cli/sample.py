@@ -1,0 +1,81 @@
+"""`selfspec sample`: texts from nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfspec.cli.common import Run, Sampling, note, one_line, to_json, write
+
+if TYPE_CHECKING:
+    from selfspec.interfaces import Samples
+    from selfspec.model import SSMD
+
+
+def sample(
+    sampling: Sampling,
+    run: Run,
+    num: int = 1,
+    checkpoint: str = "books27",
+    length: int | None = None,
+    watch: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Generate texts with a checkpoint.
+
+    Args:
+        sampling: how to sample.
+        run: where and from which seed.
+        num: how many texts.
+        checkpoint: the name of a bundled checkpoint, or a folder.
+        length: characters a text; the model's own by default.
+        watch: replay drafting and verifying of the first text in the terminal.
+        out: a file for the texts, instead of standard output.
+    """
+    from selfspec import api
+
+    model = api.load(checkpoint, run.where())
+    draw(model, sampling, run, watch, out, num=num, length=length)
+
+
+def draw(
+    model: SSMD, sampling: Sampling, run: Run, watch: bool, out: Path | None, **options: Any
+) -> None:
+    """Generate, replay if asked to, and write texts and account."""
+    from selfspec import api
+    from selfspec.calibration import describe
+    from selfspec.cli.watch import play
+
+    sampler = sampling.sampler(model)
+    start = time.perf_counter()
+    samples = api.generate(
+        model, sampler=sampler, seed=run.seed, trace=watch, progress=True, **options
+    )
+    seconds = time.perf_counter() - start
+    if watch:
+        play(model, samples)
+    report = {"sampler": describe(sampler), "seed": run.seed, **account(samples, seconds)}
+    texts = samples.text or [" ".join(map(str, row)) for row in samples.tokens.tolist()]
+    if run.json:
+        rows = zip(texts, samples.nfe.tolist(), strict=True)
+        report["samples"] = [{"text": text, "nfe": nfe} for text, nfe in rows]
+        return write(to_json(report), out)
+    write("\n".join(texts), out)
+    note(
+        "{n} samples · {nfe:.1f} NFE ({trunk_passes:.1f} trunk and {head_passes:.1f} head passes) "
+        "· acceptance {acceptance:.2f} · {seconds:.1f} s".format(**report)
+    )
+    note(one_line(report["sampler"]))
+
+
+def account(samples: Samples, seconds: float) -> dict[str, Any]:
+    """What the samples cost, on average."""
+    return {
+        "n": len(samples),
+        "nfe": float(samples.nfe.mean()),
+        "trunk_passes": float(samples.trunk_passes.double().mean()),
+        "head_passes": float(samples.head_passes.double().mean()),
+        "acceptance": samples.acceptance,
+        "seconds": seconds,
+    }

@@ -1,0 +1,142 @@
+"""`selfspec score`: how likely a model finds a text, in bits per character.
+
+Two scores, each with its standard error over orders:
+
+    sampler     log p(x | σ) of the sampler with these settings, exactly; averaged over orders σ a
+                lower bound of log p(x)
+    one pass    Σ log q(d, x_σ(d)) from a single trunk pass: the law of a sampler whose one trunk
+                pass is followed by as many rounds as it takes
+
+Texts longer than the model are scored in blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from selfspec.cli.common import Run, Sampling, note, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfspec.model import SSMD
+    from selfspec.sampling import Sampler
+
+
+def score(
+    file: tyro.conf.Positional[str],
+    sampling: Sampling,
+    run: Run,
+    checkpoint: str = "books27",
+    orders: int = 4,
+    limit: int = 1024,
+    normalise: bool = False,
+) -> None:
+    """Score a text: exactly, as the sampler would draw it, and by a single pass.
+
+    Args:
+        file: a text file, or - for standard input.
+        sampling: the sampler that is scored; the order is uniform unless given.
+        run: where and from which seed.
+        checkpoint: the name of a bundled checkpoint, or a folder.
+        orders: how many orders to average over, at least 2.
+        limit: characters to score, from the start of the text.
+        normalise: map the text to the 27 symbols first: lower case, digits spelled out.
+    """
+    if orders < 2:
+        raise ValueError(f"`orders` must be at least 2, got {orders}")
+    if limit < 1:
+        raise ValueError(f"`limit` must be at least 1, got {limit}")
+    text = read(file, normalise)
+    from selfspec import api
+
+    model = api.load(checkpoint, run.where())
+    if model.tokenizer is None:
+        raise ValueError("`checkpoint` must have a tokenizer to score text, got none")
+    import torch
+
+    tokens = torch.from_numpy(model.tokenizer.encode(text))[:limit].to(model.device)
+    sampler = sampling.sampler(model, order="uniform")
+    report = measure(model, tokens, sampler, orders, run.seed)
+    if run.json:
+        return print(to_json(report))
+    kind = "exact" if report["exact"] else "estimate, as the order is re-chosen between passes"
+    print(f"sampler   {report['bits']:.4f} ± {report['stderr']:.4f} bits per character ({kind})")
+    print(f"one pass  {report['one_pass_bits']:.4f} ± {report['one_pass_stderr']:.4f}")
+    note(f"{len(tokens)} of {len(text)} characters, {orders} orders")
+
+
+def read(file: str, normalise: bool) -> str:
+    """The text of a file or of standard input, without the line break at its end."""
+    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    if normalise:
+        from selfspec.data.tokenizers import normalise as to_symbols
+
+        text = to_symbols(text)
+    text = text.rstrip("\n")
+    if not text:
+        raise ValueError(f"`file` must hold at least one character, got an empty {file}")
+    return text
+
+
+def measure(
+    model: SSMD, tokens: Tensor, sampler: Sampler, orders: int, seed: int
+) -> dict[str, Any]:
+    """Both scores of a token sequence (n,), with their standard errors over orders."""
+    import torch
+    from tqdm import tqdm
+
+    from selfspec.calibration import describe
+    from selfspec.likelihood import one_pass_score
+    from selfspec.noise import row_seeds
+
+    blocks = [block.unsqueeze(0) for block in tokens.split(model.length)]
+    # Every block of every order has a seed of its own.
+    seeds = row_seeds(seed, orders * len(blocks)).view(orders, len(blocks), 1)
+    fixed, one_pass = torch.zeros(2, orders, dtype=torch.float64)
+    with tqdm(total=seeds.numel(), desc="scoring", unit="block", leave=False) as bar:
+        for k in range(orders):
+            for block, own in zip(blocks, seeds[k], strict=True):
+                fixed[k] += log_law(model, block, sampler, own).item()
+                rule = sampler.order if sampler.order.fixed else None
+                one_pass[k] += one_pass_score(model, block, rule, seeds=own).item()
+                bar.update()
+    bits = -1 / (math.log(2) * len(tokens))
+    return {
+        "bits": float(fixed.mean() * bits),
+        "stderr": float(fixed.std() * -bits / orders**0.5),
+        "one_pass_bits": float(one_pass.mean() * bits),
+        "one_pass_stderr": float(one_pass.std() * -bits / orders**0.5),
+        "exact": sampler.order.fixed,
+        "characters": len(tokens),
+        "orders": orders,
+        "sampler": describe(sampler),
+        "seed": seed,
+    }
+
+
+def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tensor:
+    """log p(x | σ) of a block (1, L) under a sampler, nats; an estimate for re-chosen orders."""
+    from selfspec.likelihood import estimate_log_likelihood, log_likelihood
+    from selfspec.sampling import SpeculativeSampler
+
+    rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
+    if sampler.order.fixed:
+        return log_likelihood(
+            model,
+            block,
+            sampler.order,
+            sampler.window,
+            rounds,
+            seeds=seeds,
+            temperature=sampler.temperature,
+            top_p=sampler.top_p,
+        )
+    if (sampler.temperature, sampler.top_p) != (1, 1):
+        raise ValueError("`temperature` and `top_p` must be 1 for an order that is re-chosen")
+    return estimate_log_likelihood(model, block, sampler.order, sampler.window, rounds, seeds=seeds)

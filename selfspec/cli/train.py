@@ -1,0 +1,55 @@
+"""`selfspec train`: a model by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+from selfspec.cli.common import Run, to_json
+
+
+def train(
+    recipe: tyro.conf.Positional[str],
+    run: Run,
+    data: Path,
+    out: Path,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    start: str | None = None,
+    stop_after: float | None = None,
+) -> None:
+    """Train by a recipe; the same command resumes a run that was stopped.
+
+    Args:
+        recipe: its name; an unknown one lists them all.
+        run: where and from which seed.
+        data: a folder written by `selfspec prepare`.
+        out: the folder of the run: checkpoints and logs; the model is in its subfolder `model`.
+        steps: optimiser steps, instead of the recipe's.
+        batch_size: rows a step, instead of the recipe's.
+        accumulate: micro-batches a step: less memory, the same gradient.
+        start: the checkpoint to start from.
+        stop_after: seconds after which to stop, with a checkpoint.
+    """
+    from selfspec import api, checkpoint, recipes
+
+    if recipe not in recipes.ALL:
+        raise ValueError(f"`recipe` must be one of {', '.join(recipes.ALL)}, got {recipe!r}")
+    asked = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}
+    settings = {name: value for name, value in asked.items() if value is not None}
+    api.train(
+        recipes.ALL[recipe](seed=run.seed, **settings),
+        data,
+        out,
+        start=checkpoint.resolve(start) if start else None,
+        device=run.where(),
+        stop_after=stop_after,
+    )
+    done = checkpoint.load_config(out / "model")["training"]
+    losses = done["validation"]
+    if run.json:
+        return print(to_json({"model": str(out / "model"), "step": done["step"], **losses}))
+    nats = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    print(f"{out / 'model'}: step {done['step']}, validation in nats per token: {nats or 'none'}")

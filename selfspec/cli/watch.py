@@ -1,0 +1,144 @@
+"""Replays in the terminal how a text came about: drafted, verified, redrawn, revealed.
+
+One frame for the drafts of a trunk pass, one for the verdict of each head pass, and one for the
+token that is redrawn after a rejection. In a terminal a frame takes the place of the one before;
+elsewhere frames follow one another, without colour.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from selfspec.interfaces import Pass, Samples
+    from selfspec.model import SSMD
+
+
+class State(Enum):
+    """Of a position, with its colour as an ANSI code."""
+
+    MASKED = "2"
+    REVEALED = "0"
+    DRAFTED = "33"
+    ACCEPTED = "32"
+    REJECTED = "31"
+    REDRAWN = "36"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: token and state of every position, and the counters."""
+
+    cells: list[tuple[int, State]]
+    trunk_passes: int
+    head_passes: int
+    round: int
+    """Of the current pass; 0 before its first."""
+    nfe: float
+
+
+class Replay:
+    """The frames of one row.
+
+    Args:
+        tokens: the finished row.
+        passes: the row's trace.
+        trunk_blocks, head_blocks: for the NFE counter.
+    """
+
+    def __init__(self, tokens: list[int], passes: list[Pass], trunk_blocks: int, head_blocks: int):
+        self.cells = [(token, State.REVEALED) for token in tokens]
+        self.passes = passes
+        self.blocks = trunk_blocks, head_blocks
+        self.trunk_passes = self.head_passes = self.round = 0
+        for done in passes:
+            self._set(State.MASKED, *(position for position, _ in done.revealed))
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames, the last with everything revealed."""
+        for current in self.passes:
+            self.trunk_passes, self.round = self.trunk_passes + 1, 0
+            for position, token in zip(current.positions, current.drafted, strict=True):
+                self.cells[position] = token, State.DRAFTED
+            yield self._frame()
+            yield from self._verify(current)
+            self._set(State.MASKED, *current.positions)
+            for position, token in current.revealed:
+                self.cells[position] = token, State.REVEALED
+        yield self._frame()
+
+    def _verify(self, current: Pass) -> Iterator[Frame]:
+        for verdict in current.rounds:
+            self.head_passes, self.round = self.head_passes + 1, self.round + 1
+            self._set(State.ACCEPTED, *verdict.accepted)
+            if verdict.rejected is None or verdict.redrawn is None:
+                yield self._frame()
+                continue
+            self._set(State.REJECTED, verdict.rejected)
+            yield self._frame()
+            self.cells[verdict.rejected] = verdict.redrawn, State.REDRAWN
+            yield self._frame()
+
+    def _set(self, state: State, *positions: int) -> None:
+        for position in positions:
+            self.cells[position] = self.cells[position][0], state
+
+    def _frame(self) -> Frame:
+        trunk, head = self.blocks
+        nfe = (self.trunk_passes * trunk + self.head_passes * head) / (trunk + head)
+        return Frame(list(self.cells), self.trunk_passes, self.head_passes, self.round, nfe)
+
+
+def render(frame: Frame, symbol: Callable[[int], str], width: int, colour: bool) -> str:
+    """A frame as text: lines of `width` positions, then the counters and a legend."""
+    cells = [_cell(symbol(token), state, colour) for token, state in frame.cells]
+    lines = ["".join(cells[start : start + width]) for start in range(0, len(cells), width)]
+    legend = " ".join(_paint(s.name.lower(), s, colour) for s in list(State)[2:])
+    counters = (
+        f"trunk passes {frame.trunk_passes:3}  round {frame.round:2}  "
+        f"head passes {frame.head_passes:3}  NFE {frame.nfe:5.1f}"
+    )
+    return "\n".join([*lines, f"{counters}   {legend}"])
+
+
+def play(model: SSMD, samples: Samples, stream: TextIO | None = None, delay: float = 0.12) -> None:
+    """Show how the first sample came about, at `delay` seconds a frame in a terminal."""
+    if samples.trace is None:
+        raise ValueError("`samples` must have a trace to replay, got none")
+    out: TextIO = sys.stdout if stream is None else stream
+    live = out.isatty()
+    replay = Replay(
+        samples.tokens[0].tolist(), samples.trace[0], samples.trunk_blocks, samples.head_blocks
+    )
+    tokenizer = model.tokenizer
+    symbol = (lambda token: tokenizer.decode([token])) if tokenizer else (lambda token: f"{token} ")
+    width = min(shutil.get_terminal_size().columns, 96)
+    for index, frame in enumerate(replay.frames()):
+        text = render(frame, symbol, width, live and "NO_COLOR" not in os.environ)
+        if live:
+            back = f"\033[{text.count(chr(10)) + 1}F" if index else ""
+            out.write(back + text.replace("\n", "\033[K\n") + "\033[K\n")
+            out.flush()
+            time.sleep(delay)
+        else:
+            out.write(text + "\n\n")
+    out.write("\n" if live else "")
+
+
+def _cell(symbol: str, state: State, colour: bool) -> str:
+    if state is State.MASKED:
+        symbol = "·"
+    elif symbol == " " and state is not State.REVEALED:
+        symbol = "␣"  # a space without ink would hide its state
+    return _paint(symbol, state, colour)
+
+
+def _paint(text: str, state: State, colour: bool) -> str:
+    return f"\033[{state.value}m{text}\033[0m" if colour and state is not State.REVEALED else text

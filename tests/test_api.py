@@ -1,0 +1,314 @@
+"""The façade: prompts, budgets, calibration, round trips, training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import selfspec as ss
+from selfspec import calibration, prompts, public
+from selfspec.data.loader import write_corpus
+from selfspec.nn.transformer import TrunkConfig
+from selfspec.recipes import Recipe
+from selfspec.train import Diffusion, TrainConfig
+
+MASK = 27
+
+
+@pytest.fixture(scope="module")
+def model() -> ss.SSMD:
+    return tiny.model()
+
+
+@pytest.fixture
+def calibrated() -> ss.SSMD:
+    made = tiny.model()
+    made.calibration = [
+        tiny.row(8, 5.0, dtau=0.3),
+        tiny.row(12, 4.2),
+        tiny.row(14, 4.3, dtau=0.05),
+        tiny.row(20, 4.0, dtau=0.01),
+        tiny.row(13, 4.1, "respaced", rounds=3),
+    ]
+    return made
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "the cat sat on the mat and the dog saw it " * 40
+    write_corpus(folder, {"train": [text], "valid": [text[:600]]}, ss.CharTokenizer())
+    return folder
+
+
+# Generation
+
+
+def test_texts_have_the_length_asked_for(model: ss.SSMD):
+    assert [len(text) for text in ss.generate(model, 3)] == [tiny.LENGTH] * 3
+    assert [len(text) for text in ss.generate(model, 2, length=7)] == [7, 7]
+
+
+def test_a_row_is_the_same_in_any_run(model: ss.SSMD):
+    many = ss.generate(model, 5, seed=3).tokens
+    assert torch.equal(many[:2], ss.generate(model, 2, seed=3).tokens)
+    assert torch.equal(many, ss.generate(model, 5, seed=3, batch_size=2).tokens)
+    assert not torch.equal(many, ss.generate(model, 5, seed=4).tokens)
+
+
+def test_prompts_stay_and_gaps_are_filled(model: ss.SSMD):
+    samples = ss.generate(model, 2, prompt=["ab__e", "the ___ sat on it"])
+    assert samples.text is not None
+    for text, prompt in zip(samples.text, ["ab__e"] * 2 + ["the ___ sat on it"] * 2, strict=True):
+        assert len(text) == len(prompt)
+        assert "_" not in text
+        assert all(p in ("_", t) for t, p in zip(text, prompt, strict=True))
+
+
+def test_a_prompt_is_continued_to_the_right(model: ss.SSMD):
+    (text,) = ss.generate(model, prompt="the cat ", length=20)
+    assert text.startswith("the cat ")
+    assert len(text) == 20
+
+
+def test_another_mask_character(model: ss.SSMD):
+    (text,) = ss.generate(model, prompt="a??b", mask_char="?")
+    assert (text[0], text[-1], len(text)) == ("a", "b", 4)
+
+
+def test_a_prompt_without_gaps_costs_nothing(model: ss.SSMD):
+    samples = ss.generate(model, prompt="the cat")
+    assert list(samples) == ["the cat"]
+    assert (samples.nfe == 0).all()
+
+
+def test_padding_does_not_change_a_row():
+    precise = tiny.model().double()
+    alone = list(ss.generate(precise, prompt="a___b", seed=5))
+    assert alone == list(ss.generate(precise, prompt=["a___b", "c" + "_" * 20], seed=5))[:1]
+
+
+def test_a_trace_comes_with_every_row(model: ss.SSMD):
+    samples = ss.generate(model, 3, trace=True, batch_size=2)
+    assert samples.trace is not None
+    assert [len(passes) for passes in samples.trace] == samples.trunk_passes.tolist()
+
+
+def test_a_given_sampler_is_used(model: ss.SSMD):
+    samples = ss.generate(model, 2, sampler=ss.AnyOrderSampler(model))
+    assert samples.trunk_passes.tolist() == [tiny.LENGTH] * 2
+    with pytest.raises(ValueError, match="`sampler` brings its own settings"):
+        ss.generate(model, sampler=ss.AnyOrderSampler(model), nfe=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num": 0}, "`num` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"length": 25}, r"`length` must be in 1\.\.24, the model's, got 25"),
+        ({"length": 0}, r"`length` must be in 1\.\.24, the model's, got 0"),
+        ({"prompt": "a" * 25}, "`length` must be at most 24, the model's, got 25"),
+        ({"prompt": "abc", "length": 2}, "`length` must be at least 3, the prompt's, got 2"),
+        ({"prompt": ""}, "`prompt` must have at least one character, got none"),
+        ({"prompt": []}, "`prompt` must hold at least one text"),
+        ({"prompt": "ab_é"}, "got 'é' at index 3"),
+        ({"prompt": "a_", "mask_char": "b"}, "`mask_char` must be one character outside"),
+        ({"nfe": 0}, "`nfe` must be at least 1, got 0"),
+        ({"window": 0}, "`window` must be at least 1, got 0"),
+        ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
+        ({"temperature": 0.0}, "`temperature` must be above 0"),
+        ({"nfe": 4, "rounds": 2}, "give one of"),
+        ({"nfe": 4}, "`nfe` needs a calibration table, which this checkpoint lacks"),
+        ({"quality": "fast"}, "`quality` needs a calibration table"),
+    ],
+)
+def test_bad_requests_name_argument_rule_and_value(model: ss.SSMD, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        ss.generate(model, **options)
+
+
+def test_prompts_are_laid_out_with_pads():
+    tokens, pad = prompts.encode(ss.CharTokenizer(), ["a_", "bcd"], length=None)
+    assert tokens[0].tolist()[:2] == [1, MASK]
+    assert pad.tolist() == [[False, False, True], [False, False, False]]
+
+
+# Budgets
+
+
+def chosen(model: ss.SSMD, **request) -> tuple[str, float, int]:
+    sampler = calibration.choose(model, **request)
+    settings = calibration.describe(sampler)
+    return settings["order"], settings["window"]["dtau"], settings["rounds"]
+
+
+@pytest.mark.parametrize(
+    ("nfe", "row"),
+    [
+        (8, ("uniform", 0.3, 2)),
+        (12.9, ("uniform", 0.1, 2)),
+        (13, ("respaced", 0.1, 3)),
+        (19, ("respaced", 0.1, 3)),  # 14 NFE measured worse than 13
+        (1000, ("uniform", 0.01, 2)),
+    ],
+)
+def test_a_budget_takes_the_best_row_that_it_affords(calibrated: ss.SSMD, nfe: float, row: tuple):
+    assert chosen(calibrated, nfe=nfe) == row
+
+
+def test_an_order_restricts_the_table(calibrated: ss.SSMD):
+    assert chosen(calibrated, nfe=19, order=ss.UniformOrder()) == ("uniform", 0.1, 2)
+    assert chosen(calibrated, order=ss.RespacedOrder()) == ("respaced", 0.1, 3)
+    with pytest.raises(ValueError, match="needs a calibration table for VanDerCorputOrder"):
+        calibration.choose(calibrated, nfe=19, order=ss.VanDerCorputOrder())
+
+
+def test_a_budget_below_the_table_names_the_lowest(calibrated: ss.SSMD):
+    with pytest.raises(ValueError, match="`nfe` must be at least 8 for this checkpoint, got 3"):
+        ss.generate(calibrated, nfe=3)
+
+
+def test_the_named_qualities(calibrated: ss.SSMD):
+    assert chosen(calibrated, quality="fast") == ("uniform", 0.3, 2)
+    assert chosen(calibrated, quality="best") == ("uniform", 0.01, 2)
+    # From 5.0 to 4.0, three quarters of the way is 4.25: the rows at 12, 13 and 20 NFE reach it.
+    assert chosen(calibrated, quality="balanced") == ("uniform", 0.1, 2)
+    assert chosen(calibrated) == chosen(calibrated, quality="balanced")
+    with pytest.raises(ValueError, match="`quality` must be one of"):
+        calibration.choose(calibrated, quality="good")  # type: ignore[arg-type]
+
+
+def test_raw_settings_pass_the_table_by(calibrated: ss.SSMD):
+    sampler = calibration.choose(calibrated, window=ss.CosineWindow(0.2), rounds=7)
+    assert calibration.describe(sampler) == {
+        "sampler": "speculative",
+        "order": "uniform",
+        "window": {"kind": "cosine", "dtau": 0.2},
+        "rounds": 7,
+    }
+
+
+def test_without_a_head_a_budget_is_a_number_of_passes():
+    plain = tiny.model(head=False)
+    assert ss.generate(plain, nfe=5.9).nfe.tolist() == [5]
+    with pytest.raises(ValueError, match="must have a causal head"):
+        ss.generate(plain, quality="best")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": "magic"},
+        {"order": "alphabetical"},
+        {"window": {"kind": "cosine", "dtau": 2}},
+        {"window": {"kind": "round"}},
+        {"window": 3},
+        {"nfe": "many"},
+        {"rounds": None},
+    ],
+)
+def test_a_bad_row_is_named(change: dict):
+    made = tiny.model()
+    made.calibration = [tiny.row(8, 5.0) | change]
+    with pytest.raises(ValueError, match="`calibration` has a bad row"):
+        ss.generate(made)
+
+
+# Calibration
+
+
+def test_calibrating_measures_what_sampling_costs(tmp_path: Path):
+    made = tiny.model()
+    ss.save(made, tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    samplers = [
+        ss.SpeculativeSampler(made, ss.UniformOrder(), ss.CosineWindow(0.3), 2),
+        ss.SpeculativeSampler(made, ss.RespacedOrder(), ss.ConstantWindow(3), 1),
+    ]
+    rows = ss.calibrate(
+        made, tiny.judge(), tmp_path, samplers=samplers, n=6, seed=2, progress=False
+    )
+    assert [row["nfe"] for row in rows] == sorted(row["nfe"] for row in rows)
+    for row in rows:
+        point = calibration.Point.from_row(row)
+        samples = ss.generate(
+            made, 6, seed=2, order=point.order, window=point.window, rounds=point.rounds
+        )
+        assert row["nfe"] == pytest.approx(float(samples.nfe.mean()), abs=0.01)
+        bits = ss.metrics.judge_nll(samples.tokens, tiny.judge().log_probs).bits
+        assert row["judge"] == pytest.approx(bits.mean(), abs=1e-3)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert ss.load(tmp_path).calibration == rows
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
+    ss.save(tiny.model(), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="bad row"):
+        calibration.store(tmp_path, [tiny.row(8, 5.0), {"sampler": "speculative"}])
+    assert (tmp_path / "config.json").read_text() == before
+
+
+# Checkpoints
+
+
+def test_a_round_trip_gives_the_same_texts(tmp_path: Path):
+    made = tiny.model()
+    made.calibration = [tiny.row(8, 5.0)]
+    ss.save(made, tmp_path / "mine")
+    loaded = ss.load(tmp_path / "mine")
+    assert list(ss.generate(loaded, 2, nfe=9)) == list(ss.generate(made, 2, nfe=9))
+
+
+def test_models_and_judges_are_told_apart(tmp_path: Path):
+    ss.save(tiny.judge(), tmp_path / "judge")
+    ss.save(tiny.model(), tmp_path / "model")
+    with pytest.raises(ValueError, match="must be a masked diffusion model"):
+        ss.load(tmp_path / "judge")
+    with pytest.raises(ValueError, match="must be an autoregressive judge"):
+        ss.load_judge(tmp_path / "model")
+
+
+# Training
+
+
+def test_a_recipe_trains_and_resumes(corpus: Path, tmp_path: Path):
+    settings = TrainConfig(steps=3, batch_size=2, valid_every=2, save_every=1)
+    recipe = Recipe("tiny", TrunkConfig(27, 24, 16, 2, 2), Diffusion(), settings)
+    ss.train(recipe, corpus, tmp_path, progress=False, device="cpu")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["training"]["step"] == 3
+    again = ss.train(recipe, corpus, tmp_path, steps=3, progress=False, device="cpu")
+    stored = ss.load(tmp_path / "model")
+    for name, weight in stored.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+
+
+def test_a_model_trains_further_as_a_copy(corpus: Path):
+    made = tiny.model()
+    before = {name: weight.clone() for name, weight in made.state_dict().items()}
+    trained = ss.train(made, corpus, steps=2, batch_size=2, progress=False, device="cpu")
+    assert all(torch.equal(w, before[n]) for n, w in made.state_dict().items())
+    assert any(not torch.equal(w, before[n]) for n, w in trained.state_dict().items())
+
+
+def test_data_without_a_training_split(tmp_path: Path):
+    write_corpus(tmp_path, {"valid": ["abc"]}, ss.CharTokenizer())
+    with pytest.raises(ValueError, match="`data` must have a split 'train'"):
+        ss.train(tiny.model(), tmp_path, steps=1, batch_size=1)
+
+
+# The package
+
+
+def test_the_public_function_is_found_after_its_namesake_package():
+    import selfspec.train
+
+    assert ss.train is public.train
+    assert callable(selfspec.train)
+    assert "generate" in dir(ss)
+    with pytest.raises(AttributeError, match="nothing"):
+        ss.nothing  # type: ignore[attr-defined]
