@@ -11,11 +11,13 @@ which reads the true tokens. Place i is left out of it: there the target is the 
 pass gives both. Source: Campbell et al. 2025 (arXiv 2510.03929), equation 8.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.ops import inverse_order
@@ -84,12 +86,12 @@ def ssmd_loss(
     if pad is not None:
         tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
     weight = masked_weights(order, revealed, pad)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_trunk):
+    with _without_gradient(model.trunk) if freeze_trunk else nullcontext():
         hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
         draft = _weighted_nll(model.draft(hidden), tokens, weight)
-    if model.head is None:
-        return SSMDLoss(draft, draft, None)
-    target = target_loss(model, hidden, tokens, order, revealed, weight)
+        if model.head is None:
+            return SSMDLoss(draft, draft, None)
+        target = target_loss(model, hidden, tokens, order, revealed, weight)
     return SSMDLoss(target if freeze_trunk else draft + target, draft, target)
 
 
@@ -108,6 +110,22 @@ def target_loss(
     logits = model.target(hidden, tokens, order, revealed)
     weight = weight.gather(1, order).scatter(1, revealed.unsqueeze(1), 0.0)
     return _weighted_nll(logits, tokens.gather(1, order), weight)
+
+
+@contextmanager
+def _without_gradient(module: nn.Module) -> Iterator[None]:
+    """What is computed here has no gradient for the parameters of `module`.
+
+    The target reads them too, through embedding and unembedding, and needs a gradient itself.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def _weighted_nll(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+from itertools import permutations
+from math import log
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_toy
+from reference import PLAIN, Conditionals, Puzzle
+from torch import Tensor, nn
+
+from selfspec.losses import next_token_loss, ssmd_loss, stratified_revealed
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.noise import row_seeds
+from selfspec.orders import UniformOrder, initial_order
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Any]:
+    """Rows of three to six tokens; pads hold what no vocabulary has."""
+    lengths = torch.tensor([6, 4, 3, 5, 6, 6, 6])
+    pad = torch.arange(6) >= lengths.unsqueeze(1)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, (7, 6), generator=generator).masked_fill(pad, -100)
+    window = torch.ones_like(lengths)
+    order = initial_order(UniformOrder(), ~pad, pad, window, row_seeds(0, 7))
+    revealed = torch.tensor([0, 1, 2, 4, 5, 3, 6])  # one masked place in rows 2 and 4, none in 6
+    return {"tokens": tokens, "order": order, "revealed": revealed, "pad": pad}
+
+
+@torch.no_grad()
+def slow_loss(
+    model: SSMD, tokens: Tensor, order: Tensor, revealed: Tensor, pad: Tensor
+) -> tuple[float, float]:
+    """Both terms, one place at a time, each row alone and without its pads."""
+    draft, target = 0.0, 0.0
+    for x, sigma, i, padded in zip(tokens, order, revealed.tolist(), pad):  # noqa: B905
+        n = int((~padded).sum())
+        seen = x[:n].clone()
+        seen[sigma[i:n]] = model.mask_id
+        hidden = model.encode(seen[None])
+        p = model.draft(hidden)[0].softmax(-1)
+        q = model.target(hidden, x[None, :n], sigma[None, :n], torch.tensor([i]))[0].softmax(-1)
+        for place, position in list(enumerate(sigma[:n].tolist()))[i:]:
+            share = 1 / (n - i) / len(tokens)
+            draft -= p[position, x[position]].log().item() * share
+            if place > i:
+                target -= q[place, x[position]].log().item() * share
+    return draft, target
+
+
+def test_the_loss_is_its_formula(ternary: SSMD, batch: dict[str, Any]):
+    loss = ssmd_loss(ternary, **batch)
+    draft, target = slow_loss(ternary, **batch)
+    assert loss.target is not None
+    assert loss.draft.item() == pytest.approx(draft, rel=1e-6)
+    assert loss.target.item() == pytest.approx(target, rel=1e-6)
+    assert loss.total.item() == pytest.approx(draft + target, rel=1e-6)
+    frozen = ssmd_loss(ternary, **batch, freeze_trunk=True)
+    assert torch.equal(frozen.total, loss.target)
+
+
+def test_without_a_head_the_loss_is_the_draft_term(ternary: SSMD, batch: dict[str, Any]):
+    loss = ssmd_loss(SSMD(ternary.trunk), **batch)
+    assert loss.target is None
+    assert loss.total is loss.draft
+    assert torch.equal(loss.draft, ssmd_loss(ternary, **batch).draft)
+
+
+def gradients(model: nn.Module) -> set[str]:
+    return {
+        name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max()
+    }
+
+
+@pytest.mark.parametrize("freeze_trunk", [False, True])
+def test_a_frozen_trunk_gets_no_gradient(batch: dict[str, Any], freeze_trunk: bool):
+    model = make_toy()
+    ssmd_loss(model, **batch, freeze_trunk=freeze_trunk).total.backward()
+    assert model.head is not None
+    trunk, head = (set(dict(part.named_parameters())) for part in (model.trunk, model.head))
+    assert gradients(model.trunk) == (set() if freeze_trunk else trunk)
+    assert gradients(model.head) == head
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@torch.no_grad()
+def test_the_draft_term_averages_to_the_any_order_bound(ternary: SSMD):
+    x, orders = (2, 0, 1, 1), list(permutations(range(4)))
+    tokens, each_i = torch.tensor([x] * 4), torch.arange(4)
+    loss, bound = 0.0, 0.0
+    for sigma in orders:
+        loss += ssmd_loss(ternary, tokens, torch.tensor([sigma] * 4), each_i).draft.item()
+        along, table = tuple(x[i] for i in sigma), Conditionals(ternary, PLAIN, sigma)
+        bound -= sum(log(table.draft[d][table.row(along), d, t]) for d, t in enumerate(along))
+    assert 4 * loss / len(orders) == pytest.approx(bound / len(orders), rel=1e-6)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.3, 1 - 2**-53])
+def test_the_numbers_revealed_cover_their_range_evenly(u: float):
+    observed = torch.arange(60) % 3
+    revealed = stratified_revealed(observed, observed + 20, torch.tensor(u, dtype=torch.float64))
+    counts = (revealed - observed).bincount(minlength=20)
+    assert len(counts) == 20
+    assert ((counts - 3).abs() <= 1).all()  # a row at the edge of two cells may fall to either
+
+
+def test_the_numbers_revealed_are_uniform_for_each_row():
+    us = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    observed, end = torch.tensor([0, 2, 5]), torch.tensor([8, 10, 6])
+    drawn = torch.stack([stratified_revealed(observed, end, u) for u in us])
+    for row, (low, high) in enumerate(zip(observed.tolist(), end.tolist())):  # noqa: B905
+        counts = drawn[:, row].bincount(minlength=high)
+        assert counts[:low].sum() == 0
+        assert len(counts) == high
+        assert ((counts[low:] - 4000 / (high - low)).abs() <= 1).all()
+
+
+def test_next_token_loss_is_the_mean_over_tokens_that_are_no_pads():
+    torch.manual_seed(0)
+    trunk = Trunk(TrunkConfig(3, length=4, width=8, blocks=1, heads=1, causal=True))
+    model = AutoregressiveModel(trunk).double()
+    tokens = PLAIN.completions[:10]
+    pad = torch.arange(4) >= torch.randint(1, 5, (10, 1))
+    logp = model.log_probs(tokens)
+    torch.testing.assert_close(next_token_loss(model, tokens), -logp.mean())
+    padded = next_token_loss(model, tokens.masked_fill(pad, -7), pad)
+    torch.testing.assert_close(padded, -logp[~pad].mean())
+    padded.backward()
+    assert gradients(model) == set(dict(model.named_parameters()))
+
+
+def test_a_row_of_one_token_has_a_draft_and_nothing_to_verify(ternary: SSMD):
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    loss = ssmd_loss(ternary, zero, zero, zero[0])
+    law = Conditionals(ternary, Puzzle("?"), (0,)).draft[0][0, 0]
+    assert loss.draft.exp().item() == pytest.approx(1 / law[0])
+    assert loss.target == 0
+
+
+def test_freezing_the_trunk_needs_a_head(ternary: SSMD, batch: dict[str, Any]):
+    with pytest.raises(ValueError, match="`freeze_trunk` needs a model with a head, got head=None"):
+        ssmd_loss(SSMD(ternary.trunk), **batch, freeze_trunk=True)
