@@ -108,7 +108,8 @@ def target_loss(
 ) -> Tensor:
     """The head's term, given the trunk's `hidden` (B, L, C): Σ weight · -log q over d > i."""
     logits = model.target(hidden, tokens, order, revealed)
-    weight = weight.gather(1, order).scatter(1, revealed.unsqueeze(1), 0.0)
+    tied = torch.arange(order.shape[1], device=order.device) == revealed.unsqueeze(1)
+    weight = weight.gather(1, order).masked_fill(tied, 0)
     return _weighted_nll(logits, tokens.gather(1, order), weight)
 
 
