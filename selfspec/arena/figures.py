@@ -48,6 +48,7 @@ STYLE: Any = {
     "svg.hashsalt": "selfspec",  # the same figure gives the same file
 }
 
+ORDERS = {"van-der-corput": "van der Corput", "respaced": "re-spaced"}
 DIVERSITY = {
     "word_entropy": "Entropy of words, nats",
     "distinct_4": "Distinct word 4-grams, share",
@@ -160,9 +161,9 @@ def _draw(
     if not found:
         raise ValueError(f"`report` must have rows with a number for {name!r}, got none")
     lines = [_draw_curve(ax, curve, name, score) for curve in found]
-    _limits(ax, found, name)
     real = [row[name] for row in rows if row["sampler"] == "data" and row[name] is not None]
-    data = [_draw_data(ax, value) for value in real]
+    data = [ax.axhline(v, color=FAINT, linewidth=1, zorder=1, label="real text") for v in real]
+    _limits(ax, found, name, real)
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(length=3)
@@ -191,15 +192,8 @@ def _draw_curve(ax: "Axes", curve: Curve, name: str, score: str) -> "Line2D":
 
 
 def _label(curve: Curve) -> str:
-    return f"{curve.sampler}, {curve.order} order" if curve.order else curve.sampler
-
-
-def _draw_data(ax: "Axes", value: float) -> "Line2D":
-    """A line, inside the limits, that says what real text scores."""
-    low, high = ax.get_ylim()
-    gap = 0.06 * (high - low)
-    ax.set_ylim(min(low, value - gap), max(high, value + gap))
-    return ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label="real text")
+    order = ORDERS.get(curve.order, curve.order)
+    return f"{curve.sampler}, {order} order" if order else curve.sampler
 
 
 def _draw_reduction(ax: "Axes", report: Mapping[str, Any], name: str) -> None:
@@ -227,7 +221,7 @@ def _draw_reduction(ax: "Axes", report: Mapping[str, Any], name: str) -> None:
     )  # fmt: skip
 
 
-def _limits(ax: "Axes", found: Sequence[Curve], name: str) -> None:
+def _limits(ax: "Axes", found: Sequence[Curve], name: str, real: list[float]) -> None:
     """Shows the range of the methods: plain curves may leave it on the left, where they are worst.
 
     The x axis is logarithmic with ticks at powers of two.
@@ -238,7 +232,7 @@ def _limits(ax: "Axes", found: Sequence[Curve], name: str) -> None:
     methods = [row for curve in found if not curve.plain for row in curve.rows]
     left = 0.7 * min(row["nfe"] for row in methods or shown)
     right = 1.15 * max(row["nfe"] for row in shown)
-    values = [row[name] for row in shown if row["nfe"] >= left]
+    values = [row[name] for row in shown if row["nfe"] >= left] + real
     gap = 0.06 * (max(values) - min(values)) or 0.05
     ax.set_xscale("log", base=2)
     ax.set_xlim(left, right)

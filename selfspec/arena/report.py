@@ -213,7 +213,7 @@ def reduction_table(records: Sequence[Mapping[str, Any]]) -> str:
                 _number(record["score"], 3),
                 f"{signs[record['bound']]}{record['baseline_cost']:.3g}",
                 f"{signs[record['bound']]}{record['ratio']:.2f}×{' ?' * record['unresolved']}",
-                f"{_number(record['low'], 2)}–{_number(record['high'], 2)}",
+                f"{_number(record['low'], 2)}–{_number(record['high'], 2) or '∞'}",
             ]
             for record in records
         ],
