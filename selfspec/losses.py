@@ -139,5 +139,7 @@ def next_token_loss(
     model: AutoregressiveModel, tokens: Tensor, pad: Tensor | None = None
 ) -> Tensor:
     """Mean of -log p(x_ℓ | x_<ℓ) over tokens that are not pads, nats per token."""
+    if pad is not None:
+        tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
     nll = F.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten(), reduction="none")
     return nll.mean() if pad is None else nll[~pad.flatten()].mean()
