@@ -342,10 +342,10 @@ def _score_pass(
 ) -> Tensor:
     """(2, B, L) draft and target log-probabilities of x in σ order; -inf outside [i, end)."""
     hidden_places = inverse_order(order) >= revealed.unsqueeze(1)
-    masked = torch.where(hidden_places & ~pad, model.mask_id, tokens)
+    known = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
+    masked = torch.where(hidden_places & ~pad, model.mask_id, known)
     hidden = model.encode(masked, pad if bool(pad.any()) else None)
     logits = [model.draft(hidden, order)]
-    known = tokens.masked_fill(pad, 0)
     if model.head is not None:
         logits.append(model.target(hidden, known, order, revealed))
     wanted = known.gather(1, order)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations, product
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class Puzzle:
         powers = self.vocab ** torch.arange(len(self.masked)).flip(0)
         return (tokens[:, list(self.masked)] * powers).sum(1)
 
-    def scored(self) -> dict[str, Tensor]:
+    def scored(self) -> dict[str, Any]:
         """Arguments of `log_likelihood`: every completion."""
         rows = self.completions
         given = {"pad": self.pad, "observed": self.observed}
