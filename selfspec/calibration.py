@@ -133,7 +133,7 @@ def choose(
             raise ValueError("`model` must have a causal head for this request, got head=None")
         steps = 16 if nfe is None else int(nfe)
         return FixedCountSampler(model, order, None, steps, temperature, top_p)
-    table = [p for p in map(Point.from_row, model.calibration) if _has_order(p, order)]
+    table = [p for p in read_table(model) if order is None or type(p.order) is type(order)]
     if nfe is None and quality is None and (raw or not table):
         rounds = 4 if rounds is None else rounds
         return SpeculativeSampler(model, order, _window(window), rounds, temperature, top_p)
@@ -145,6 +145,17 @@ def choose(
         )
     point = by_quality(table, quality or "balanced") if nfe is None else by_budget(table, nfe)
     return SpeculativeSampler(model, point.order, point.window, point.rounds, temperature, top_p)
+
+
+def read_table(model: SSMD) -> list[Point]:
+    """The calibrated points of a model; none before it is calibrated.
+
+    Raises:
+        ValueError: the table is no list, or has a bad row.
+    """
+    if not isinstance(model.calibration, list):
+        raise ValueError(f"`calibration` must be a list, got {model.calibration!r}")
+    return [Point.from_row(row) for row in model.calibration]
 
 
 def by_budget(table: Sequence[Point], nfe: float) -> Point:
@@ -264,10 +275,6 @@ def _name(value: object, names: Mapping[str, Any]) -> str:
     """The name of a value's class in a table, or else the class's own."""
     kind = type(value)
     return next((name for name, known in names.items() if known is kind), kind.__name__)
-
-
-def _has_order(point: Point, order: Order | None) -> bool:
-    return order is None or type(point.order) is type(order)
 
 
 def _window(window: Window | int | None) -> Window | None:

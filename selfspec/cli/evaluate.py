@@ -47,8 +47,8 @@ def evaluate(
         metrics: what to measure. judge and hf-judge: bits a token under an autoregressive model.
             spelling: share of known words. words: entropy of all words, nats. distinct: share of
             different word 4-grams. entropy: of a sample's tokens, nats. kl: from data to samples
-            over character 4-grams, nats. heldout: exact bits a token of held-out text under the
-            sampler. cost: NFE, passes and seconds.
+            over character 4-grams, nats. heldout: bits a token of held-out text under the sampler,
+            exact for orders fixed in advance. cost: NFE, passes and seconds.
         num: how many samples.
         judge: a checkpoint of an autoregressive model of the same tokens.
         hf_judge: a causal language model of the transformers library, by name or folder.
@@ -138,10 +138,13 @@ class Task:
         """Bits a token, of its own, under a Hugging Face model."""
         from selfspec.metrics import HuggingFaceJudge
 
+        name = self.hf_judge_name
         try:
-            judge = HuggingFaceJudge(self.hf_judge_name, device=self.model.device)
+            judge = HuggingFaceJudge(name, device=self.model.device)
         except ImportError as error:
-            raise ValueError("hf-judge needs `pip install selfspec[hf]`") from error
+            raise ValueError("`hf_judge` needs `pip install selfspec[hf]`") from error
+        except OSError as error:
+            raise ValueError(f"`hf_judge` must be a causal language model, got {name!r}") from error
         return judge(self.texts).mean / math.log(2)
 
     def spelling(self) -> float:
@@ -180,7 +183,7 @@ class Task:
         return ngram_kl(ngram_counts(self.store.tokens, size), ngram_counts(self.tokens, size))
 
     def heldout(self) -> dict[str, Any]:
-        """Bits a token of held-out text under the sampler, by the exact recursion."""
+        """Bits a token of held-out text under the sampler; exact for orders fixed in advance."""
         import torch
 
         from selfspec.cli.score import measure
@@ -189,7 +192,8 @@ class Task:
         blocks = self.store.blocks(self.model.length)[: self.heldout_blocks]
         tokens = torch.from_numpy(blocks.astype("int64")).flatten().to(self.model.device)
         score = measure(self.model, tokens, self.sampler, orders=2, seed=self.run.seed)
-        return {"heldout": score["bits"], "heldout_stderr": score["stderr"]}
+        names = {"heldout": "bits", "heldout_stderr": "stderr", "heldout_exact": "exact"}
+        return {name: score[key] for name, key in names.items()}
 
     def cost(self) -> dict[str, float]:
         """NFE, passes, acceptance and seconds a sample."""

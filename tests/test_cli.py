@@ -1,0 +1,433 @@
+"""The command line: what it prints, what it writes, how it fails."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import tiny
+import torch
+
+import selfspec as ss
+from selfspec import calibration, checkpoint
+from selfspec.cli import main
+from selfspec.cli.common import OrderName
+from selfspec.cli.watch import Replay, State, play
+from selfspec.data.loader import write_corpus
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(autouse=True)
+def bundled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small checkpoints stand in for those of the package."""
+    monkeypatch.setattr(checkpoint, "BUNDLED", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "the cat sat on the mat and the dog saw it " * 40
+    write_corpus(folder, {"train": [text], "valid": [text[:300]], "test": [text]}, tokenizer())
+    return folder
+
+
+def tokenizer() -> ss.CharTokenizer:
+    return ss.CharTokenizer()
+
+
+def outside(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "selfspec", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    """The JSON that a command prints."""
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# Verbs
+
+
+def test_sample_prints_a_text_a_line(capsys: pytest.CaptureFixture[str]):
+    assert main(["sample", "--num", "3", "--nfe", "12"]) == 0
+    out, err = capsys.readouterr()
+    assert [len(line) for line in out.splitlines()] == [tiny.LENGTH] * 3
+    assert "3 samples" in err
+    assert "NFE" in err
+
+
+def test_sample_accounts_for_what_it_did(capsys: pytest.CaptureFixture[str]):
+    told = report(capsys, "sample", "--num", "2", "--seed", "5", "--rounds", "3", "--window", "4")
+    samples = ss.generate(ss.load("books27"), 2, seed=5, window=4, rounds=3)
+    assert [row["text"] for row in told["samples"]] == samples.text
+    assert told["nfe"] == pytest.approx(float(samples.nfe.mean()))
+    assert told["acceptance"] == pytest.approx(samples.acceptance)
+    assert told["sampler"]["window"] == {"kind": "constant", "size": 4}
+
+
+def test_sample_resolves_a_budget_from_the_table(capsys: pytest.CaptureFixture[str]):
+    told = report(capsys, "sample", "--nfe", "11.5")
+    assert told["sampler"]["order"] == "respaced"
+    told = report(capsys, "sample", "--quality", "fast", "--order", "uniform")
+    assert told["sampler"]["window"] == {"kind": "cosine", "dtau": 0.3}
+    told = report(capsys, "sample", "--dtau", "0.2")
+    assert told["sampler"]["window"] == {"kind": "cosine", "dtau": 0.2}
+
+
+def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "new" / "texts.txt"
+    assert main(["sample", "--num", "2", "--length", "9", "--out", str(out)]) == 0
+    assert [len(line) for line in out.read_text().splitlines()] == [9, 9]
+    assert capsys.readouterr().out == ""
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_infill_keeps_what_is_given(capsys: pytest.CaptureFixture[str]):
+    assert main(["infill", "the ____ sat", "--num", "2"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert (line[:4], line[8:]) == ("the ", " sat")
+    told = report(capsys, "infill", "a%b", "--mask-char", "%", "--length", "5")
+    (text,) = (row["text"] for row in told["samples"])
+    assert (text[0], text[2], len(text)) == ("a", "b", 5)
+
+
+def test_score_is_the_likelihood_of_the_sampler(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "text.txt"
+    file.write_text("The cat sat on\n")
+    told = report(
+        capsys, "score", str(file), "--normalise", "--rounds", "2", "--window", "3", "--orders", "3"
+    )
+    model, tokens = ss.load("books27"), torch.from_numpy(tokenizer().encode("the cat sat on"))
+    window, seeds = ss.ConstantWindow(3), ss.row_seeds(0, 3).split(1)
+    draws = torch.cat(
+        [ss.log_likelihood(model, tokens[None], window=window, rounds=2, seeds=k) for k in seeds]
+    )
+    bits = -draws / (len(tokens) * math.log(2))
+    assert told["bits"] == pytest.approx(float(bits.mean()))
+    assert told["stderr"] == pytest.approx(float(bits.std() / 3**0.5))
+    assert told["exact"] is True
+    assert told["characters"] == 14
+
+
+def test_score_reads_standard_input_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat sat on the mat and the dog saw it"))
+    told = report(capsys, "score", "-", "--orders", "2", "--limit", "30")
+    assert told["characters"] == 30
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat"))
+    assert main(["score", "-", "--orders", "2", "--order", "respaced"]) == 0
+    assert "estimate" in capsys.readouterr().out
+
+
+def test_evaluate_prints_every_metric(corpus: Path, capsys: pytest.CaptureFixture[str]):
+    metrics = ["judge", "spelling", "words", "distinct", "entropy", "kl", "heldout", "cost"]
+    told = report(
+        capsys, "evaluate", "books27", "--num", "32", "--metrics", *metrics,
+        "--data", str(corpus), "--heldout-blocks", "1",
+    )  # fmt: skip
+    samples = ss.generate(ss.load("books27"), 32)
+    bits = ss.metrics.judge_nll(samples.tokens, ss.load_judge("books27-judge").log_probs).bits
+    assert told["judge"] == pytest.approx(bits.mean(), rel=1e-5)
+    assert told["nfe"] == pytest.approx(float(samples.nfe.mean()))
+    assert told["spelling"] == ss.metrics.spelling_accuracy(list(samples), {"a", "the"})
+    assert told["heldout"] > 0
+    assert told["heldout_exact"] is False  # the table's balanced row has a re-chosen order
+    assert told["kl"] > 0
+    assert main(["evaluate", "books27", "--num", "2", "--metrics", "entropy"]) == 0
+    assert "entropy" in capsys.readouterr().out
+
+
+def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["benchmark", "books27", "--num", "4", "--steps", "4", "8", "--out", str(tmp_path)]
+    told = report(capsys, *arguments, "--against", "plain", "ancestral", "any-order")
+    assert {row["sampler"] for row in told["rows"]} == {
+        "plain", "ancestral", "any-order", "self-speculative"
+    }  # fmt: skip
+    assert {record["account"] for record in told["reduction"]} >= {"same trunk", "separate model"}
+    assert json.loads((tmp_path / "report.json").read_text())["rows"] == told["rows"]
+    assert main(arguments) == 0
+    assert "self-speculative" in capsys.readouterr().out
+
+
+def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ss.save(tiny.model(), tmp_path)
+    told = report(capsys, "benchmark", str(tmp_path), "--calibrate", "--num", "2")
+    assert ss.load(tmp_path).calibration == told["calibration"]
+    assert {row["order"] for row in told["calibration"]} == set(calibration.ORDERS)
+    nfe = min(row["nfe"] for row in told["calibration"])
+    assert report(capsys, "sample", "--checkpoint", str(tmp_path), "--nfe", str(nfe))["n"] == 1
+
+
+def test_prepare_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = tmp_path / "books"
+    source.mkdir()
+    for split, words in {"train": 3000, "valid": 60, "test": 60}.items():
+        line = json.dumps({"text": "The cat sat. " * words})
+        (source / f"{split}-0.jsonl").write_text(line + "\n")
+    data, out = str(tmp_path / "data"), str(tmp_path / "run")
+    sizes = report(capsys, "prepare", "books27", "--source", str(source), "--out", data)
+    assert set(sizes["characters"]) == {"train", "valid", "test"}
+    told = report(
+        capsys, "train", "books27-small-judge", "--data", data, "--out", out, "--steps", "2",
+        "--batch-size", "2", "--device", "cpu",
+    )  # fmt: skip
+    assert told["step"] == 2
+    assert told["judge"] > 0
+    assert ss.load_judge(told["model"]).trunk.vocab_size == 27
+
+
+def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
+    rows = report(capsys, "demo", "--num", "2", "--nfe", "12")["rows"]
+    assert [row["name"] for row in rows] == [
+        "plain masked diffusion", "self-speculative", "self-speculative, best order"
+    ]  # fmt: skip
+    plain, verified, best = rows
+    assert abs(plain["nfe"] - verified["nfe"]) <= 2 / 3  # a pass of two of three blocks
+    assert best["order"] == "respaced"
+    assert main(["demo", "--num", "1", "--nfe", "12"]) == 0
+    assert "plain masked diffusion" in capsys.readouterr().out
+
+
+def test_orders_have_the_names_of_the_table():
+    assert get_args(OrderName) == tuple(calibration.ORDERS)
+
+
+# The replay
+
+
+def test_the_last_frame_shows_the_text_and_its_cost():
+    samples = ss.generate(tiny.model(), 2, trace=True)
+    assert samples.trace is not None
+    for row, passes in enumerate(samples.trace):
+        *_, last = Replay(samples.tokens[row].tolist(), passes, 2, 1).frames()
+        assert [token for token, _ in last.cells] == samples.tokens[row].tolist()
+        assert {state for _, state in last.cells} == {State.REVEALED}
+        assert last.nfe == pytest.approx(samples.nfe[row].item())
+        assert last.trunk_passes == samples.trunk_passes[row]
+        assert last.head_passes == samples.head_passes[row]
+
+
+def test_frames_show_drafts_verdicts_and_redraws():
+    samples = ss.generate(tiny.model(), 1, prompt="ab" + "_" * 20, window=6, rounds=2, trace=True)
+    assert samples.trace is not None
+    (passes,) = samples.trace
+    frames = list(Replay(samples.tokens[0].tolist(), passes, 2, 1).frames())
+    seen = {state for frame in frames for _, state in frame.cells}
+    assert seen == set(State)
+    drafted = [cell for cell in frames[0].cells if cell[1] is State.DRAFTED]
+    assert [token for token, _ in drafted] == [
+        token for _, token in sorted(zip(passes[0].positions, passes[0].drafted, strict=True))
+    ]
+    assert all(frame.cells[:2] == [(1, State.REVEALED), (2, State.REVEALED)] for frame in frames)
+    rejections = sum(round_.rejected is not None for p in passes for round_ in p.rounds)
+    assert sum(any(state is State.REJECTED for _, state in f.cells) for f in frames) == rejections
+    assert len(frames) == sum(1 + len(p.rounds) for p in passes) + rejections + 1
+
+
+def test_watch_prints_frames_without_control_codes(capsys: pytest.CaptureFixture[str]):
+    assert main(["sample", "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert "\033" not in out
+    assert "trunk passes   1" in out
+    assert out.splitlines()[-1] in out.splitlines()[-4]  # the text, and the last frame
+
+
+def test_watch_redraws_in_place_in_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, model = Terminal(), tiny.model()
+    play(model, ss.generate(model, trace=True), screen, delay=0)
+    assert "\033[2F" in screen.getvalue()  # up over the text and the counters
+    assert "\033[33m" in screen.getvalue()
+    with pytest.raises(ValueError, match="must have a trace"):
+        play(model, ss.generate(model), screen)
+
+
+# Failures
+
+
+def broken(tmp_path: Path, change) -> str:
+    """A checkpoint with something wrong."""
+    ss.save(tiny.model(), tmp_path / "broken")
+    change(tmp_path / "broken")
+    return str(tmp_path / "broken")
+
+
+def edit(**changes):
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["trunk"] |= changes.pop("trunk", {})
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (truncate, "not a readable safetensors file"),
+        (lambda f: (f / "model.safetensors").unlink(), "not a readable safetensors file"),
+        (lambda f: (f / "config.json").write_text("{"), "not a readable JSON file"),
+        (edit(trunk={"width": "wide"}), "trunk.width must be int, got 'wide'"),
+        (edit(format=9), "must be a selfspec checkpoint of format 1"),
+        (edit(head=3), "head must be an object, got 3"),
+        (edit(calibration=[{"nfe": 3}]), "`calibration` has a bad row"),
+        (edit(calibration=7), "`calibration` must be a list"),
+    ],
+)
+def test_broken_checkpoints(
+    tmp_path: Path, change, message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["sample", "--checkpoint", broken(tmp_path, change)]) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("fly", "`verb` must be one of sample, infill"),
+        ("sample --checkpoint nowhere", "must be a folder with a config.json or one of ['books27'"),
+        ("sample --checkpoint books27-judge", "must be a masked diffusion model"),
+        ("sample --num 0", "`num` must be at least 1, got 0"),
+        ("sample --nfe 0", "`nfe` must be at least 1, got 0"),
+        ("sample --nfe 3", "`nfe` must be at least 8 for this checkpoint, got 3"),
+        ("sample --window 0", "`window` must be at least 1, got 0"),
+        ("sample --rounds 0", "`rounds` must be at least 1, got 0"),
+        ("sample --dtau 0", "`dtau` must be in (0, 1], got 0"),
+        ("sample --dtau .1 --window 2", "give `dtau` or `window`"),
+        ("sample --length 99", "`length` must be in 1..24, the model's, got 99"),
+        ("sample --temperature 0", "`temperature` must be above 0"),
+        ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),
+        ("infill whole", "`text` must have a '_' to fill"),
+        ("infill Ab_", "got 'A' at index 0"),
+        ("score nowhere.txt", "nowhere.txt: No such file or directory"),
+        ("score {empty}", "`file` must hold at least one character"),
+        ("score {empty} --orders 1", "`orders` must be at least 2, got 1"),
+        ("score {empty} --limit 0", "`limit` must be at least 1, got 0"),
+        ("evaluate books27 --metrics kl", "`data` must be a corpus"),
+        ("evaluate books27 --metrics hf-judge --hf-judge ./nowhere", "`hf_judge`"),
+        ("evaluate books27 --judge books27", "must be an autoregressive judge"),
+        ("benchmark books27 --judge nowhere", "must be a folder with a config.json"),
+        ("prepare jsonl --source nowhere --out x", "`source` must be a folder, got 'nowhere'"),
+        ("prepare jsonl --source {folder} --out x", "must hold files train*.jsonl"),
+        ("prepare text8 --source {empty} --out x", "`source` must hold 100,000,000 characters"),
+        ("train none --data x --out x", "`recipe` must be one of books27-trunk"),
+        ("train text8 --data {folder} --out x", "`folder` must hold a corpus"),
+        ("train books27-head --data {corpus} --out x", "`start` must be a trained model"),
+    ],
+)
+def test_bad_input_is_one_line(
+    command: str, message: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("")
+    places = {"empty": tmp_path / "empty", "folder": tmp_path, "corpus": corpus}
+    assert main(command.format(**places).split()) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "train.jsonl").write_text("")
+    out = str(tmp_path / "data")
+    assert main(["prepare", "jsonl", "--source", str(tmp_path), "--out", out]) == 2
+    assert "must hold at least one document" in capsys.readouterr().err
+
+
+def test_failures_outside_leave_no_traceback():
+    done = outside("sample", "--checkpoint", "nowhere")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("selfspec: `checkpoint` must be a folder")
+    assert done.stderr.count("\n") == 1
+    assert outside("sample", "--nmu", "3").returncode == 2
+
+
+def test_a_reader_that_leaves_is_no_error(folder: Path):
+    command = [sys.executable, "-m", "selfspec", "sample", "--num", "2000", "--length", "24"]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(folder / "books27"), "--window", "24", "--rounds", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.wait()
+
+
+def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: Path):
+    arguments = ["train", "books27-small-judge", "--data", str(corpus), "--out", str(tmp_path)]
+    arguments += ["--batch-size", "1", "--device", "cpu", "--steps"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfspec", *arguments, "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "run it again to resume" in output
+    assert (tmp_path / "state.safetensors").exists()
+    assert ss.load_judge(tmp_path / "model").trunk.vocab_size == 27
+
+
+def test_help_is_fast_because_torch_is_not_imported():
+    code = (
+        "import sys; from selfspec.cli import main;"
+        "main(['--version']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.splitlines() == [f"selfspec {ss.__version__}", "False"]
+    done = outside("--help")
+    assert done.returncode == 0
+    assert "infill" in done.stdout
