@@ -237,10 +237,10 @@ def log_likelihood(
         (B,) nats, at most 0.
 
     Raises:
-        ValueError: a rule that is re-chosen between passes, or negative `rounds`.
+        ValueError: a rule that is re-chosen between passes, `rounds` that the model cannot do, or
+            tokens that it does not know.
     """
-    if rounds < 0 or (rounds and model.head is None):
-        raise ValueError(f"`rounds` must be at least 0, and 0 without a head, got {rounds}")
+    _check(model, tokens, pad, rounds)
     sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
     table = scores(model, tokens, sigma, first, pad, **options)  # type: ignore[arg-type]
     return chain(table, window or UnboundedWindow(), rounds).to(tokens.device)
@@ -280,6 +280,7 @@ def one_pass_score(
     unbounded window and at least as many rounds as tokens; not the law of the sampler at other
     settings. Arguments as in `log_likelihood`.
     """
+    _check(model, tokens, pad)
     sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
     pad, _ = _masks(tokens, pad, None)
     logq = _score_pass(model, tokens, sigma, first, pad)[1]
@@ -303,6 +304,7 @@ def estimate_log_likelihood(
     to j; multiply the estimate by Σ_j L_j and go on from j ∝ L_j. By Jensen's inequality the
     logarithm is a stochastic lower bound of log p(x). Arguments as in `log_likelihood`.
     """
+    _check(model, tokens, pad, rounds)
     pad, observed = _masks(tokens, pad, observed)
     masked, seeds = ~(pad | observed), _seeds(seeds, tokens)
     revealed, end = observed.sum(1), (~pad).sum(1)
@@ -329,6 +331,20 @@ def estimate_log_likelihood(
         weights = (kernel - kernel.amax(1, keepdim=True)).exp().nan_to_num(1.0)
         revealed = torch.where(open_, revealed + draw(weights, u.squeeze(1)), revealed)
     return total
+
+
+def _check(model: SSMD, tokens: Tensor, pad: Tensor | None, rounds: int = 0) -> None:
+    """Complete sequences that the model can read, and rounds that it can do."""
+    if rounds < 0 or (rounds and model.head is None):
+        raise ValueError(f"`rounds` must be at least 0, and 0 without a head, got {rounds}")
+    if tokens.shape[1] > model.length:
+        raise ValueError(f"`tokens` may be at most {model.length} long, got {tokens.shape[1]}")
+    unknown = (tokens < 0) | (tokens >= model.vocab_size)
+    if pad is not None:
+        unknown &= ~pad
+    if bool(unknown.any()):
+        raise ValueError(f"`tokens` must be in 0..{model.vocab_size - 1}, "
+                         f"got {int(tokens[unknown][0])}")  # fmt: skip
 
 
 def _score_pass(

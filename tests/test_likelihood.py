@@ -268,9 +268,19 @@ COMPLETE = torch.tensor([[0, 1, 2, 0]])
       "`order` must be fixed in advance, got RespacedOrder.*`estimate_log_likelihood`"),
      (lambda m: one_pass_score(m, COMPLETE, RespacedOrder()), "`order` must be fixed in advance"),
      (lambda m: log_likelihood(m, COMPLETE, rounds=-1), "`rounds` must be at least 0.* got -1"),
+     (lambda m: estimate_log_likelihood(m, COMPLETE, UniformOrder(), UnboundedWindow(), -1),
+      "`rounds` must be at least 0.* got -1"),
      (lambda m: log_likelihood(SSMD(m.trunk), COMPLETE, rounds=1), "0 without a head, got 1"),
+     (lambda m: estimate_log_likelihood(
+         SSMD(m.trunk), COMPLETE, UniformOrder(), UnboundedWindow(), 1), "0 without a head, got 1"),
      (lambda m: elbo(m, COMPLETE, orders=1), "`orders` must be at least 2, got 1"),
-     (lambda m: log_likelihood(m, COMPLETE, top_p=0.0), "`top_p` must be in")],
+     (lambda m: log_likelihood(m, COMPLETE, top_p=0.0), "`top_p` must be in"),
+     (lambda m: log_likelihood(m, COMPLETE + 1), "`tokens` must be in 0..2, got 3"),
+     (lambda m: estimate_log_likelihood(m, COMPLETE - 1, UniformOrder(), UnboundedWindow(), 1),
+      "`tokens` must be in 0..2, got -1"),
+     (lambda m: one_pass_score(m, COMPLETE + 1), "`tokens` must be in 0..2, got 3"),
+     (lambda m: log_likelihood(m, torch.zeros(1, 7, dtype=torch.int64)),
+      "`tokens` may be at most 6 long, got 7")],
 )  # fmt: skip
 def test_bad_arguments_are_named(ternary: SSMD, score, message: str):
     with pytest.raises(ValueError, match=message):
