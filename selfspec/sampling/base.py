@@ -142,7 +142,7 @@ class Sampler(ABC):
                 state.put(rows, active)
                 bar.update(int((active.revealed - before).sum()))
         return Samples(
-            tokens=state.tokens,
+            tokens=torch.where(state.pad, tokens, state.tokens),
             trunk_passes=state.trunk_passes,
             head_passes=state.head_passes,
             drafted=state.drafted,
@@ -167,7 +167,7 @@ class Sampler(ABC):
         windows = self.row_windows(end - observed, seeds)
         zero = torch.zeros_like(end)
         return State(
-            tokens=tokens.clone(),
+            tokens=tokens.masked_fill(pad, 0),  # what stands there need not be in the vocabulary
             pad=pad,
             order=initial_order(self.order, masked, pad, windows[:, 0], seeds),
             seeds=seeds,

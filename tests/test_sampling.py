@@ -1,0 +1,385 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from reference import (
+    BINARY,
+    INFILL,
+    PLAIN,
+    Conditionals,
+    ListedOrder,
+    Puzzle,
+    ancestral_law,
+    counts,
+    orders,
+    p_value,
+    sampler_law,
+)
+from torch import Tensor
+
+from selfspec.interfaces import Pass, Samples
+from selfspec.likelihood import chain, draw_order, scores
+from selfspec.model import SSMD
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.noise import row_seeds
+from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
+from selfspec.sampling import (
+    AncestralSampler,
+    AnyOrderSampler,
+    FixedCountSampler,
+    Sampler,
+    SpeculativeSampler,
+)
+from selfspec.schedules import (
+    ConstantWindow,
+    CosineSchedule,
+    CosineWindow,
+    LinearSchedule,
+    Schedule,
+    ScheduleWindow,
+    UnboundedWindow,
+    Window,
+)
+
+Toys = Callable[[int], SSMD]
+Make = Callable[[SSMD, Order], Sampler]
+UNIFORM, SPACED, LISTED = UniformOrder(), VanDerCorputOrder(), ListedOrder((3, 1, 5, 0, 4, 2))
+
+
+def likelihood_law(
+    model: SSMD, puzzle: Puzzle, rule: Order, window: Window, rounds: int, **options: float
+) -> np.ndarray:
+    """exp log p(x | σ), averaged over every σ of the rule."""
+    rows = puzzle.completions
+    first, pad = torch.full((len(rows),), len(puzzle.known)), puzzle.pad.expand_as(rows)
+    every = [torch.tensor(sigma).expand_as(rows) for sigma in orders(rule, puzzle)]
+    tables = (scores(model, rows, order, first, pad, **options) for order in every)  # type: ignore[arg-type]
+    return torch.stack([chain(t, window, rounds).exp() for t in tables]).mean(0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("puzzle", "rule", "window", "rounds"),
+    [(PLAIN, UNIFORM, ConstantWindow(3), 1),
+     (PLAIN, UNIFORM, ConstantWindow(3), 2),
+     (PLAIN, UNIFORM, CosineWindow(0.4), 3),
+     (PLAIN, UNIFORM, UnboundedWindow(), 5),
+     (PLAIN, SPACED, ConstantWindow(3), 2),
+     (PLAIN, SPACED, UnboundedWindow(), 1),
+     (INFILL, UNIFORM, ConstantWindow(3), 1),
+     (INFILL, UNIFORM, ConstantWindow(2), 2),
+     (INFILL, SPACED, UnboundedWindow(), 2),
+     (BINARY, LISTED, ConstantWindow(3), 2),
+     (BINARY, LISTED, CosineWindow(0.5), 1),
+     (BINARY, SPACED, UnboundedWindow(), 3)],
+)  # fmt: skip
+def test_speculative_samples_have_the_law_of_the_likelihood(
+    toys: Toys, puzzle: Puzzle, rule: Order, window: Window, rounds: int
+):
+    model = toys(puzzle.vocab)
+    law = likelihood_law(model, puzzle, rule, window, rounds)
+    sampler = SpeculativeSampler(model, rule, window, rounds)
+    assert p_value(counts(sampler, puzzle), law) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.6}, {"temperature": 1.5, "top_p": 0.8}], ids=str
+)
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_temperature_and_nucleus_act_on_the_sampler_as_on_the_likelihood(
+    ternary: SSMD, options: dict[str, float], rounds: int
+):
+    window = ScheduleWindow(CosineSchedule(), 2)
+    law = likelihood_law(ternary, PLAIN, UNIFORM, window, rounds, **options)
+    if rounds:
+        sampler = SpeculativeSampler(ternary, UNIFORM, window, rounds, **options)
+    else:
+        sampler = FixedCountSampler(ternary, UNIFORM, CosineSchedule(), steps=2, **options)
+    assert p_value(counts(sampler, PLAIN), law) > 1e-3
+    plain = likelihood_law(ternary, PLAIN, UNIFORM, window, rounds)
+    assert p_value(counts(sampler, PLAIN), plain) < 1e-6
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()])
+@pytest.mark.parametrize(("puzzle", "rule"), [(PLAIN, UNIFORM), (INFILL, UNIFORM), (PLAIN, SPACED)])
+def test_fixed_count_samples_have_the_law_of_unverified_drafts(
+    ternary: SSMD, puzzle: Puzzle, rule: Order, schedule: Schedule
+):
+    law = likelihood_law(ternary, puzzle, rule, ScheduleWindow(schedule, 2), rounds=0)
+    assert p_value(counts(FixedCountSampler(ternary, rule, schedule, 2), puzzle), law) > 1e-3
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()])
+@pytest.mark.parametrize(("puzzle", "steps"), [(PLAIN, 2), (PLAIN, 5), (INFILL, 3)])
+def test_ancestral_samples_have_the_law_of_the_reverse_process(
+    ternary: SSMD, puzzle: Puzzle, schedule: Schedule, steps: int
+):
+    law = ancestral_law(ternary, puzzle, schedule, steps)
+    assert law.sum() == pytest.approx(1, abs=1e-9)
+    sampler = AncestralSampler(ternary, schedule=schedule, steps=steps)
+    assert p_value(counts(sampler, puzzle), law) > 1e-3
+
+
+@pytest.mark.parametrize("puzzle", [PLAIN, INFILL], ids=lambda p: p.text)
+def test_any_order_samples_have_the_any_order_law_of_the_trunk(ternary: SSMD, puzzle: Puzzle):
+    law, every = np.zeros(len(puzzle.completions)), orders(UNIFORM, puzzle)
+    for sigma in every:
+        table = Conditionals(ternary, puzzle, sigma)
+        along = sigma[table.first : table.first + table.length]
+        for index, values in enumerate(puzzle.completions[:, list(along)].tolist()):
+            steps = [table.draft[d][table.row(tuple(values)), d, t] for d, t in enumerate(values)]
+            law[index] += np.prod(steps) / len(every)
+    assert p_value(counts(AnyOrderSampler(ternary), puzzle), law) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("puzzle", "window", "rounds"),
+    [(PLAIN, ConstantWindow(3), 2), (PLAIN, ConstantWindow(2), 1), (PLAIN, CosineWindow(0.4), 3),
+     (INFILL, ConstantWindow(2), 2)],
+)  # fmt: skip
+def test_samples_of_a_rechosen_order_have_the_law_over_ordered_sets(
+    ternary: SSMD, puzzle: Puzzle, window: Window, rounds: int
+):
+    law = sampler_law(ternary, puzzle, RespacedOrder(), window, rounds)
+    assert law.sum() == pytest.approx(1, abs=1e-9)
+    sampler = SpeculativeSampler(ternary, RespacedOrder(), window, rounds)
+    assert p_value(counts(sampler, puzzle), law) > 1e-3
+
+
+def test_plain_samples_of_a_rechosen_order_have_the_law_over_ordered_sets(ternary: SSMD):
+    law = sampler_law(ternary, PLAIN, RespacedOrder(), ScheduleWindow(LinearSchedule(), 2), 0)
+    sampler = FixedCountSampler(ternary, RespacedOrder(), LinearSchedule(), 2)
+    assert p_value(counts(sampler, PLAIN), law) > 1e-3
+
+
+# The contract: every sampler with every order.
+
+SAMPLERS: dict[str, Make] = {
+    "speculative": lambda m, o: SpeculativeSampler(m, o, ConstantWindow(3), rounds=2),
+    "speculative, cosine": lambda m, o: SpeculativeSampler(m, o, CosineWindow(0.3), rounds=4),
+    "fixed count": lambda m, o: FixedCountSampler(m, o, CosineSchedule(), steps=4),
+    "ancestral": lambda m, o: AncestralSampler(m, o, CosineSchedule(), steps=4),
+    "any order": lambda m, o: AnyOrderSampler(m, o),
+}
+TEXTS = ["??????", "1?.?2?", "??????", "012012", "?.??.?", "2222?1", "0....1", "?"]
+ROWS = [Puzzle(text) for text in TEXTS]
+ORDERS = [UNIFORM, SPACED, RespacedOrder()]
+
+
+def stacked(rows: list[Puzzle]) -> tuple[Tensor, Tensor]:
+    """Tokens and pads (B, 6); a shorter row is filled up with pads."""
+    whole = [Puzzle(row.text.ljust(6, ".")) for row in rows]
+    return torch.stack([r.tokens for r in whole]), torch.stack([r.pad for r in whole])
+
+
+@pytest.fixture(scope="module", params=ORDERS, ids=lambda order: type(order).__name__)
+def order(request: pytest.FixtureRequest) -> Order:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=SAMPLERS)
+def sampler(request: pytest.FixtureRequest, ternary: SSMD, order: Order) -> Sampler:
+    return SAMPLERS[request.param](ternary, order)
+
+
+@pytest.fixture(scope="module")
+def drawn(sampler: Sampler) -> tuple[Tensor, Tensor, Samples]:
+    """Forty copies of the rows, with other seeds."""
+    tokens, pad = stacked(ROWS * 40)
+    return tokens, pad, sampler.sample(tokens, 1, pad, trace=True)
+
+
+def test_contract_what_is_given_stays_and_the_rest_is_filled(
+    sampler: Sampler, drawn: tuple[Tensor, Tensor, Samples]
+):
+    tokens, _, out = drawn
+    masked = tokens == sampler.model.mask_id
+    assert torch.equal(out.tokens[~masked], tokens[~masked])
+    assert ((out.tokens[masked] >= 0) & (out.tokens[masked] < sampler.model.vocab_size)).all()
+    assert out.trace is not None
+    for row, passes in enumerate(out.trace):
+        revealed = [position for p in passes for position, _ in p.revealed]
+        assert sorted(revealed) == masked[row].nonzero().flatten().tolist()
+
+
+def replayed(p: Pass) -> tuple[list[tuple[int, int]], int, int]:
+    """What the verdicts leave: (position, token) pairs; how many drafts were judged, and stand."""
+    if not p.rounds:  # unverified, or a window of one
+        return list(zip(p.positions, p.drafted)), len(p.positions), len(p.positions)  # noqa: B905
+    stands, judged, accepted = dict(zip(p.positions, p.drafted)), [], 0  # noqa: B905
+    for verdicts in p.rounds:
+        judged += verdicts.accepted
+        accepted += len(verdicts.accepted)
+        if verdicts.rejected is not None:
+            assert verdicts.redrawn is not None
+            judged.append(verdicts.rejected)
+            stands[verdicts.rejected] = verdicts.redrawn
+    assert judged == p.positions[: len(judged)]
+    return [(position, stands[position]) for position in judged], len(judged), accepted
+
+
+def test_contract_the_account_is_that_of_the_trace(
+    sampler: Sampler, drawn: tuple[Tensor, Tensor, Samples]
+):
+    tokens, _, out = drawn
+    assert out.trace is not None
+    for row, passes in enumerate(out.trace):
+        replay, judged, accepted = tokens[row].clone(), 0, 0
+        for p in passes:
+            pairs, *tally = replayed(p)
+            assert p.revealed == pairs
+            assert len(pairs) >= 1
+            judged, accepted = judged + tally[0], accepted + tally[1]
+            for position, token in pairs:
+                replay[position] = token
+        assert torch.equal(replay, out.tokens[row])
+        assert (judged, accepted) == (out.drafted[row], out.accepted[row])
+        heads = sum(len(p.rounds) for p in passes)
+        assert (len(passes), heads) == (out.trunk_passes[row], out.head_passes[row])
+        assert out.nfe[row].item() == pytest.approx((2 * len(passes) + heads) / 3)
+
+
+def test_contract_a_row_is_the_same_alone_and_in_any_batch(
+    sampler: Sampler, drawn: tuple[Tensor, Tensor, Samples]
+):
+    tokens, pad, out = drawn
+    seeds = row_seeds(1, len(tokens))
+    shuffled = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
+    for rows in (shuffled, *torch.arange(16).split(1)):
+        again = sampler.sample(tokens[rows], seeds[rows], pad[rows])
+        for name in ("tokens", "trunk_passes", "head_passes", "drafted", "accepted"):
+            assert torch.equal(getattr(again, name), getattr(out, name)[rows])
+
+
+def test_contract_seeds_matter(sampler: Sampler, drawn: tuple[Tensor, Tensor, Samples]):
+    tokens, pad, out = drawn
+    assert not torch.equal(sampler.sample(tokens, 2, pad).tokens, out.tokens)
+
+
+def test_contract_nothing_to_generate_costs_nothing(sampler: Sampler):
+    tokens, pad = stacked([Puzzle("012012"), Puzzle("1..2"), Puzzle("......")])
+    before = tokens.clone()
+    out = sampler.sample(tokens, 0, pad, trace=True)
+    assert torch.equal(out.tokens, before)
+    assert out.trace == [[], [], []]
+    assert out.nfe.tolist() == [0, 0, 0]
+    assert np.isnan(out.acceptance)
+
+
+def test_contract_the_input_is_not_written_to(sampler: Sampler):
+    tokens, pad = stacked(ROWS)
+    before = tokens.clone()
+    sampler.sample(tokens, 0, pad)
+    assert torch.equal(tokens, before)
+
+
+def test_contract_appended_pads_change_nothing(sampler: Sampler):
+    tokens, seeds = torch.full((50, 4), 3), row_seeds(4, 50)
+    longer = torch.cat([tokens, torch.zeros(50, 2, dtype=torch.int64)], 1)
+    pad = (torch.arange(6) >= 4).expand_as(longer)
+    short, long = sampler.sample(tokens, seeds), sampler.sample(longer, seeds, pad)
+    assert torch.equal(short.tokens, long.tokens[:, :4])
+    assert torch.equal(short.nfe, long.nfe)
+
+
+# What the samplers are to each other.
+
+
+def test_a_window_of_one_needs_no_head_and_is_the_any_order_sampler(ternary: SSMD):
+    masked, one = torch.full((300, 6), 3), SpeculativeSampler(ternary, window=ConstantWindow(1))
+    verified, plain = one.sample(masked), AnyOrderSampler(ternary).sample(masked)
+    assert torch.equal(verified.head_passes, torch.zeros(300, dtype=torch.int64))
+    assert torch.equal(verified.trunk_passes, torch.full((300,), 6))
+    assert torch.equal(verified.tokens, plain.tokens)
+
+
+def test_a_fresh_head_accepts_everything(ternary: SSMD):
+    model = SSMD(ternary.trunk, CausalHead(HeadConfig(heads=1), 8).double())
+    masked, window = torch.full((300, 6), 3), ScheduleWindow(CosineSchedule(), 3)
+    verified = SpeculativeSampler(model, window=window, rounds=1).sample(masked)
+    plain = FixedCountSampler(model, schedule=CosineSchedule(), steps=3).sample(masked)
+    assert verified.acceptance == plain.acceptance == 1
+    assert torch.equal(verified.tokens, plain.tokens)
+
+
+def test_enough_rounds_without_a_window_take_one_trunk_pass(ternary: SSMD):
+    sampler = SpeculativeSampler(ternary, window=UnboundedWindow(), rounds=5)
+    out = sampler.sample(torch.full((300, 6), 3))
+    assert (out.trunk_passes <= 2).all()
+    whole = SpeculativeSampler(ternary, window=UnboundedWindow(), rounds=6)
+    assert (whole.sample(torch.full((300, 6), 3)).trunk_passes == 1).all()
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [(CosineSchedule(), 4), (LinearSchedule(), 3)])
+def test_ancestral_counts_are_binomial(ternary: SSMD, schedule: Schedule, steps: int):
+    sampler = AncestralSampler(ternary, schedule=schedule, steps=steps)
+    windows = sampler.start(torch.full((20_000, 6), 3), 0, None).windows
+    first = np.bincount(windows[:, 0], minlength=7)
+    share = [1.0, *schedule.masked(np.arange(1, steps + 1) / steps)]
+    law = np.zeros(7)
+    for before, after in zip(share, share[1:]):  # noqa: B905, RUF007
+        # No place is revealed before this step, and k of the six are revealed in it.
+        chance = [1 - after / before, after / before]
+        counts_ = [np.prod([6 - j for j in range(k)]) / np.prod(range(1, k + 1)) for k in range(7)]
+        law += [before**6 * (k > 0) * c * chance[0] ** k * chance[1] ** (6 - k)
+                for k, c in enumerate(counts_)]  # fmt: skip
+    assert p_value(first, law) > 1e-3
+
+
+def test_sampler_and_likelihood_draw_the_same_order(ternary: SSMD):
+    tokens, pad = stacked(ROWS)
+    masked, seeds = tokens == 3, row_seeds(3, len(tokens))
+    for rule in (UNIFORM, SPACED):
+        state = SpeculativeSampler(ternary, rule).start(tokens, seeds, pad)
+        order, first = draw_order(rule, tokens, seeds, pad, observed=~(masked | pad))
+        assert torch.equal(state.order, order)
+        assert torch.equal(state.revealed, first)
+
+
+def test_batches_of_one_run_are_one_run(ternary: SSMD):
+    tokens, seeds = torch.full((10, 6), 3), row_seeds(0, 10)
+    sampler = SpeculativeSampler(ternary, window=ConstantWindow(3))
+    parts = [sampler.sample(tokens[:4], seeds[:4]), sampler.sample(tokens[4:], seeds[4:])]
+    joined, whole = Samples.concatenate(parts), sampler.sample(tokens, 0)
+    assert torch.equal(joined.tokens, whole.tokens)
+    assert torch.equal(joined.nfe, whole.nfe)
+    assert len(joined) == 10
+
+
+TOKENS = torch.full((2, 4), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda m: SpeculativeSampler(SSMD(m.trunk)), "`model` must have a causal head"),
+     (lambda m: SpeculativeSampler(m, rounds=0), "`rounds` must be at least 1, got 0"),
+     (lambda m: SpeculativeSampler(m, temperature=0.0), "`temperature` must be above 0, got 0.0"),
+     (lambda m: FixedCountSampler(m, top_p=2.0), r"`top_p` must be in \(0, 1\], got 2.0"),
+     (lambda m: FixedCountSampler(m, steps=0), "`steps` must be at least 1, got 0"),
+     (lambda m: AncestralSampler(m, steps=0), "`steps` must be at least 1, got 0")],
+)  # fmt: skip
+def test_bad_settings_are_named(ternary: SSMD, make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make(ternary)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((TOKENS[0],), r"`tokens` must be \(B, L\) int64, got \(4,\)"),
+     ((TOKENS.int(),), "`tokens` must be .* got .* torch.int32"),
+     ((TOKENS + 1,), "`tokens` must be in 0..2 or the mask token 3, got 4"),
+     ((TOKENS - 4,), "`tokens` must be in 0..2 or .* got -1"),
+     ((TOKENS[:0],), r"`tokens` must not be empty, got shape \(0, 4\)"),
+     ((torch.full((1, 7), 3),), "`tokens` may be at most 6 long, got 7"),
+     ((TOKENS, row_seeds(0, 3)), r"`seeds` must have .* got \(3,\)"),
+     ((TOKENS, 0, TOKENS[:1] > 3), "`pad` must be bool of the shape of `tokens`"),
+     ((TOKENS, 0, TOKENS), "`pad` must be bool of the shape of `tokens`")],
+)  # fmt: skip
+def test_bad_arguments_are_named(ternary: SSMD, arguments: tuple, message: str):
+    with pytest.raises(ValueError, match=message):
+        AnyOrderSampler(ternary).sample(*arguments)
+
+
+def test_text_that_is_not_known_is_named(ternary: SSMD):
+    with pytest.raises(ValueError, match="`text` is not known"):
+        list(AnyOrderSampler(ternary).sample(TOKENS))
