@@ -168,9 +168,9 @@ class Sampler(ABC):
         zero = torch.zeros_like(end)
         return State(
             tokens=tokens.masked_fill(pad, 0),  # what stands there need not be in the vocabulary
-            pad=pad,
+            pad=pad.clone(),
             order=initial_order(self.order, masked, pad, windows[:, 0], seeds),
-            seeds=seeds,
+            seeds=seeds.clone(),
             index=torch.arange(len(tokens), device=tokens.device),
             observed=observed,
             revealed=observed.clone(),
