@@ -9,7 +9,6 @@ and the draft's loss at the same places, which a head that has learned nothing w
 """
 
 import argparse
-import json
 import math
 import sys
 import time

@@ -2,8 +2,8 @@
 
     python benchmarks/books27.py --data DATA --runs RUNS trunk=6000 head=1500 joint=4000
 
-Each argument `stage=steps` runs the recipe of that name (`selfspec/recipes/books27.py`) and keeps
-it in RUNS/stage; a run that was stopped is resumed. `head` starts from `trunk`, `joint` from `head`.
+Each `stage=steps` runs a recipe of `selfspec/recipes/books27.py` and keeps it in RUNS/stage;
+a run that was stopped is resumed. `head` starts from `trunk`, `joint` from `head`.
 """
 
 import argparse

@@ -129,13 +129,14 @@ def scores(
     pad, _ = _masks(tokens, pad, None)
     end = (~pad).sum(1)
     first = torch.zeros_like(end) if first is None else first
-    table = torch.full((2, size, length, length), -torch.inf, dtype=torch.float64)
+    shape = (2, size, length, length)
+    table = torch.full(shape, -torch.inf, dtype=torch.float64, device=tokens.device)
     places = torch.arange(length, device=tokens.device)
     jobs = ((places >= first.unsqueeze(1)) & (places < end.unsqueeze(1))).nonzero()
     for row, i in (chunk.T for chunk in jobs.split(batch_size)):
         logp = _score_pass(model, tokens[row], order[row], i, pad[row], temperature, top_p)
-        table[:, row.cpu(), i.cpu()] = logp.cpu()
-    return Scores(table[0], table[1], first.cpu(), end.cpu())
+        table[:, row, i] = logp
+    return Scores(table[0], table[1], first, end)
 
 
 def transition(draft: Tensor, target: Tensor, window: Tensor, rounds: int) -> Tensor:
@@ -185,6 +186,7 @@ def chain(table: Scores, window: Window, rounds: int) -> Tensor:
         rounds: R; 0 for plain sampling with the counts of `window` (a `ScheduleWindow`, say).
     """
     size, length = table.draft.shape[:2]
+    device = table.draft.device
     windows = torch.ones(size, length, dtype=torch.int64)
     for row, (first, end) in enumerate(
         zip(table.observed.tolist(), table.end.tolist(), strict=True)
@@ -192,13 +194,13 @@ def chain(table: Scores, window: Window, rounds: int) -> Tensor:
         if first < end:
             windows[row, first:end] = torch.from_numpy(window.table(end - first))
     widest = int(windows.max())
-    ahead = torch.arange(length).unsqueeze(1) + torch.arange(widest)
+    ahead = torch.arange(length, device=device).unsqueeze(1) + torch.arange(widest, device=device)
     inside = (ahead < length).expand(size, -1, -1)
     index = ahead.clamp(max=length - 1).expand(size, -1, -1)
     draft, target = (
         t.gather(2, index).masked_fill(~inside, -torch.inf) for t in (table.draft, table.target)
     )
-    kernel = transition(draft, target, windows, rounds)
+    kernel = transition(draft, target, windows.to(device), rounds)
     logp = kernel.new_full((size, length + widest + 1), -torch.inf)
     logp.scatter_(1, table.observed.unsqueeze(1), 0.0)
     for i in range(length):
@@ -243,7 +245,7 @@ def log_likelihood(
     _check(model, tokens, pad, rounds)
     sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
     table = scores(model, tokens, sigma, first, pad, **options)  # type: ignore[arg-type]
-    return chain(table, window or UnboundedWindow(), rounds).to(tokens.device)
+    return chain(table, window or UnboundedWindow(), rounds)
 
 
 def elbo(model: SSMD, tokens: Tensor, orders: int = 8, seed: int = 0, **settings) -> ELBO:

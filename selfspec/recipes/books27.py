@@ -43,7 +43,8 @@ def _settings(steps: int, lr: float, **changes: Any) -> TrainConfig:
 
 
 def trunk(steps: int = 6000, **changes: Any) -> Recipe:
-    """The trunk alone, by the masked-diffusion bound."""
+    """The trunk alone, by the masked-diffusion bound; the rate stays up, for `joint` to bring down."""
+    changes = {"schedule": WarmupStableDecay(warmup=200, decay=0.0), **changes}
     return Recipe("books27-trunk", TRUNK, Diffusion(), _settings(steps, 3e-3, **changes))
 
 
@@ -61,7 +62,8 @@ def head(steps: int = 3000, **changes: Any) -> Recipe:
 
 def joint(steps: int = 3000, **changes: Any) -> Recipe:
     """Trunk and head together, by the sum of both losses."""
-    return Recipe("books27-joint", TRUNK, Diffusion(), _settings(steps, 1e-3, **changes), HEAD)
+    changes = {"schedule": WarmupStableDecay(warmup=100, decay=0.9), **changes}
+    return Recipe("books27-joint", TRUNK, Diffusion(), _settings(steps, 2.5e-3, **changes), HEAD)
 
 
 def plain12(steps: int = 6000, **changes: Any) -> Recipe:

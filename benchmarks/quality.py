@@ -1,0 +1,180 @@
+"""The headline curve: quality against NFE of plain and self-speculative sampling.
+
+    python benchmarks/quality.py --judge RUNS/judge/model --data DATA --n 8192 \
+        --out benchmarks/results/books27-quality.json
+
+Every setting below is drawn from the same weights with the same row seeds and scored by the same
+judge; beside the samples stands the exact likelihood of held-out text under the very law that drew
+them, where σ is fixed in advance. A finished setting is kept in --folder and not drawn again; to
+use several devices, start one process a device with --part 0/2, --part 1/2 and so on, and then once
+without --part, which writes the report.
+"""
+
+import argparse
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from selfspec import checkpoint
+from selfspec.arena import (
+    Reference,
+    Setting,
+    Sweep,
+    accounts,
+    reduction_table,
+    reductions,
+    row_table,
+    write_report,
+)
+from selfspec.calibration import ORDERS
+from selfspec.checkpoint import BUNDLED
+from selfspec.data.loader import TokenStore
+from selfspec.likelihood import Scores, chain, draw_order, scores
+from selfspec.metrics import load_vocabulary, ngram_counts
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.recipes.recipe import spread
+from selfspec.sampling import FixedCountSampler, SpeculativeSampler
+from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule
+
+COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+LINEAR_STEPS = (8, 16, 32, 64, 128)
+SPACED_STEPS = (4, 6, 8, 12, 16, 24, 32, 64)
+PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083))
+FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01))
+SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
+SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
+
+
+def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
+    sampler = FixedCountSampler(model, ORDERS[order](), SCHEDULES[schedule](), steps)
+    return Setting("plain", order, {"schedule": schedule, "steps": steps}, sampler)
+
+
+def speculative(model: SSMD, order: str, rounds: int, dtau: float) -> Setting:
+    sampler = SpeculativeSampler(model, ORDERS[order](), CosineWindow(dtau), rounds)
+    return Setting("self-speculative", order, {"rounds": rounds, "dtau": dtau}, sampler)
+
+
+def settings(model: SSMD, orders: list[str]) -> list[Setting]:
+    """The most expensive first, so that parts end together."""
+    found = []
+    for order in orders:
+        uniform = order == "uniform"
+        for steps in COSINE_STEPS if uniform else SPACED_STEPS:
+            found.append(plain(model, order, "cosine", steps))
+        for steps in LINEAR_STEPS if uniform else ():
+            found.append(plain(model, order, "linear", steps))
+        if model.head is not None:
+            for rounds, dtau in PUBLISHED + FURTHER if uniform else SPACED:
+                found.append(speculative(model, order, rounds, dtau))
+    return sorted(found, key=_cost, reverse=True)
+
+
+def _cost(setting: Setting) -> float:
+    knobs = setting.settings
+    return knobs["steps"] if "steps" in knobs else 1.2 / knobs["dtau"]
+
+
+class Heldout:
+    """Bits per token of held-out sequences under a setting's exact law."""
+
+    def __init__(self, model: SSMD, tokens: np.ndarray, seed: int):
+        self.model, self.seed = model, seed
+        self.tokens = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+
+    def __call__(self, setting: Setting) -> np.ndarray | None:
+        sampler = setting.run
+        assert isinstance(sampler, SpeculativeSampler | FixedCountSampler)
+        if not sampler.order.fixed:
+            return None
+        rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
+        nats = chain(self.table(setting.order), sampler.window, rounds)
+        return (-nats / self.tokens.shape[1] / math.log(2)).cpu().numpy()
+
+    @cache  # noqa: B019
+    def table(self, order: str) -> Scores:
+        device = self.tokens.device.type
+        sigma, _ = draw_order(ORDERS[order](), self.tokens, self.seed)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            return scores(
+                self.model, self.tokens, sigma, batch_size=1024 if device == "cuda" else 64
+            )
+
+
+def main() -> None:
+    args = parse()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, judge = checkpoint.load(args.model, device), checkpoint.load(args.judge, device)
+    assert isinstance(model, SSMD)
+    assert isinstance(judge, AutoregressiveModel)
+    assert model.tokenizer is not None
+    heldout = TokenStore(args.data / "test.bin").blocks(model.length)
+    reference = Reference(
+        model.tokenizer.decode,
+        load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz"),
+        ngram_counts(heldout),
+    )
+    if device == "cuda":
+        for network in (model, judge):
+            for block in network.trunk.blocks:  # type: ignore[union-attr]
+                block.compile()
+    sweep = Sweep(
+        model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
+        device=device, heldout=Heldout(model, spread(heldout, args.heldout), args.seed),
+        identity={"heldout": args.heldout}, keep_tokens=False,
+    )  # fmt: skip
+    everything = settings(model, args.orders)
+    if args.part:
+        part, parts = map(int, args.part.split("/"))
+        sweep.run(everything[part::parts])
+        return
+    results = sweep.run(everything)
+    data = sweep.measure_data(spread(heldout, args.n))
+    baseline = [r for r in results if r.row.sampler == "plain" and r.row.order == "uniform"]
+    costs = accounts(model.num_trunk_blocks, model.num_head_blocks)
+    found = []
+    for order in args.orders:
+        ours = [r for r in results if r.row.order == order]
+        methods = [r for r in ours if r.row.sampler == "self-speculative"]
+        same = [r for r in ours if r.row.sampler == "plain"]
+        for score in ("judge", "heldout_bits"):
+            found += reductions(same, methods, costs, f"plain {order}", score, args.seed)
+            if order != "uniform":
+                found += reductions(baseline, ours, costs, "plain uniform", score, args.seed)
+    facts = {
+        "judge": judge_facts(args.judge),
+        "judged": {"split": "test", "rows": len(data.arrays["judge"])},
+    }
+    report = write_report(args.out, [*results, data], found, args.seed, facts)
+    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+
+
+def judge_facts(folder: Path) -> dict:
+    config = checkpoint.load_config(checkpoint.resolve(folder))
+    about = config.get("training") or config.get("source") or {}
+    nats = about["validation"]["judge"]
+    return {"trunk": config["trunk"], "sha256": config["sha256"], "unit": "bits per character",
+            "valid_bits": nats / math.log(2)}  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="books27", help="a folder, or a bundled name")
+    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with test.bin")
+    parser.add_argument("--orders", nargs="*", default=["uniform", "van-der-corput", "respaced"])
+    parser.add_argument("--n", type=int, default=8192)
+    parser.add_argument("--heldout", type=int, default=512, help="held-out sequences")
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default=None, metavar="k/n")
+    parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/books27-quality.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
