@@ -9,6 +9,7 @@ verdicts, residuals); it knows the networks and nothing of `selfspec.likelihood`
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise, permutations, product
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.ops import inverse_order
-from selfspec.orders import Order, UniformOrder, VanDerCorputOrder
+from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
 from selfspec.sampling import Sampler
 from selfspec.schedules import Schedule, Window
 
@@ -99,6 +100,9 @@ class ListedOrder:
 
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
         return (inverse_order(self.sigma).double() / self.sigma.shape[1]).expand_as(u)
+
+
+UNIFORM, SPACED, RESPACED = UniformOrder(), VanDerCorputOrder(), RespacedOrder()
 
 
 def orders(rule: Order, puzzle: Puzzle) -> list[Sigma]:
@@ -200,6 +204,7 @@ def one_pass(table: Conditionals, begin: Sigma, window: int, rounds: int) -> dic
     return outcomes
 
 
+@cache
 def sampler_law(
     model: SSMD, puzzle: Puzzle, rule: Order, window: Window, rounds: int
 ) -> np.ndarray:

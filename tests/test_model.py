@@ -24,13 +24,17 @@ def laws(model: SSMD, tokens: Tensor, order: Tensor, revealed: Tensor) -> tuple[
     return draft.softmax(-1), target.softmax(-1)
 
 
-@pytest.fixture(scope="module")
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def every_number_revealed() -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, orders, and every number of revealed tokens, eight rows each."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, (8 * LENGTH, LENGTH), generator=generator)
     order = torch.rand(8 * LENGTH, LENGTH, generator=generator).argsort(1)
     return tokens, order, torch.arange(8 * LENGTH) // 8
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    return every_number_revealed()
 
 
 @pytest.mark.parametrize(("vocab", "length"), [(3, 4), (2, 6)])
