@@ -2,7 +2,7 @@
 
 The config names the shape of trunk and head, the tokenizer, and the calibration table from which a
 budget of function evaluations is resolved. It also holds the SHA-256 of the weights, so that a torn
-or foreign pair of files is noticed. Both files are written beside and renamed, weights first.
+or foreign pair of files is noticed. Both files are written beside, then renamed, weights first.
 
 With `dtype="int8"` a matrix row w is stored as round(w / s) with s = max|w| / 127 in float32: a
 quarter of the size, and a rounding error of at most s/2 a weight. It is a storage format; `load`
@@ -63,8 +63,8 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
         "sha256": hashlib.sha256(blob).hexdigest(),
         **extra,
     }
-    write_atomically(folder / "model.safetensors", blob)
-    write_atomically(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+    text = json.dumps(config, indent=1) + "\n"
+    _write_together({folder / "model.safetensors": blob, folder / "config.json": text.encode()})
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
@@ -116,15 +116,23 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 def write_atomically(path: Path, blob: bytes) -> None:
     """Write beside and rename: `path` holds the old content or the new, never a part."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    _write_together({path: blob})
+
+
+def _write_together(files: dict[Path, bytes]) -> None:
+    """Write all beside, then rename all: a full disk leaves what was there."""
+    parts = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in files}
     try:
-        with part.open("wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        for path, blob in files.items():
+            with parts[path].open("wb") as file:
+                file.write(blob)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _build(config: dict[str, Any], path: Path) -> Model:
