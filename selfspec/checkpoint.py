@@ -29,6 +29,7 @@ from selfspec.nn.transformer import Trunk, TrunkConfig
 __all__ = ["BUNDLED", "load", "load_config", "resolve", "save"]
 
 FORMAT = 1
+KINDS = ("ssmd", "autoregressive")
 BUNDLED = Path(__file__).parent / "checkpoints"
 """Where the checkpoints that come with the package are."""
 
@@ -111,6 +112,11 @@ def load_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path}: must be a selfspec checkpoint of format {FORMAT}")
+    if config.get("kind") not in KINDS:
+        raise ValueError(f"{path}: kind must be one of {KINDS}, got {config.get('kind')!r}")
+    for name, wanted, words in (("tokenizer", dict, "an object"), ("calibration", list, "a list")):
+        if not isinstance(config.get(name) or wanted(), wanted):
+            raise ValueError(f"{path}: {name} must be {words}, got {config[name]!r}")
     return config
 
 
@@ -138,7 +144,7 @@ def _write_together(files: dict[Path, bytes]) -> None:
 def _build(config: dict[str, Any], path: Path) -> Model:
     with torch.device("meta"):
         trunk = Trunk(_parsed(TrunkConfig, config.get("trunk"), f"{path}: trunk"))
-        if config.get("kind") == "autoregressive":
+        if config["kind"] == "autoregressive":
             model: Model = AutoregressiveModel(trunk)
         else:
             head = config.get("head")

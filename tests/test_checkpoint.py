@@ -176,7 +176,11 @@ def change(folder: Path, field: str, value: Any) -> None:
      ("trunk.width", 16, "weights do not fit the config"),
      ("trunk.vocab_size", 4, "weights do not fit the config"),
      ("head.blocks", 1, "weights do not fit the config"),
+     ("kind", "flow", "kind must be one of .* got 'flow'"),
+     ("kind", None, "kind must be one of .* got None"),
+     ("tokenizer", "chars", "tokenizer must be an object, got 'chars'"),
      ("tokenizer.alphabet", 5, "must describe a character tokenizer"),
+     ("calibration", 5, "calibration must be a list, got 5"),
      ("sha256", None, "does not belong to the config")],
 )  # fmt: skip
 def test_a_bad_field_of_the_config_is_named(folder: Path, field: str, value: Any, message: str):
