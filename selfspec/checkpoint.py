@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import safetensors.torch
 import torch
@@ -49,7 +49,10 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
 
     Raises:
         OSError: nothing can be written; what was there is left as it was.
+        ValueError: an unknown `dtype`, or an extra field that the checkpoint sets itself.
     """
+    if dtype not in get_args(StorageType):
+        raise ValueError(f"`dtype` must be one of {get_args(StorageType)}, got {dtype!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     blob = safetensors.torch.save(_stored(model.state_dict(), dtype))
@@ -62,9 +65,10 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
         "calibration": model.calibration if isinstance(model, SSMD) else [],
         "dtype": dtype,
         "sha256": hashlib.sha256(blob).hexdigest(),
-        **extra,
     }
-    text = json.dumps(config, indent=1) + "\n"
+    if taken := config.keys() & extra:
+        raise ValueError(f"`extra` must not set {min(taken)!r}, which the checkpoint does")
+    text = json.dumps({**config, **extra}, indent=1) + "\n"
     _write_together({folder / "model.safetensors": blob, folder / "config.json": text.encode()})
 
 

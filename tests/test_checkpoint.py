@@ -236,3 +236,15 @@ def test_a_checkpoint_can_be_replaced(folder: Path):
     other = make_toy(seed=1, blocks=1, head_blocks=0).float()
     checkpoint.save(other, folder)
     assert same_weights(checkpoint.load(folder), other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"dtype": "int4"}, "`dtype` must be one of .* got 'int4'"),
+     ({"sha256": "0"}, "`extra` must not set 'sha256'"),
+     ({"trunk": {}}, "`extra` must not set 'trunk'")],
+)  # fmt: skip
+def test_bad_arguments_are_named(folder: Path, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        checkpoint.save(whole(), folder, **arguments)
+    assert same_weights(checkpoint.load(folder), whole())
