@@ -15,11 +15,11 @@ from selfspec.nn.transformer import Trunk, TrunkConfig
 LENGTH = 24
 
 
-def model(head: bool = True, seed: int = 0) -> SSMD:
+def model(head: bool = True, seed: int = 0, length: int = LENGTH) -> SSMD:
     """A trunk of two blocks, and a head whose target differs from the draft."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        trunk = Trunk(TrunkConfig(vocab_size=27, length=LENGTH, width=16, blocks=2, heads=2))
+        trunk = Trunk(TrunkConfig(vocab_size=27, length=length, width=16, blocks=2, heads=2))
         torch.nn.init.normal_(trunk.unembedding.weight, std=0.3)
         made = SSMD(trunk, CausalHead(HeadConfig(heads=2), 16) if head else None).eval()
         if made.head is not None:

@@ -17,6 +17,8 @@ FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    # Threads that spin while they wait make a busy machine many times slower; read by PyTorch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()  # here, where a reader that has gone can still be met

@@ -1,0 +1,45 @@
+"""Give a checkpoint the calibration table of a finished benchmark, without drawing anything again.
+
+    python benchmarks/calibrate.py [REPORT] [CHECKPOINT]
+
+The table is that of `selfspec benchmark CHECKPOINT --calibrate`, with the report's samples and
+judge.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfspec import calibration
+
+REPORT = Path(__file__).parent / "results" / "books27-quality.json"
+
+
+def main(report: str | Path = REPORT, checkpoint: str = "books27") -> None:
+    rows = table(json.loads(Path(report).read_text()))
+    print(f"{len(rows)} rows written to {calibration.store(checkpoint, rows)}")
+
+
+def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The self-speculative rows of a report, by rising NFE, as `calibration` wants them."""
+    rows = [
+        {
+            "sampler": "speculative",
+            "order": row["order"],
+            "window": {"kind": "cosine", "dtau": row["settings"]["dtau"]},
+            "rounds": row["settings"]["rounds"],
+            "nfe": round(row["nfe"], 2),
+            "judge": round(row["judge"], 4),
+            "n": row["n"],
+            "word_entropy": row["word_entropy"] and round(row["word_entropy"], 3),
+        }
+        for row in report["rows"]
+        if row["sampler"] == "self-speculative"
+    ]
+    return sorted(rows, key=lambda row: row["nfe"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,131 @@
+"""Write the results of benchmarks/results/books27-quality.json into the README.
+
+python benchmarks/readme.py            writes what stands between the two result marks
+python benchmarks/readme.py --check    only says whether it is up to date
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfspec.checkpoint import write_atomically
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "benchmarks" / "results" / "books27-quality.json"
+BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
+
+KEYS = ("sampler", "order", "settings")
+
+Record = Mapping[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = BLOCK.sub(lambda m: m[1] + block(json.loads(REPORT.read_text())) + m[2], old)
+    if args.check:
+        sys.exit("README.md is not up to date: run benchmarks/readme.py" if new != old else 0)
+    write_atomically(readme, new.encode())
+
+
+def block(report: Mapping[str, Any]) -> str:
+    """The results section as Markdown."""
+    rows, data = report["rows"], [r for r in report["rows"] if r["sampler"] == "data"]
+    uniform = [r for r in rows if r["order"] == "uniform" and r["sampler"] == "self-speculative"]
+    others = [r for r in rows if r["order"] not in ("uniform", "")]
+    real = f" Real text scores {data[0]['judge']:.2f}." if data else ""
+    return "\n".join(
+        [
+            f"{report['n']:,} texts a row, on {report['machine']['device']}. Judge and held-out "
+            f"text in bits per character, lower is better, with 95 % intervals.{real} *Reduction*: "
+            "how many times more evaluations plain masked diffusion needs for the same judge score "
+            "with the same trunk; *separate*: a plain model of as many blocks; *held-out*: for the "
+            "same held-out score. `?` marks what the plain curve is too flat to resolve.",
+            "",
+            "**Uniform order on both sides, the published comparison:**",
+            "",
+            table(
+                ["R, Δτ", "NFE", "judge", "held-out", "spelling", "words (nats)", "reduction",
+                 "separate", "held-out"],
+                [[*measures(r), *ratios(report, r)] for r in sorted(uniform, key=nfe)],
+            ),
+            "",
+            "**Other orders, against plain sampling in uniform order:**",
+            "",
+            table(
+                ["sampler", "order", "settings", "NFE", "judge", "held-out", "spelling",
+                 "words (nats)", "reduction"],
+                [[r["sampler"], r["order"], *measures(r), ratios(report, r)[0]]
+                 for r in sorted(others, key=lambda r: (r["order"], r["sampler"], nfe(r)))],
+            ),
+            "",
+            "<details><summary>Plain masked diffusion, uniform order</summary>",
+            "",
+            table(
+                ["schedule, steps", "NFE", "judge", "held-out", "spelling", "words (nats)"],
+                [measures(r) for r in sorted(rows, key=nfe)
+                 if (r["sampler"], r["order"]) == ("plain", "uniform")],
+            ),
+            "",
+            "</details>",
+            "",
+        ]
+    )  # fmt: skip
+
+
+def measures(row: Record) -> list[str]:
+    """Settings, cost and quality of a row."""
+    return [
+        ", ".join(f"{value}" for value in row["settings"].values()),
+        f"{nfe(row):.1f}",
+        f"{row['judge']:.3f} ({row['judge_low']:.3f}–{row['judge_high']:.3f})",
+        number(row["heldout_bits"], 3),
+        number(row["spelling"], 3),
+        number(row["word_entropy"], 2),
+    ]
+
+
+def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
+    """Reductions of a row against plain sampling in uniform order, in the table's three columns."""
+    found = {
+        (record["account"], record["score_name"]): record
+        for record in report["reduction"]
+        if record["baseline"] == "plain uniform" and all(record[key] == row[key] for key in KEYS)
+    }
+    columns = [("same trunk", "judge"), ("separate model", "judge"), ("same trunk", "heldout_bits")]
+    return [ratio(found.get(column)) for column in columns]
+
+
+def ratio(record: Record | None) -> str:
+    """A reduction with its interval; an open end of the interval is left empty."""
+    if record is None:
+        return "–"
+    interval = f"{number(record['low'], 2)}–{number(record['high'], 2)}"
+    mark = " ?" if record["unresolved"] else ""
+    return f"{SIGNS[record['bound']]}{record['ratio']:.2f}× ({interval}){mark}"
+
+
+def nfe(row: Record) -> float:
+    return row["nfe"]
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the columns of numbers to the right."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Every code block of the README runs, on small numbers; its links and its results hold."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import selfspec as ss
+from selfspec import calibration
+from selfspec.arena import Reference, Setting, Sweep, accounts, reductions, write_report
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "benchmarks" / "results" / "books27-quality.json"
+FIGURE = "docs/figures/books27-quality.svg"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+SMALL = {
+    "--num 8": "--num 2",
+    "selfspec train": "selfspec train --steps 2 --batch-size 2 --device cpu",
+    "--calibrate": "--calibrate --num 1",
+    "steps=4000, batch_size=256": "steps=2, batch_size=2",
+}
+PREPARE = """
+from selfspec.data.jsonl import prepare
+splits = {"train": "books/train*", "valid": "books/valid*", "test": "books/test*"}
+prepare(splits, "data/books27", progress=False)
+"""
+
+
+def load_script(name: str) -> Any:
+    """benchmarks/<name>.py as a module."""
+    spec = spec_from_file_location(f"{name}_script", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def small(code: str) -> str:
+    """The same commands on small numbers."""
+    for old, new in SMALL.items():
+        code = code.replace(old, new)
+    return code
+
+
+def run(command: list[str], place: Path) -> None:
+    """In a folder, with the `selfspec` of this repository on the path."""
+    tools = place / "bin"
+    tools.mkdir(exist_ok=True)
+    script = tools / "selfspec"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m selfspec "$@"\n')
+    script.chmod(0o755)
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the blocks run: with a folder of books, and the data that one block leaves to the next.
+
+    The blocks may run in different processes, so each finds all that it needs.
+    """
+    place = tmp_path_factory.mktemp("readme")
+    books = place / "books"
+    books.mkdir()
+    shutil.copy(ROOT / "tests" / "data" / "books-excerpt.jsonl.xz", books / "train-00.jsonl.xz")
+    for split in ("valid", "test"):
+        text = "It was the best of times, it was the worst of times. " * 12
+        (books / f"{split}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    run([sys.executable, "-c", PREPARE], place)
+    return place
+
+
+def test_the_readme_has_its_blocks():
+    assert [language for language, _ in BLOCKS] == ["bash", "bash", "python", "bash", "python"]
+
+
+def test_the_first_two_commands_are_targets_of_make():
+    assert BLOCKS[0][1] == "make demo\nmake test\n"
+    for target, last in {"demo": "selfspec demo", "test": "pytest -n 2"}.items():
+        told = subprocess.run(
+            ["make", "--dry-run", target], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        assert last in told.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
+def test_block(number: int, place: Path):
+    language, code = BLOCKS[number]
+    shell = ["bash", "-euo", "pipefail", "-c"]
+    run([*(shell if language == "bash" else [sys.executable, "-c"]), small(code)], place)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/method.md"])
+def test_links_lead_somewhere(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)", text)
+    assert targets
+    for target in targets:
+        measured = target != FIGURE or REPORT.exists()
+        if not target.startswith("http") and measured:
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_results_are_those_of_the_report():
+    script = load_script("readme")
+    written = script.BLOCK.search(README)
+    assert written is not None
+    if REPORT.exists():
+        block = script.block(json.loads(REPORT.read_text()))
+        assert written[0] == f"{written[1]}{block}{written[2]}"
+    else:
+        assert not re.search(r"\d\.\d", written[0]), "numbers without a report"
+
+
+def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
+    model = tiny.model()
+    settings = [
+        Setting("plain", "uniform", {"schedule": "cosine", "steps": k},
+                ss.FixedCountSampler(model, steps=k))
+        for k in (2, 8)
+    ] + [
+        Setting("self-speculative", name, {"rounds": 2, "dtau": 0.2},
+                ss.SpeculativeSampler(model, order, ss.CosineWindow(0.2), 2))
+        for name, order in {"uniform": ss.UniformOrder(), "respaced": ss.RespacedOrder()}.items()
+    ]  # fmt: skip
+    sweep = Sweep(model, tiny.judge().log_probs, Reference(), tmp_path, n=8, batch_size=8)
+    results = sweep.run(settings, progress=False)
+    found = reductions(results[:2], results[2:], accounts(2, 1), "plain uniform")
+    path = tmp_path / "report.json"
+    write_report(path, results, found, 0, {"judge": {"unit": "bits"}})
+    report = json.loads(path.read_text())
+    text = load_script("readme").block(report)
+    published, others, plain = text.split("**")[2], text.split("**")[4], text.split("<details>")[1]
+    assert "| 2, 0.2 |" in published
+    assert f"| {results[2].row.nfe:.1f} | {results[2].row.judge:.3f} (" in published
+    ratio = next(r for r in found if r["order"] == "uniform" and r["account"] == "same trunk")
+    assert f"{ratio['ratio']:.2f}×" in published
+    assert "| self-speculative | respaced | 2, 0.2 |" in others
+    assert "| cosine, 8 |" in plain
+    assert "plain" not in published
+    model.calibration = load_script("calibrate").table(report)
+    budget = max(row["nfe"] for row in model.calibration)
+    assert calibration.describe(calibration.choose(model, budget))["rounds"] == 2
+    assert len(model.calibration) == 2
