@@ -111,10 +111,9 @@ def generate(
     elif any(knob is not None for knob in knobs):
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
-    tokens, pad = (
-        layout.repeat_interleave(num, dim=0).to(model.device)
-        for layout in _layout(model, prompt, mask_char, length)
-    )
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    masks = prompts.layout(texts, model.tokenizer, model.mask_id, model.length, mask_char, length)
+    tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
     seeds = row_seeds(seed, len(tokens), model.device)
     batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
     samples = Samples.concatenate(
@@ -190,21 +189,6 @@ def train(
     if not trainer.run(stop_after, progress) and stop_after is None:
         raise KeyboardInterrupt
     return trainer.model
-
-
-def _layout(
-    model: SSMD, prompt: str | Sequence[str] | None, mask_char: str, length: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and pads, a row a prompt; one row of masked positions where there is no prompt."""
-    if length is not None and not 1 <= length <= model.length:
-        raise ValueError(f"`length` must be in 1..{model.length}, the model's, got {length}")
-    if prompt is None:
-        tokens = torch.full((1, length or model.length), model.mask_id)
-        return tokens, torch.zeros_like(tokens, dtype=torch.bool)
-    if model.tokenizer is None:
-        raise ValueError("`model` must have a tokenizer to read `prompt`, got none")
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    return prompts.encode(model.tokenizer, texts, mask_char, length, model.length)
 
 
 def _recipe_of(

@@ -133,7 +133,8 @@ def choose(
             raise ValueError("`model` must have a causal head for this request, got head=None")
         steps = 16 if nfe is None else int(nfe)
         return FixedCountSampler(model, order, None, steps, temperature, top_p)
-    table = [p for p in read_table(model) if order is None or type(p.order) is type(order)]
+    table = [Point.from_row(row) for row in model.calibration]
+    table = [p for p in table if order is None or type(p.order) is type(order)]
     if nfe is None and quality is None and (raw or not table):
         rounds = 4 if rounds is None else rounds
         return SpeculativeSampler(model, order, _window(window), rounds, temperature, top_p)
@@ -145,17 +146,6 @@ def choose(
         )
     point = by_quality(table, quality or "balanced") if nfe is None else by_budget(table, nfe)
     return SpeculativeSampler(model, point.order, point.window, point.rounds, temperature, top_p)
-
-
-def read_table(model: SSMD) -> list[Point]:
-    """The calibrated points of a model; none before it is calibrated.
-
-    Raises:
-        ValueError: the table is no list, or has a bad row.
-    """
-    if not isinstance(model.calibration, list):
-        raise ValueError(f"`calibration` must be a list, got {model.calibration!r}")
-    return [Point.from_row(row) for row in model.calibration]
 
 
 def by_budget(table: Sequence[Point], nfe: float) -> Point:

@@ -12,53 +12,67 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfspec.data.tokenizers import CharTokenizer
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "layout"]
 
 
-def encode(
-    tokenizer: CharTokenizer,
-    prompts: Sequence[str],
+def layout(
+    prompts: Sequence[str] | None,
+    tokenizer: CharTokenizer | None,
+    mask_id: int,
+    longest: int,
     mask_char: str = "_",
     length: int | None = None,
-    longest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lay out prompts as a batch.
 
     Args:
-        tokenizer: of the model.
-        prompts: P texts of the alphabet and `mask_char`.
+        prompts: P texts of the alphabet and `mask_char`; None for one row of masked positions.
+        tokenizer: of the model, without which there are no prompts.
+        mask_id: the model's mask token.
+        longest: the most tokens of a row, the model's length.
         mask_char: stands for a masked position.
-        length: every row is continued with masked positions to this length; None for no more than
-            the prompt has.
-        longest: the most characters that a row may have.
+        length: every row is continued with masked positions to this length; by default a row has
+            its prompt's length, or `longest` where there are no prompts.
 
     Returns:
         (P, L) int64 tokens and (P, L) bool pads.
 
     Raises:
         ValueError: a character outside the alphabet (named, with its index), no prompt, an empty
-            one, or one that is too long.
-
-    >>> tokens, pad = encode(CharTokenizer("ab"), ["a_", "b"])
-    >>> tokens.tolist(), pad.tolist()
-    ([[0, 2], [1, 0]], [[False, False], [False, True]])
+            one, one or a `length` that is too long, or a model without a tokenizer.
     """
+    if length is not None and not 1 <= length <= longest:
+        raise ValueError(f"`length` must be in 1..{longest}, the model's, got {length}")
+    if prompts is None:
+        tokens = torch.full((1, length or longest), mask_id)
+        return tokens, torch.zeros_like(tokens, dtype=torch.bool)
+    if tokenizer is None:
+        raise ValueError("`model` must have a tokenizer to read `prompt`, got none")
     if not prompts:
         raise ValueError("`prompt` must hold at least one text, got none")
-    rows = []
-    for prompt in prompts:
-        size = len(prompt) if length is None else length
-        if not prompt:
-            raise ValueError("`prompt` must have at least one character, got none")
-        if size < len(prompt):
-            raise ValueError(f"`length` must be at least {len(prompt)}, the prompt's, got {size}")
-        if longest is not None and size > longest:
-            raise ValueError(f"`length` must be at most {longest}, the model's, got {size}")
-        text = prompt + mask_char * (size - len(prompt))
-        rows.append(torch.from_numpy(tokenizer.encode(text, mask_char)))
+    rows = [encode(tokenizer, prompt, mask_char, length) for prompt in prompts]
     sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)
+    if int(sizes.max()) > longest:
+        raise ValueError(f"`prompt` may have at most {longest} characters, the model's length, "
+                         f"got {int(sizes.max())}")  # fmt: skip
     tokens = pad_sequence(rows, batch_first=True)
     return tokens, torch.arange(tokens.shape[1]) >= sizes
+
+
+def encode(
+    tokenizer: CharTokenizer, prompt: str, mask_char: str = "_", length: int | None = None
+) -> Tensor:
+    """One prompt, continued with masked positions to `length` if that is given: (L,) int64.
+
+    >>> encode(CharTokenizer("ab"), "a_b", length=5).tolist()
+    [0, 2, 1, 2, 2]
+    """
+    if not prompt:
+        raise ValueError("`prompt` must have at least one character, got none")
+    if length is not None and length < len(prompt):
+        raise ValueError(f"`length` must be at least {len(prompt)}, the prompt's, got {length}")
+    text = prompt.ljust(length or 0, mask_char)
+    return torch.from_numpy(tokenizer.encode(text, mask_char))
 
 
 def decode(

@@ -110,7 +110,10 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"length": 25}, r"`length` must be in 1\.\.24, the model's, got 25"),
         ({"length": 0}, r"`length` must be in 1\.\.24, the model's, got 0"),
-        ({"prompt": "a" * 25}, "`length` must be at most 24, the model's, got 25"),
+        (
+            {"prompt": "a" * 25},
+            "`prompt` may have at most 24 characters, the model's length, got 25",
+        ),
         ({"prompt": "abc", "length": 2}, "`length` must be at least 3, the prompt's, got 2"),
         ({"prompt": ""}, "`prompt` must have at least one character, got none"),
         ({"prompt": []}, "`prompt` must hold at least one text"),
@@ -131,7 +134,7 @@ def test_bad_requests_name_argument_rule_and_value(model: ss.SSMD, options: dict
 
 
 def test_prompts_are_laid_out_with_pads():
-    tokens, pad = prompts.encode(ss.CharTokenizer(), ["a_", "bcd"], length=None)
+    tokens, pad = prompts.layout(["a_", "bcd"], ss.CharTokenizer(), MASK, longest=5)
     assert tokens[0].tolist()[:2] == [1, MASK]
     assert pad.tolist() == [[False, False, True], [False, False, False]]
 

@@ -303,7 +303,7 @@ def truncate(folder: Path) -> None:
         (edit(format=9), "must be a selfspec checkpoint of format 1"),
         (edit(head=3), "head must be an object, got 3"),
         (edit(calibration=[{"nfe": 3}]), "`calibration` has a bad row"),
-        (edit(calibration=7), "`calibration` must be a list"),
+        (edit(calibration=7), "calibration must be a list, got 7"),
     ],
 )
 def test_broken_checkpoints(
@@ -433,3 +433,18 @@ def test_help_is_fast_because_torch_is_not_imported():
     done = outside("--help")
     assert done.returncode == 0
     assert "infill" in done.stdout
+
+
+def test_all_but_the_command_line_does_without_tyro(tmp_path: Path):
+    code = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "import selfspec as ss, selfspec.train, selfspec.recipes, selfspec.arena\n"
+        "print(callable(ss.generate), callable(ss.train), callable(selfspec.arena.Sweep))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == "True True True\n", done.stderr

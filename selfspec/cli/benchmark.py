@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
 from selfspec.cli.common import OrderName, Run, note, table, to_json
 
 if TYPE_CHECKING:
@@ -18,7 +16,8 @@ STEPS = (4, 8, 16, 32, 64)
 
 
 def benchmark(
-    checkpoint: tyro.conf.Positional[str],
+    checkpoint: str,
+    /,
     run: Run,
     against: tuple[Plain, ...] = ("plain",),
     orders: tuple[OrderName, ...] = ("uniform",),

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
 from selfspec.cli.common import Run, Sampling, one_line, to_json
 
 if TYPE_CHECKING:
@@ -27,7 +25,8 @@ Metric = Literal[
 
 
 def evaluate(
-    checkpoint: tyro.conf.Positional[str],
+    checkpoint: str,
+    /,
     sampling: Sampling,
     run: Run,
     metrics: tuple[Metric, ...] = ("judge", "spelling", "words", "distinct", "entropy", "cost"),

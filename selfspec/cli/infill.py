@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tyro
-
 from selfspec.cli.common import Run, Sampling
 from selfspec.cli.sample import draw
 
 
 def infill(
-    text: tyro.conf.Positional[str],
+    text: str,
+    /,
     sampling: Sampling,
     run: Run,
     num: int = 1,

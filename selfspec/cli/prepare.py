@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from selfspec.cli.common import Run, to_json
 
 SPLITS = ("train", "valid", "test")
 
 
 def prepare(
-    corpus: tyro.conf.Positional[Literal["books27", "text8", "jsonl"]],
+    corpus: Literal["books27", "text8", "jsonl"],
+    /,
     run: Run,
     source: str,
     out: Path,

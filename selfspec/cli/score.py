@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from selfspec.cli.common import Run, Sampling, note, to_json
 
 if TYPE_CHECKING:
@@ -29,7 +27,8 @@ if TYPE_CHECKING:
 
 
 def score(
-    file: tyro.conf.Positional[str],
+    file: str,
+    /,
     sampling: Sampling,
     run: Run,
     checkpoint: str = "books27",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tyro
-
 from selfspec.cli.common import Run, to_json
 
 
 def train(
-    recipe: tyro.conf.Positional[str],
+    recipe: str,
+    /,
     run: Run,
     data: Path,
     out: Path,
