@@ -205,7 +205,7 @@ def test_one_token_has_the_law_of_the_draft(ternary: SSMD):
     np.testing.assert_allclose(found, law, rtol=1e-12)
 
 
-ESTIMATES = 600
+ESTIMATES = 400
 
 
 @pytest.mark.parametrize(
