@@ -21,7 +21,7 @@ from tqdm import trange
 from selfspec import checkpoint
 from selfspec.arena.report import commit, machine
 from selfspec.data.loader import BlockLoader, TokenStore, write_json
-from selfspec.losses import masked_weights, target_loss
+from selfspec.losses import masked_weights, target_nll, window_weights
 from selfspec.model import SSMD
 from selfspec.nn.attention import Rotation, rotation
 from selfspec.nn.head import CausalHead, HeadConfig
@@ -107,30 +107,24 @@ class Variants:
         """(2,) for every variant: over all places, over the window; and the draft's."""
         tokens, order, revealed = Diffusion().draw(tokens, generator)
         weight = masked_weights(order, revealed)
-        near = self._window_weights(order, revealed)
+        near = window_weights(revealed, self.window[revealed], order.shape[1])
+        weights = [weight.gather(1, order), near]
         with torch.no_grad():
             hidden = self.plain.encode(torch.where(weight > 0, self.plain.mask_id, tokens))
-        out = {"draft": self._draft_loss(hidden, tokens, order, revealed, [weight, near])}
+        out = {"draft": self._draft_losses(hidden, tokens, order, revealed, weights)}
         for name, model in self.models.items():
-            terms = [target_loss(model, hidden, tokens, order, revealed, w) for w in (weight, near)]
-            out[name] = torch.stack(terms)
+            nll = target_nll(model, hidden, tokens, order, revealed)
+            out[name] = torch.stack([(nll * w).sum() for w in weights])
         return out
 
-    def _window_weights(self, order: Tensor, revealed: Tensor) -> Tensor:
-        places = torch.arange(order.shape[1], device=order.device)
-        stop = revealed + self.window[revealed]
-        inside = (places > revealed.unsqueeze(1)) & (places < stop.unsqueeze(1))
-        weight = inside / (inside.sum(1, keepdim=True).clamp(min=1) * len(order))
-        return torch.zeros_like(weight).scatter(1, order, weight)
-
     @torch.no_grad()
-    def _draft_loss(
+    def _draft_losses(
         self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor, weights: list[Tensor]
     ) -> Tensor:
-        logp = torch.log_softmax(self.plain.draft(hidden).float(), -1)
-        nll = -logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        first = order.gather(1, revealed.unsqueeze(1))
-        return torch.stack([(nll * w.scatter(1, first, 0.0)).sum() for w in weights])
+        logp = torch.log_softmax(self.plain.draft(hidden, order).float(), -1)
+        nll = -logp.gather(-1, tokens.gather(1, order).unsqueeze(-1)).squeeze(-1)
+        nll = nll.scatter(1, revealed.unsqueeze(1), 0.0)
+        return torch.stack([(nll * w).sum() for w in weights])
 
 
 def books27_optimisers(head: CausalHead) -> Optimisers:

@@ -13,7 +13,7 @@ from pathlib import Path
 from selfspec.data.loader import TokenStore
 from selfspec.recipes import books27
 
-START = {"head": "trunk", "joint": "head"}
+START = {"head": "trunk", "joint": "head", "windows": "joint"}
 
 
 def main() -> None:

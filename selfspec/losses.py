@@ -8,7 +8,12 @@ For a sequence of N tokens, an order σ and i revealed tokens (places counted fr
 averaged over the batch. With σ uniform and i uniform on 0..N-1 the first is the masked-diffusion
 bound on -log p(x), in nats per token (MDLM 2406.07524, MD4 2406.04329); the second trains the head,
 which reads the true tokens. Place i is left out of it: there the target is the draft. One trunk
-pass gives both. Source: Campbell et al. 2025 (arXiv 2510.03929), equation 8.
+pass gives both. Samplers read targets near i only, in a window of W places; the optional third term
+
+    window = 1/(W-1) · Σ_{i < d < i+W} -log q_i(d, x_σ(d))
+
+fits the head where it is read. It is for fine-tuning: from the start it learns slowly. Source:
+Campbell et al. 2025 (arXiv 2510.03929), equation 8; the third term is this project's.
 """
 
 from collections.abc import Iterator
@@ -28,7 +33,8 @@ __all__ = [
     "next_token_loss",
     "ssmd_loss",
     "stratified_revealed",
-    "target_loss",
+    "target_nll",
+    "window_weights",
 ]
 
 
@@ -40,6 +46,8 @@ class SSMDLoss(NamedTuple):
     draft: Tensor
     target: Tensor | None
     """None without a head."""
+    window: Tensor | None = None
+    """None without windows."""
 
 
 def stratified_revealed(observed: Tensor, end: Tensor, u: Tensor) -> Tensor:
@@ -67,8 +75,10 @@ def ssmd_loss(
     revealed: Tensor,
     pad: Tensor | None = None,
     freeze_trunk: bool = False,
+    window: Tensor | None = None,
+    window_weight: float = 1.0,
 ) -> SSMDLoss:
-    """Both terms from one forward.
+    """All terms from one forward.
 
     Args:
         model: with or without a head.
@@ -76,7 +86,9 @@ def ssmd_loss(
         order: (B, L) position at each place, pads last.
         revealed: (B,) i, the number of places that the trunk sees.
         pad: (B, L) bool, True at pads.
-        freeze_trunk: the trunk gets no gradient and `total` is the target term alone.
+        freeze_trunk: the trunk gets no gradient and `total` is without the draft term.
+        window: (B,) int64 windows W; None for no window term.
+        window_weight: of the window term in `total`.
 
     Raises:
         ValueError: `freeze_trunk` without a head.
@@ -88,11 +100,16 @@ def ssmd_loss(
     weight = masked_weights(order, revealed, pad)
     with _without_gradient(model.trunk) if freeze_trunk else nullcontext():
         hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
-        draft = _weighted_nll(model.draft(hidden), tokens, weight)
+        draft = (_nll(model.draft(hidden), tokens) * weight).sum()
         if model.head is None:
             return SSMDLoss(draft, draft, None)
-        target = target_loss(model, hidden, tokens, order, revealed, weight)
-    return SSMDLoss(target if freeze_trunk else draft + target, draft, target)
+        nll = target_nll(model, hidden, tokens, order, revealed)
+        target = (nll * weight.gather(1, order)).sum()
+        total = target if freeze_trunk else draft + target
+        if window is None:
+            return SSMDLoss(total, draft, target)
+        near = (nll * window_weights(revealed, window, order.shape[1])).sum()
+    return SSMDLoss(total + window_weight * near, draft, target, near)
 
 
 def masked_weights(order: Tensor, revealed: Tensor, pad: Tensor | None = None) -> Tensor:
@@ -103,14 +120,24 @@ def masked_weights(order: Tensor, revealed: Tensor, pad: Tensor | None = None) -
     return masked / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(order))
 
 
-def target_loss(
-    model: SSMD, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor, weight: Tensor
+def window_weights(revealed: Tensor, window: Tensor, length: int) -> Tensor:
+    """1 / (B · (W - 1)) at places i+1..i+W-1, 0 elsewhere: (B, L) float32, σ order."""
+    places = torch.arange(length, device=revealed.device)
+    first = revealed.unsqueeze(1)
+    inside = (places > first) & (places < first + window.unsqueeze(1))
+    return inside / (inside.sum(dim=1, keepdim=True).clamp(min=1) * len(revealed))
+
+
+def target_nll(
+    model: SSMD, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor
 ) -> Tensor:
-    """The head's term, given the trunk's `hidden` (B, L, C): Σ weight · -log q over d > i."""
+    """-log q of the true tokens, given the trunk's `hidden` (B, L, C): (B, L) nats, σ order.
+
+    0 at the tied place, where the target is the draft and has a loss of its own.
+    """
     logits = model.target(hidden, tokens, order, revealed)
     tied = torch.arange(order.shape[1], device=order.device) == revealed.unsqueeze(1)
-    weight = weight.gather(1, order).masked_fill(tied, 0)
-    return _weighted_nll(logits, tokens.gather(1, order), weight)
+    return _nll(logits, tokens.gather(1, order)).masked_fill(tied, 0)
 
 
 @contextmanager
@@ -129,10 +156,11 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _weighted_nll(logits: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
-    precise = logits if logits.dtype == torch.float64 else logits.float()
+def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
+    """(B, L, V) logits and (B, L) tokens → (B, L) nats, in float32 at least."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     nll = F.cross_entropy(precise.flatten(0, 1), tokens.flatten(), reduction="none")
-    return (nll * weight.flatten()).sum()
+    return nll.view(tokens.shape)
 
 
 def next_token_loss(
@@ -141,5 +169,5 @@ def next_token_loss(
     """Mean of -log p(x_ℓ | x_<ℓ) over tokens that are not pads, nats per token."""
     if pad is not None:
         tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    nll = F.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten(), reduction="none")
-    return nll.mean() if pad is None else nll[~pad.flatten()].mean()
+    nll = _nll(model(tokens), tokens)
+    return nll.mean() if pad is None else nll[~pad].mean()

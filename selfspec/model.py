@@ -145,4 +145,6 @@ class AutoregressiveModel(nn.Module):
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens → (B, L) log-probability of each token, nats."""
-        return take(torch.log_softmax(self(tokens).float(), dim=-1), tokens)
+        logits = self(tokens)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        return take(torch.log_softmax(logits, dim=-1, dtype=precise), tokens)

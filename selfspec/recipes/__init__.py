@@ -14,6 +14,7 @@ ALL: dict[str, Callable[..., Recipe]] = {
     "books27-trunk": books27.trunk,
     "books27-head": books27.head,
     "books27-joint": books27.joint,
+    "books27-windows": books27.windows,
     "books27-plain12": books27.plain12,
     "books27-judge": books27.judge,
     "books27-small-judge": books27.small_judge,

@@ -3,10 +3,12 @@
     trunk                    11 blocks of width 256, plain masked diffusion
     head                     one causal block on the frozen trunk
     joint                    both together, from the two above or from scratch
+    windows                  both, fine-tuned where samplers read the head
     plain12                  12 blocks without a head: the baseline of as many blocks
     judge, small_judge       autoregressive models that score samples
 
-In order: `trunk`, then `head` with the trunk's folder as its start, then `joint` with the head's.
+In order: `trunk`, then `head` with the trunk's folder as its start, then `joint` with the head's,
+then `windows` with `joint`'s.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def _settings(steps: int, lr: float, **changes: Any) -> TrainConfig:
 
 
 def trunk(steps: int = 6000, **changes: Any) -> Recipe:
-    """The trunk alone, by the masked-diffusion bound; the rate stays up, for `joint` to bring down."""
+    """The trunk alone, by the masked-diffusion bound; `joint` brings the learning rate down."""
     changes = {"schedule": WarmupStableDecay(warmup=200, decay=0.0), **changes}
     return Recipe("books27-trunk", TRUNK, Diffusion(), _settings(steps, 3e-3, **changes))
 
@@ -64,6 +66,14 @@ def joint(steps: int = 3000, **changes: Any) -> Recipe:
     """Trunk and head together, by the sum of both losses."""
     changes = {"schedule": WarmupStableDecay(warmup=100, decay=0.9), **changes}
     return Recipe("books27-joint", TRUNK, Diffusion(), _settings(steps, 2.5e-3, **changes), HEAD)
+
+
+def windows(steps: int = 3000, **changes: Any) -> Recipe:
+    """Trunk and head together, with more weight on the places that samplers read."""
+    objective = Diffusion(window_weight=1.0)
+    return replace(
+        joint(steps, **changes), name="books27-windows", objective=objective, needs_start=True
+    )
 
 
 def plain12(steps: int = 6000, **changes: Any) -> Recipe:

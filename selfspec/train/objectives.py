@@ -42,9 +42,12 @@ class Diffusion:
 
     Attributes:
         freeze_trunk: train the head alone.
+        window_weight: weight of the head's loss over the window of a sampler, with Δτ drawn
+            log-uniformly from 0.01 to 0.3; 0 leaves the term out.
     """
 
     freeze_trunk: bool = False
+    window_weight: float = 0.0
 
     def trainable(self, model: Any) -> nn.Module:
         """The whole model, or its head."""
@@ -55,21 +58,43 @@ class Diffusion:
         return model.head
 
     def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens (B, L), a uniform order (B, L) and the number of revealed tokens (B,)."""
+        """Tokens and a uniform order (B, L), the number of revealed tokens and windows (B,)."""
         rows, length = tokens.shape
         device = tokens.device
         order = torch.rand(rows, length, generator=generator, device=device).argsort(1)
         u = torch.rand((), generator=generator, device=device)
         end = torch.full((rows,), length, device=device)
         revealed = stratified_revealed(torch.zeros_like(end), end, u)
-        return tokens, order, revealed
+        if not self.window_weight:
+            return tokens, order, revealed
+        return tokens, order, revealed, _random_windows(revealed, length, generator)
 
     def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """`ssmd_loss`; the parts are `draft` (the bound) and, with a head, `target`."""
-        tokens, order, revealed = drawn
-        loss = ssmd_loss(model, tokens, order, revealed, freeze_trunk=self.freeze_trunk)
-        parts = {"draft": loss.draft, "target": loss.target}
+        """`ssmd_loss`; the parts are `draft` (the bound) and, with a head, `target`, `window`."""
+        tokens, order, revealed, *window = drawn
+        loss = ssmd_loss(
+            model,
+            tokens,
+            order,
+            revealed,
+            freeze_trunk=self.freeze_trunk,
+            window=window[0] if window else None,
+            window_weight=self.window_weight,
+        )
+        parts = {"draft": loss.draft, "target": loss.target, "window": loss.window}
         return loss.total, {name: part for name, part in parts.items() if part is not None}
+
+
+def _random_windows(revealed: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """The cosine window (`schedules.py`) of every row at a random Δτ: (B,) int64, at least 1.
+
+    In float32: a training batch need not agree with the sampler's table in every entry.
+    """
+    u = torch.rand(revealed.shape, generator=generator, device=revealed.device)
+    dtau = 0.01 * 30.0**u
+    tau = (1 - revealed / length).acos() * 2 / torch.pi
+    masked = (length * torch.cos(torch.pi / 2 * (tau + dtau).clamp(max=1))).floor().clamp(min=0)
+    return (length - revealed - masked.long()).clamp(min=1)
 
 
 @dataclass(frozen=True)
