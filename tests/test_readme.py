@@ -28,6 +28,12 @@ SMALL = {
     "--calibrate": "--calibrate --num 1",
     "steps=4000, batch_size=256": "steps=2, batch_size=2",
 }
+SELFSPEC = """
+import sys
+from selfspec import calibration, cli
+calibration.SWEEP = calibration.SWEEP[:2]
+sys.exit(cli.main())
+"""
 PREPARE = """
 from selfspec.data.jsonl import prepare
 splits = {"train": "books/train*", "valid": "books/valid*", "test": "books/test*"}
@@ -57,7 +63,7 @@ def run(command: list[str], place: Path) -> None:
     tools = place / "bin"
     tools.mkdir(exist_ok=True)
     script = tools / "selfspec"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m selfspec "$@"\n')
+    script.write_text(f"#!{sys.executable}\n{SELFSPEC}")
     script.chmod(0o755)
     path = f"{tools}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
