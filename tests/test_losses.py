@@ -28,13 +28,17 @@ def batch() -> dict[str, Any]:
     return {"tokens": tokens, "order": order, "revealed": revealed, "pad": pad}
 
 
+WINDOW = torch.tensor([3, 3, 1, 1, 1, 2, 1])
+
+
 @torch.no_grad()
 def slow_loss(
     model: SSMD, tokens: Tensor, order: Tensor, revealed: Tensor, pad: Tensor
-) -> tuple[float, float]:
-    """Both terms, one place at a time, each row alone and without its pads."""
-    draft, target = 0.0, 0.0
-    for x, sigma, i, padded in zip(tokens, order, revealed.tolist(), pad):  # noqa: B905
+) -> tuple[float, float, float]:
+    """All terms, one place at a time, each row alone and without its pads."""
+    draft, target, window = 0.0, 0.0, 0.0
+    rows = zip(tokens, order, revealed.tolist(), pad, WINDOW.tolist())  # noqa: B905
+    for x, sigma, i, padded, width in rows:
         n = int((~padded).sum())
         seen = x[:n].clone()
         seen[sigma[i:n]] = model.mask_id
@@ -46,18 +50,31 @@ def slow_loss(
             draft -= p[position, x[position]].log().item() * share
             if place > i:
                 target -= q[place, x[position]].log().item() * share
-    return draft, target
+            if i < place < i + width:
+                window -= q[place, x[position]].log().item() / (width - 1) / len(tokens)
+    return draft, target, window
 
 
 def test_the_loss_is_its_formula(ternary: SSMD, batch: dict[str, Any]):
     loss = ssmd_loss(ternary, **batch)
-    draft, target = slow_loss(ternary, **batch)
+    draft, target, _ = slow_loss(ternary, **batch)
     assert loss.target is not None
+    assert loss.window is None
     assert loss.draft.item() == pytest.approx(draft, rel=1e-6)
     assert loss.target.item() == pytest.approx(target, rel=1e-6)
     assert loss.total.item() == pytest.approx(draft + target, rel=1e-6)
     frozen = ssmd_loss(ternary, **batch, freeze_trunk=True)
     assert torch.equal(frozen.total, loss.target)
+
+
+@pytest.mark.parametrize("freeze_trunk", [False, True])
+def test_the_window_term_is_its_formula(ternary: SSMD, batch: dict[str, Any], freeze_trunk: bool):
+    plain = ssmd_loss(ternary, **batch, freeze_trunk=freeze_trunk)
+    loss = ssmd_loss(ternary, **batch, freeze_trunk=freeze_trunk, window=WINDOW, window_weight=0.5)
+    _, _, window = slow_loss(ternary, **batch)
+    assert loss.window is not None
+    assert loss.window.item() == pytest.approx(window, rel=1e-6)
+    assert loss.total.item() == pytest.approx(plain.total.item() + 0.5 * window, rel=1e-6)
 
 
 def test_without_a_head_the_loss_is_the_draft_term(ternary: SSMD, batch: dict[str, Any]):
