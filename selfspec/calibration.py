@@ -13,9 +13,9 @@ with `judge` in bits per token, lower is better. A request picks one row:
     balanced    the cheapest row that is at least three quarters of the way from fast to best:
                 judge ≤ judge(best) + (judge(fast) - judge(best)) / 4
 
-The table is measured on sequences of the model's full length N. The cosine window is a share of
-the tokens to generate, so a shorter text takes about the same NFE, and never more trunk passes than
-it has tokens to generate.
+The table is measured on sequences of the model's full length. The cosine window is a share of the
+tokens to generate, so a shorter text takes fewer passes, but only slightly, until there are about
+as many tokens as passes: a budget that holds at full length holds there too.
 """
 
 import json
