@@ -17,8 +17,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.checks
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
-	$(BIN)/pytest -n 2
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 format: $(VENV)/.checks
 	$(BIN)/ruff check --fix
