@@ -120,7 +120,8 @@ class HuggingFaceJudge:
         )
 
         self.tokenizer = AutoTokenizer.from_pretrained(name, **load)
-        self.model = AutoModelForCausalLM.from_pretrained(name, **load).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(name, **load)
+        self.model = model.to(device).eval()
         self.max_length, self.device = max_length, device
 
     @torch.no_grad()
