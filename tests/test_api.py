@@ -315,3 +315,8 @@ def test_the_public_function_is_found_after_its_namesake_package():
     assert "generate" in dir(ss)
     with pytest.raises(AttributeError, match="nothing"):
         ss.nothing  # type: ignore[attr-defined]
+
+
+def test_the_version_is_that_of_the_project():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{ss.__version__}"\n' in project

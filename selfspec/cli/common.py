@@ -89,6 +89,11 @@ class Sampling:
         )
 
 
+def watched() -> bool:
+    """Whether somebody sees a progress bar."""
+    return sys.stderr.isatty()
+
+
 def write(text: str, out: Path | None) -> None:
     """To a file, whole or not at all, or else to standard output."""
     if out is None:

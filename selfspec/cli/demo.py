@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from selfspec.cli.common import Run, note, table, to_json
+from selfspec.cli.common import Run, note, table, to_json, watched
 
 if TYPE_CHECKING:
     from selfspec.model import SSMD, AutoregressiveModel
@@ -58,7 +58,7 @@ def measure(
     from selfspec.metrics import judge_nll, load_vocabulary, spelling_accuracy, word_entropy
 
     start = time.perf_counter()
-    samples = api.generate(model, num, sampler=sampler, seed=seed, progress=True)
+    samples = api.generate(model, num, sampler=sampler, seed=seed, progress=watched())
     seconds = time.perf_counter() - start
     texts = list(samples)
     words = load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfspec.cli.common import Run, Sampling, one_line, to_json
+from selfspec.cli.common import Run, Sampling, one_line, to_json, watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ def evaluate(
     store = test_split(data) if {"kl", "heldout"} & set(metrics) else None
     start = time.perf_counter()
     samples = api.generate(
-        model, num, sampler=sampler, seed=run.seed, batch_size=batch_size, progress=True
+        model, num, sampler=sampler, seed=run.seed, batch_size=batch_size, progress=watched()
     )
     seconds = time.perf_counter() - start
     task = Task(model, sampler, samples, seconds, judge, hf_judge, store, heldout_blocks, run)

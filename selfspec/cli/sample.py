@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec.cli.common import Run, Sampling, note, one_line, to_json, write
+from selfspec.cli.common import Run, Sampling, note, one_line, to_json, watched, write
 
 if TYPE_CHECKING:
     from selfspec.interfaces import Samples
@@ -50,7 +50,7 @@ def draw(
     sampler = sampling.sampler(model)
     start = time.perf_counter()
     samples = api.generate(
-        model, sampler=sampler, seed=run.seed, trace=watch, progress=True, **options
+        model, sampler=sampler, seed=run.seed, trace=watch, progress=watched(), **options
     )
     seconds = time.perf_counter() - start
     if watch:

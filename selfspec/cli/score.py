@@ -98,7 +98,7 @@ def measure(
     # Every block of every order has a seed of its own.
     seeds = row_seeds(seed, orders * len(blocks)).view(orders, len(blocks), 1)
     fixed, one_pass = torch.zeros(2, orders, dtype=torch.float64)
-    with tqdm(total=seeds.numel(), desc="scoring", unit="block", leave=False) as bar:
+    with tqdm(total=seeds.numel(), desc="scoring", unit="block", leave=False, disable=None) as bar:
         for k in range(orders):
             for block, own in zip(blocks, seeds[k], strict=True):
                 fixed[k] += log_law(model, block, sampler, own).item()
