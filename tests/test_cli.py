@@ -23,6 +23,7 @@ from selfspec.cli.watch import Replay, State, play
 from selfspec.data.loader import write_corpus
 
 ROOT = Path(__file__).parents[1]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,14 @@ def tokenizer() -> ss.CharTokenizer:
     return ss.CharTokenizer()
 
 
-def outside(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "selfspec", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        **options,
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=ENV)
+
+
+def outside(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return python("-m", "selfspec", *arguments)
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -386,7 +386,7 @@ def test_a_reader_that_leaves_is_no_error(folder: Path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENV,
     )
     assert process.stdout is not None
     process.stdout.close()
@@ -404,7 +404,7 @@ def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENV,
     )
     log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline:
@@ -423,12 +423,7 @@ def test_help_is_fast_because_torch_is_not_imported():
         "import sys; from selfspec.cli import main;"
         "main(['--version']); print('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = python("-c", code)
     assert done.stdout.splitlines() == [f"selfspec {ss.__version__}", "False"]
     done = outside("--help")
     assert done.returncode == 0
@@ -441,10 +436,5 @@ def test_all_but_the_command_line_does_without_tyro(tmp_path: Path):
         "import selfspec as ss, selfspec.train, selfspec.recipes, selfspec.arena\n"
         "print(callable(ss.generate), callable(ss.train), callable(selfspec.arena.Sweep))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = python("-c", code)
     assert done.stdout == "True True True\n", done.stderr
