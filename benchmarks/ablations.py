@@ -78,10 +78,10 @@ HEADS: dict[str, type[CausalHead]] = {
     "double zero": DoubleZero,
     "half-and-half rotary, double zero": HalfAndHalfDoubleZero,
     "window only": CausalHead,
-    "8 heads": CausalHead,
+    "4 heads": CausalHead,
     "2 blocks": CausalHead,
 }
-SHAPES = {"8 heads": HeadConfig(heads=8), "2 blocks": HeadConfig(heads=4, blocks=2)}
+SHAPES = {"4 heads": HeadConfig(heads=4), "2 blocks": HeadConfig(heads=8, blocks=2)}
 
 
 class Variants:

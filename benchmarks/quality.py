@@ -74,6 +74,7 @@ def settings(model: SSMD, orders: list[str]) -> list[Setting]:
 
 
 def _cost(setting: Setting) -> float:
+    """About how many trunk passes."""
     knobs = setting.settings
     return knobs["steps"] if "steps" in knobs else 1.2 / knobs["dtau"]
 
@@ -98,7 +99,7 @@ class Heldout:
     def table(self, order: str) -> Scores:
         device = self.tokens.device.type
         sigma, _ = draw_order(ORDERS[order](), self.tokens, self.seed)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16):
             return scores(
                 self.model, self.tokens, sigma, batch_size=1024 if device == "cuda" else 64
             )
@@ -117,16 +118,15 @@ def main() -> None:
         load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz"),
         ngram_counts(heldout),
     )
-    if device == "cuda":
-        for network in (model, judge):
-            for block in network.trunk.blocks:  # type: ignore[union-attr]
-                block.compile()
+    for block in model.trunk.blocks:  # type: ignore[union-attr]
+        block.compile()
+    law = Heldout(model, spread(heldout, args.heldout), args.seed)
     sweep = Sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
-        device=device, heldout=Heldout(model, spread(heldout, args.heldout), args.seed),
-        identity={"heldout": args.heldout}, keep_tokens=False,
+        device=device, autocast=True, heldout=law, identity={"heldout": args.heldout},
+        keep_tokens=False,
     )  # fmt: skip
-    everything = settings(model, args.orders)
+    everything = [s for s in settings(model, args.orders) if _cost(s) <= args.most]
     if args.part:
         part, parts = map(int, args.part.split("/"))
         sweep.run(everything[part::parts])
@@ -170,6 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=512, help="held-out sequences")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=float, default=math.inf, help="leave out longer samplers")
     parser.add_argument("--part", default=None, metavar="k/n")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/books27-quality.json"))

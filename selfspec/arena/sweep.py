@@ -124,7 +124,8 @@ class Sweep:
         batch_size: rows drawn at once.
         seed: of the run.
         length: tokens a sample; the model's by default.
-        device: of model and judge; on CUDA the sampler runs in bfloat16 autocast.
+        device: of model and judge.
+        autocast: draw under bfloat16 autocast; by default on CUDA.
         heldout: (m,) bits per token of held-out sequences under a setting's exact law, or None
             where there is no such law.
         identity: what else decides the numbers, as JSON: the held-out text, a judge that is no
@@ -141,6 +142,7 @@ class Sweep:
     seed: int = 0
     length: int | None = None
     device: torch.device | str = "cpu"
+    autocast: bool | None = None
     heldout: Callable[[Setting], np.ndarray | None] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     keep_tokens: bool = True
@@ -211,7 +213,7 @@ class Sweep:
             masked = torch.full((len(rows), length), self.model.mask_id, device=device)
             synchronize(device)
             start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
                 parts.append(setting.run.sample(masked, rows))
             synchronize(device)
             seconds.append((time.perf_counter() - start) / len(rows))
@@ -262,6 +264,10 @@ class Sweep:
                 out["spelling"] = known.sum() / total.sum() if total.sum() else math.nan
         return {name: None if math.isnan(v) else float(v) for name, v in out.items()}
 
+    @property
+    def _autocast(self) -> bool:
+        return torch.device(self.device).type == "cuda" if self.autocast is None else self.autocast
+
     def _identity(self) -> dict[str, Any]:
         """All that decides the numbers, apart from the setting."""
         return {
@@ -275,6 +281,7 @@ class Sweep:
             "seed": self.seed,
             "length": self.length or self.model.length,
             "device": torch.device(self.device).type,
+            "autocast": self._autocast,
             **self.identity,
         }
 

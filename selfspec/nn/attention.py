@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Rotation", "rotation"]
+__all__ = ["Attention", "RMSNorm", "Rotation", "rotation"]
 
 
 class Rotation(NamedTuple):
@@ -39,6 +39,14 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], dim=-1)
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) · weight, in the type of x: under autocast the fused kernel needs them equal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys and no biases."""
 
@@ -48,8 +56,8 @@ class Attention(nn.Module):
             raise ValueError(f"`width` must be a multiple of 2 · heads = {2 * heads}, got {width}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_norm = nn.RMSNorm(width // heads)
-        self.key_norm = nn.RMSNorm(width // heads)
+        self.query_norm = RMSNorm(width // heads)
+        self.key_norm = RMSNorm(width // heads)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from selfspec.nn.attention import Rotation, rotation
+from selfspec.nn.attention import RMSNorm, Rotation, rotation
 from selfspec.nn.transformer import Block, reset_block
 from selfspec.ops import take_along
 
@@ -63,15 +63,15 @@ class CausalHead(nn.Module):
     def __init__(self, config: HeadConfig, width: int):
         super().__init__()
         self.config = config
-        self.token_norm = nn.RMSNorm(width)
-        self.held_norm = nn.RMSNorm(width)
-        self.predicted_norm = nn.RMSNorm(width)
+        self.token_norm = RMSNorm(width)
+        self.held_norm = RMSNorm(width)
+        self.predicted_norm = RMSNorm(width)
         self.fuse = nn.Linear(3 * width, width, bias=False)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, config.dropout)
             for _ in range(config.blocks)
         )
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.project = nn.Linear(width, width, bias=False)
         self.reset_parameters()
 

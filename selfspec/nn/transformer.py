@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfspec.nn.attention import Attention, Rotation, rotation
+from selfspec.nn.attention import Attention, RMSNorm, Rotation, rotation
 
 __all__ = ["Block", "Trunk", "TrunkConfig"]
 
@@ -57,9 +57,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width)
+        self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, heads)
-        self.mlp_norm = nn.RMSNorm(width)
+        self.mlp_norm = RMSNorm(width)
         self.up = nn.Linear(width, mlp_ratio * width, bias=False)
         self.down = nn.Linear(mlp_ratio * width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -95,7 +95,7 @@ class Trunk(nn.Module):
             Block(config.width, config.heads, config.mlp_ratio, config.dropout)
             for _ in range(config.blocks)
         )
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = RMSNorm(config.width)
         self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
         self.reset_parameters()
 
