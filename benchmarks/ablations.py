@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -48,7 +49,7 @@ class HalfAndHalf(CausalHead):
     """Half of the channels turned by the position held, half by the position predicted."""
 
     def rotations(self, order: Tensor) -> tuple[Rotation, Rotation]:
-        channels = self.fuse.out_features // self.config.heads // 2
+        channels = self.project.out_features // self.config.heads // 2
         held, predicted = rotation(order[:, :-1], channels), rotation(order[:, 1:], channels)
         both = Rotation(
             torch.cat([held.cos, predicted.cos], -1), torch.cat([held.sin, predicted.sin], -1)
@@ -71,6 +72,19 @@ class HalfAndHalfDoubleZero(HalfAndHalf, DoubleZero):
     """Both."""
 
 
+class WideFusion(CausalHead):
+    """The three inputs through a hidden layer of their joint width."""
+
+    def __init__(self, config: HeadConfig, width: int):
+        super().__init__(config, width)
+        self.fuse = nn.Linear(3 * width, 3 * width, bias=False)
+        self.narrow = nn.Linear(3 * width, width, bias=False)
+        self.reset_parameters()
+
+    def tracks(self, hidden: Tensor, embedded: Tensor, order: Tensor) -> Tensor:
+        return self.narrow(F.relu(super().tracks(hidden, embedded, order)).square())
+
+
 HEADS: dict[str, type[CausalHead]] = {
     "reference": CausalHead,
     "no residual": NoResidual,
@@ -79,9 +93,15 @@ HEADS: dict[str, type[CausalHead]] = {
     "half-and-half rotary, double zero": HalfAndHalfDoubleZero,
     "window only": CausalHead,
     "4 heads": CausalHead,
+    "16 heads": CausalHead,
+    "wide fusion": WideFusion,
     "2 blocks": CausalHead,
 }
-SHAPES = {"4 heads": HeadConfig(heads=4), "2 blocks": HeadConfig(heads=8, blocks=2)}
+SHAPES = {
+    "4 heads": HeadConfig(heads=4),
+    "16 heads": HeadConfig(heads=16),
+    "2 blocks": HeadConfig(heads=8, blocks=2),
+}
 
 
 class Variants:

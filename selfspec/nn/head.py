@@ -24,6 +24,7 @@ section 3; rotation and initialisation are this project's.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfspec.nn.attention import RMSNorm, Rotation, rotation
@@ -96,22 +97,27 @@ class CausalHead(nn.Module):
         h = take_along(hidden, order)
         if order.shape[1] == 1:
             return h
-        held, predicted = h[:, :-1], h[:, 1:]
-        tokens = take_along(embedded, order[:, :-1])
-        x = self.fuse(
-            torch.cat(
-                [self.token_norm(tokens), self.held_norm(held), self.predicted_norm(predicted)], -1
-            )
-        )
+        x = self.tracks(hidden, embedded, order)
         query_rotation, key_rotation = self.rotations(order)
         for block in self.blocks:
             x = block(x, query_rotation, key_rotation, causal=True)
-        return torch.cat([h[:, :1], self.add_residual(predicted, self.project(self.norm(x)))], 1)
+        return torch.cat([h[:, :1], self.add_residual(h[:, 1:], self.project(self.norm(x)))], 1)
+
+    def tracks(self, hidden: Tensor, embedded: Tensor, order: Tensor) -> Tensor:
+        """W [token, held, predicted] for every track: (B, L-1, C).
+
+        W acts in natural order and its three parts are added in σ order: what is gathered is then
+        C wide, not 3C.
+        """
+        token, held, predicted = self.fuse.weight.chunk(3, dim=1)
+        holds = F.linear(self.token_norm(embedded), token) + F.linear(self.held_norm(hidden), held)
+        predicts = F.linear(self.predicted_norm(hidden), predicted)
+        return take_along(holds, order[:, :-1]) + take_along(predicts, order[:, 1:])
 
     def rotations(self, order: Tensor) -> tuple[Rotation, Rotation]:
         """Queries by the position predicted, keys by the position held."""
-        channels = self.fuse.out_features // self.config.heads
-        dtype = self.fuse.weight.dtype
+        channels = self.project.out_features // self.config.heads
+        dtype = self.project.weight.dtype
         return rotation(order[:, 1:], channels, dtype), rotation(order[:, :-1], channels, dtype)
 
     def add_residual(self, predicted: Tensor, output: Tensor) -> Tensor:
