@@ -21,7 +21,8 @@ from tqdm import trange
 
 from selfspec import checkpoint
 from selfspec.arena.report import commit, machine
-from selfspec.data.loader import BlockLoader, TokenStore, write_json
+from selfspec.data.loader import BlockLoader, TokenStore
+from selfspec.files import write_json
 from selfspec.losses import masked_weights, target_nll, window_weights
 from selfspec.model import SSMD
 from selfspec.nn.attention import Rotation, rotation

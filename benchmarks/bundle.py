@@ -8,9 +8,7 @@ from pathlib import Path
 
 from selfspec import checkpoint
 from selfspec.data.loader import open_corpus
-from selfspec.metrics.spelling import count_words, save_vocabulary, vocabulary
-
-PIECE = 1 << 22
+from selfspec.metrics.spelling import count_words, decoded, save_vocabulary, vocabulary
 
 
 def main() -> None:
@@ -30,8 +28,7 @@ def main() -> None:
         model.tokenizer = tokenizer
         about = config.get("training") or config.get("source")
         checkpoint.save(model, args.out / name, dtype=dtype, training=about)  # type: ignore[arg-type]
-    tokens = stores["train"].tokens
-    pieces = (tokenizer.decode(tokens[i : i + PIECE]) for i in range(0, len(tokens), PIECE))
+    pieces = decoded(stores["train"].tokens, tokenizer.decode, progress=True)
     save_vocabulary(args.out / "books27" / "vocabulary.txt.xz", vocabulary(count_words(pieces)))
 
 

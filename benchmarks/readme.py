@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfspec.checkpoint import write_atomically
+from selfspec.files import write_bytes
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "benchmarks" / "results" / "books27-quality.json"
@@ -33,7 +33,7 @@ def main() -> None:
     new = BLOCK.sub(lambda m: m[1] + block(json.loads(REPORT.read_text())) + m[2], old)
     if args.check:
         sys.exit("README.md is not up to date: run benchmarks/readme.py" if new != old else 0)
-    write_atomically(readme, new.encode())
+    write_bytes(readme, new.encode())
 
 
 def block(report: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ tokens to generate, so a shorter text takes fewer passes, but only slightly, unt
 as many tokens as passes: a budget that holds at full length holds there too.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from selfspec.checkpoint import load_config, resolve, write_atomically
+from selfspec.checkpoint import load_config, resolve
+from selfspec.files import write_json
 from selfspec.interfaces import Samples
 from selfspec.metrics.entropy import word_entropy
 from selfspec.metrics.judge import Judge, judge_nll
@@ -243,7 +243,7 @@ def store(checkpoint: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         Point.from_row(row)
     config = load_config(folder) | {"calibration": [dict(row) for row in rows]}
     path = folder / "config.json"
-    write_atomically(path, (json.dumps(config, indent=1) + "\n").encode())
+    write_json(path, config)
     return path
 
 

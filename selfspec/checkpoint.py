@@ -2,7 +2,7 @@
 
 The config names the shape of trunk and head, the tokenizer, and the calibration table from which a
 budget of function evaluations is resolved. It also holds the SHA-256 of the weights, so that a torn
-or foreign pair of files is noticed. Both files are written beside, then renamed, weights first.
+or foreign pair of files is noticed. The two are replaced together, weights first.
 
 With `dtype="int8"` a matrix row w is stored as round(w / s) with s = max|w| / 127 in float32: a
 quarter of the size, and a rounding error of at most s/2 a weight. It is a storage format; `load`
@@ -11,7 +11,6 @@ gives float32.
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from selfspec.data.tokenizers import CharTokenizer
+from selfspec.files import write_together
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -69,7 +69,7 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
     if taken := config.keys() & extra:
         raise ValueError(f"`extra` must not set {min(taken)!r}, which the checkpoint does")
     text = json.dumps({**config, **extra}, indent=1) + "\n"
-    _write_together({folder / "model.safetensors": blob, folder / "config.json": text.encode()})
+    write_together({folder / "model.safetensors": blob, folder / "config.json": text.encode()})
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
@@ -122,27 +122,6 @@ def load_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config.get(name) or wanted(), wanted):
             raise ValueError(f"{path}: {name} must be {words}, got {config[name]!r}")
     return config
-
-
-def write_atomically(path: Path, blob: bytes) -> None:
-    """Write beside and rename: `path` holds the old content or the new, never a part."""
-    _write_together({path: blob})
-
-
-def _write_together(files: dict[Path, bytes]) -> None:
-    """Write all beside, then rename all: a full disk leaves what was there."""
-    parts = {path: path.with_name(f"{path.name}.{os.getpid()}.part") for path in files}
-    try:
-        for path, blob in files.items():
-            with parts[path].open("wb") as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, part in parts.items():
-            part.replace(path)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def _build(config: dict[str, Any], path: Path) -> Model:

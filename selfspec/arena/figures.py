@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspec.arena.labels import label_curves
 from selfspec.arena.reduction import frontier
+from selfspec.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,12 +130,9 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
-        target = path.with_name(f"{path.name}.{kind}")
-        partial = target.with_name(target.name + ".part")
         metadata: Any = {"Date": None} if kind == "svg" else None
-        with plt.rc_context(STYLE):
-            figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
-        partial.replace(target)
+        with plt.rc_context(STYLE), replacing(path.with_name(f"{path.name}.{kind}")) as file:
+            figure.savefig(file, format=kind, dpi=200, metadata=metadata)
 
 
 def _figure(report: Mapping[str, Any], name: str, title: str, note: str = "") -> "Figure":

@@ -22,7 +22,7 @@ import torch
 
 from selfspec.arena.reduction import Baseline, Point
 from selfspec.arena.results import Result
-from selfspec.data.loader import write_json
+from selfspec.files import write_json
 
 __all__ = [
     "accounts",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from selfspec.data.loader import write_json
+from selfspec.files import replacing, write_json
 
 __all__ = ["Result", "Row", "load_result", "save_result"]
 
@@ -63,10 +63,8 @@ class Result:
 
 def save_result(path: Path, result: Result) -> None:
     """Writes `<path>.npz`, then `<path>.json`: where there is a row there are its arrays."""
-    partial = path.with_name(path.name + ".npz.part")
-    with partial.open("wb") as file:
+    with replacing(path.with_name(path.name + ".npz")) as file:
         np.savez_compressed(file, **result.arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path.with_name(path.name + ".npz"))
     write_json(path.with_name(path.name + ".json"), asdict(result.row))
 
 

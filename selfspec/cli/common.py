@@ -99,10 +99,10 @@ def write(text: str, out: Path | None) -> None:
     if out is None:
         print(text)
         return
-    from selfspec.checkpoint import write_atomically
+    from selfspec.files import write_bytes
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, f"{text}\n".encode())
+    write_bytes(out, f"{text}\n".encode())
 
 
 def to_json(values: Any) -> str:

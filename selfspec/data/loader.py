@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selfspec.data.tokenizers import CharTokenizer
+from selfspec.files import replacing, write_json
 
 _FORMAT = "selfspec tokens 1"
 
@@ -96,19 +97,15 @@ def write_store(
         raise ValueError(f"`vocab_size` must be in 1..2^32, got {vocab_size}")
     path, dtype = Path(path), np.min_scalar_type(vocab_size - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, digest, count = path.with_name(path.name + ".part"), hashlib.sha256(), 0
-    try:
-        with partial.open("wb") as file:
-            for chunk in chunks:
-                data = _as_tokens(chunk, vocab_size).astype(dtype).tobytes()
-                digest.update(data)
-                count += file.write(data) // dtype.itemsize
+    digest, count = hashlib.sha256(), 0
+    with replacing(path) as file:
+        for chunk in chunks:
+            data = _as_tokens(chunk, vocab_size).astype(dtype).tobytes()
+            digest.update(data)
+            count += file.write(data) // dtype.itemsize
         if not count:
             raise ValueError("`chunks` must hold at least one token, got none")
         _header_path(path).unlink(missing_ok=True)  # never an old header beside a new file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     header = {"format": _FORMAT, "vocab_size": vocab_size, "tokens": count, "dtype": dtype.str}
     write_json(_header_path(path), header | {"sha256": digest.hexdigest()})
     return TokenStore(path)
@@ -154,13 +151,6 @@ def open_corpus(folder: str | os.PathLike[str]) -> tuple[CharTokenizer, dict[str
     except (OSError, ValueError) as error:
         raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
     return tokenizer, {file.stem: TokenStore(file) for file in sorted(path.parent.glob("*.bin"))}
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` beside `path` and renames it, so that `path` is never half written."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 class BlockLoader:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from selfspec.data.loader import TokenStore, write_corpus
 from selfspec.data.tokenizers import TEXT8_ALPHABET, CharTokenizer
+from selfspec.files import replacing
 
 URL = "http://mattmahoney.net/dc/text8.zip"
 SIZES = {"train": 90_000_000, "valid": 5_000_000, "test": 5_000_000}
@@ -86,21 +87,16 @@ def download(url: str, folder: Path, progress: bool = True) -> Path:
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, partial.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=60) as answer, replacing(path) as file:
             total = int(answer.headers.get("Content-Length") or 0)
             with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
                 while data := answer.read(_PIECE):
                     bar.update(file.write(data))
-        size = partial.stat().st_size
-        if size < total:
-            raise ValueError(f"only {size:,} of {total:,} bytes came")
-        partial.replace(path)
+            if file.tell() < total:
+                raise ValueError(f"only {file.tell():,} of {total:,} bytes came")
     except (OSError, HTTPException, ValueError) as error:
         raise ValueError(f"`source` must be readable, got {url}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -4,7 +4,7 @@
 
 Words are what stands between spaces. The first and the last word of a sequence are dropped, since
 the sequence may begin or end inside them. The vocabulary holds the words that occur at least twice
-in the training text (the protocol of the text8 experiments in Campbell et al., arXiv 2510.03929).
+in the training text.
 """
 
 import lzma
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from selfspec.files import write_bytes
 
 __all__ = [
     "count_words",
@@ -118,9 +120,7 @@ def save_vocabulary(path: str | os.PathLike[str], words: Iterable[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(f"{word}\n" for word in sorted(words)).encode()
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(lzma.compress(data, preset=9) if path.suffix == ".xz" else data)
-    partial.replace(path)
+    write_bytes(path, lzma.compress(data, preset=9) if path.suffix == ".xz" else data)
 
 
 def load_vocabulary(path: str | os.PathLike[str]) -> frozenset[str]:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from selfspec.files import write_bytes
+
 
 def with_bits(losses: Mapping[str, float], prefix: str = "") -> dict[str, float]:
     """Each loss in nats per token and, as `<name>_bits`, in bits."""
@@ -110,6 +112,4 @@ def _drop_after(path: Path, step: int) -> None:
         return
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
+    write_bytes(path, "".join(line + "\n" for line in kept).encode())

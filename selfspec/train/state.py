@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from selfspec.checkpoint import write_atomically
+from selfspec.files import write_bytes
 
 
 class CheckpointError(RuntimeError):
@@ -50,7 +50,7 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     blob = safetensors.torch.save(whole, {"about": json.dumps(about)})
     with explained(path):
-        write_atomically(path, blob)
+        write_bytes(path, blob)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
