@@ -13,7 +13,7 @@ pass gives both. Samplers read targets near i only, in a window of W places; the
     window = 1/(W-1) · Σ_{i < d < i+W} -log q_i(d, x_σ(d))
 
 fits the head where it is read. It is for fine-tuning: from the start it learns slowly. Source:
-Campbell et al. 2025 (arXiv 2510.03929), equation 8; the third term is this project's.
+Campbell et al. 2025 (arXiv 2510.03929); the third term is this project's.
 """
 
 from collections.abc import Iterator

@@ -53,7 +53,7 @@ class Order(Protocol):
 
 
 class UniformOrder:
-    """Every order equally likely (the paper's)."""
+    """Every order equally likely, as in Campbell et al. 2025 (arXiv 2510.03929)."""
 
     fixed: ClassVar[bool] = True
 

@@ -5,10 +5,13 @@ them is still masked at time t, from 1 at t = 0 to 0 at t = 1:
 
     linear  1 - t,        cosine  cos(π/2 · t).
 
-A **window** W(i) says how many tokens the next trunk pass may reveal. The cosine window of
-Campbell et al. 2025 advances the time of the cosine schedule by Δτ,
+A **window** W(i) says how many tokens the next trunk pass may reveal. The cosine window advances
+the time of the cosine schedule by Δτ,
 
-    W(i) = max(1, (N - i) - ⌊N · cos(π/2 · min(1, τ + Δτ))⌋),   τ = (2/π) · arccos(1 - i/N).
+    W(i) = max(1, (N - i) - ⌊N · cos(π/2 · min(1, τ + Δτ))⌋),   τ = (2/π) · arccos(1 - i/N),
+
+this project's reading of the window of Campbell et al. 2025 (arXiv 2510.03929), whose rounding is
+not certain.
 
 Tables are computed once, in float64, and shared by samplers and likelihood: in float32 some
 entries differ, and then the two would disagree.
@@ -68,7 +71,7 @@ class Window(Protocol):
 
 @dataclass(frozen=True)
 class CosineWindow:
-    """The paper's window; `dtau` in (0, 1] is the time that a pass may advance."""
+    """The wider the more is known; `dtau` in (0, 1] is the time that a pass may advance."""
 
     dtau: float
 

@@ -12,7 +12,7 @@ The token that stands at d afterwards, accepted or redrawn, has law q_d exactly,
 
 Behind the first rejection nothing is decided: the target there was computed from a token that has
 just been replaced. Source: Leviathan et al. 2023; Chen et al. 2023; for an order σ, Campbell et
-al. 2025 (arXiv 2510.03929), algorithm 2.
+al. 2025 (arXiv 2510.03929).
 """
 
 from typing import NamedTuple

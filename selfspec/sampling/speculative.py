@@ -8,7 +8,7 @@
 
 Drafts behind a rejection are kept for the next round: given the first rejection they are still
 independent draws from p_i. A window of one needs no head pass, as there the target is the draft.
-Source: Campbell et al. 2025 (arXiv 2510.03929), algorithm 2.
+Source: Campbell et al. 2025 (arXiv 2510.03929).
 """
 
 import torch
