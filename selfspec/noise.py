@@ -55,7 +55,13 @@ def _absorb(state: Tensor, counter: Tensor | int) -> Tensor:
 
 
 def row_seeds(seed: int, rows: int, device: torch.device | str | None = None) -> Tensor:
-    """One seed a row from the seed of a run: (rows,) int64; row r has the same seed in any run."""
+    """One seed a row from the seed of a run: (rows,) int64; row r has the same seed in any run.
+
+    Raises:
+        ValueError: `seed` has more than 64 bits.
+    """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"`seed` must fit into 64 bits with its sign, got {seed}")
     return _absorb(torch.full((rows,), seed, dtype=torch.int64), torch.arange(rows)).to(device)
 
 

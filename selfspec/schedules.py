@@ -17,6 +17,7 @@ Tables are computed once, in float64, and shared by samplers and likelihood: in 
 entries differ, and then the two would disagree.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -32,6 +33,7 @@ __all__ = [
     "ScheduleWindow",
     "UnboundedWindow",
     "Window",
+    "stacked_tables",
 ]
 
 
@@ -137,3 +139,18 @@ class ScheduleWindow:
         cuts = np.unique(n - masked)
         i = np.arange(n)
         return cuts[np.searchsorted(cuts, i, side="right")] - i
+
+
+def stacked_tables(window: Window, counts: Sequence[int]) -> np.ndarray:
+    """The tables of rows with these numbers n of tokens to generate: (B, max n + 1), padded by 1.
+
+    >>> stacked_tables(ConstantWindow(2), [3, 0, 1])
+    array([[2, 2, 1, 1],
+           [1, 1, 1, 1],
+           [1, 1, 1, 1]])
+    """
+    stacked = np.ones((len(counts), max(counts) + 1), dtype=np.int64)
+    for row, n in enumerate(counts):
+        if n:
+            stacked[row, :n] = window.table(n)
+    return stacked

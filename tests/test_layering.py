@@ -16,6 +16,7 @@ LAYERS = [
     {"orders", "verification"},
     {"data", "metrics", "nn"},
     {"model", "prompts"},
+    {"inputs"},
     {"checkpoint", "likelihood", "losses", "sampling"},
     {"calibration", "engine", "hub", "train"},
     {"arena", "recipes", "serve"},

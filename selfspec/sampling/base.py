@@ -12,17 +12,17 @@ row's own seed and pass, so a row's result depends on nothing else in the batch.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from selfspec.inputs import check_tokens, mask_of, seeds_of
 from selfspec.interfaces import Pass, Round, Samples, Trace
 from selfspec.model import SSMD
-from selfspec.noise import Purpose, row_seeds, uniform
+from selfspec.noise import Purpose, uniform
 from selfspec.ops import draw, log_probs
 from selfspec.orders import Order, UniformOrder, initial_order, rearranged
-from selfspec.schedules import Window
+from selfspec.schedules import Window, stacked_tables
 
 __all__ = ["Sampler", "State"]
 
@@ -154,13 +154,9 @@ class Sampler(ABC):
 
     def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> State:
         """Check the input, draw σ, reveal what is observed."""
-        tokens, pad = _checked(self.model, tokens, pad)
-        if isinstance(seeds, int):
-            seeds = row_seeds(seeds, len(tokens))
-        if seeds.shape != tokens.shape[:1]:
-            raise ValueError(f"`seeds` must have one entry a row, ({len(tokens)},), "
-                             f"got {tuple(seeds.shape)}")  # fmt: skip
-        seeds = seeds.to(tokens.device)
+        pad = mask_of("pad", pad, tokens)
+        check_tokens(self.model, tokens, pad, masked=True)
+        seeds = seeds_of(seeds, tokens)
         masked = (tokens == self.model.mask_id) & ~pad
         end = (~pad).sum(1)
         observed = end - masked.sum(1)
@@ -205,12 +201,8 @@ class Sampler(ABC):
 
     def row_windows(self, to_generate: Tensor, seeds: Tensor) -> Tensor:
         """(B, max N + 1) window of each row after 0, 1, … generated tokens, padded with 1."""
-        counts = to_generate.tolist()
-        table = np.ones((len(counts), max(counts) + 1), dtype=np.int64)
-        for row, n in enumerate(counts):
-            if n:
-                table[row, :n] = self.window.table(n)
-        return torch.from_numpy(table).to(to_generate.device)
+        tables = stacked_tables(self.window, to_generate.tolist())
+        return torch.from_numpy(tables).to(to_generate.device)
 
 
 @dataclass
@@ -247,20 +239,3 @@ class Drafts:
         positions = self.positions[row][inside].tolist()
         stands = self.tokens[row][inside].tolist()[: revealed - int(self.places[row, 0])]
         return Pass(positions, drafted[inside].tolist(), rounds, list(zip(positions, stands)))  # noqa: B905
-
-
-def _checked(model: SSMD, tokens: Tensor, pad: Tensor | None) -> tuple[Tensor, Tensor]:
-    if tokens.dim() != 2 or tokens.dtype != torch.int64:
-        raise ValueError(f"`tokens` must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
-    if tokens.shape[1] > model.length:
-        raise ValueError(f"`tokens` may be at most {model.length} long, got {tokens.shape[1]}")
-    if 0 in tokens.shape:
-        raise ValueError(f"`tokens` must not be empty, got shape {tuple(tokens.shape)}")
-    pad = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad.to(tokens.device)
-    if pad.shape != tokens.shape or pad.dtype != torch.bool:
-        raise ValueError(f"`pad` must be bool of the shape of `tokens`, got {tuple(pad.shape)}")
-    known = ((tokens >= 0) & (tokens < model.vocab_size)) | (tokens == model.mask_id) | pad
-    if not bool(known.all()):
-        raise ValueError(f"`tokens` must be in 0..{model.vocab_size - 1} or the mask token "
-                         f"{model.mask_id}, got {int(tokens[~known][0])}")  # fmt: skip
-    return tokens, pad

@@ -1,0 +1,64 @@
+"""What samplers and likelihoods are given: one rule for rows, masks and seeds."""
+
+import torch
+from torch import Tensor
+
+from selfspec.model import SSMD
+from selfspec.noise import row_seeds
+
+__all__ = ["check_tokens", "mask_of", "seeds_of"]
+
+
+def check_tokens(model: SSMD, tokens: Tensor, pad: Tensor, masked: bool) -> None:
+    """Rows that the model can read.
+
+    Args:
+        model: knows its vocabulary and its length.
+        tokens: (B, L) int64; pads may hold anything.
+        pad: (B, L) bool.
+        masked: whether a row may hold the mask token.
+
+    Raises:
+        ValueError: a wrong shape or type, no row, too long a row, or an unknown token.
+    """
+    if 0 in tokens.shape:
+        raise ValueError(f"`tokens` must not be empty, got shape {tuple(tokens.shape)}")
+    if tokens.shape[1] > model.length:
+        raise ValueError(f"`tokens` may be at most {model.length} long, got {tokens.shape[1]}")
+    known = ((tokens >= 0) & (tokens < model.vocab_size)) | pad
+    rule = f"0..{model.vocab_size - 1}"
+    if masked:
+        known |= tokens == model.mask_id
+        rule += f" or the mask token {model.mask_id}"
+    if not bool(known.all()):
+        raise ValueError(f"`tokens` must be in {rule}, got {int(tokens[~known][0])}")
+
+
+def mask_of(name: str, mask: Tensor | None, tokens: Tensor) -> Tensor:
+    """The (B, L) bool `mask` of this name, on the device of `tokens`; none at all for None.
+
+    Raises:
+        ValueError: `tokens` are not (B, L) int64, or the mask is not bool of their shape.
+    """
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(f"`tokens` must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+    if mask is None:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    if mask.shape != tokens.shape or mask.dtype != torch.bool:
+        raise ValueError(f"`{name}` must be bool of the shape of `tokens`, {tuple(tokens.shape)}, "
+                         f"got {tuple(mask.shape)} {mask.dtype}")  # fmt: skip
+    return mask.to(tokens.device)
+
+
+def seeds_of(seeds: Tensor | int, tokens: Tensor) -> Tensor:
+    """A seed a row, (B,) int64, on the device of `tokens`; from one seed for the run.
+
+    Raises:
+        ValueError: `seeds` is neither a whole number nor one whole number a row.
+    """
+    if isinstance(seeds, int):
+        return row_seeds(seeds, len(tokens), tokens.device)
+    if seeds.shape != tokens.shape[:1] or seeds.dtype != torch.int64:
+        raise ValueError(f"`seeds` must have one int64 a row, ({len(tokens)},), "
+                         f"got {tuple(seeds.shape)} {seeds.dtype}")  # fmt: skip
+    return seeds.to(tokens.device)
