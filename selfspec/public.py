@@ -13,6 +13,7 @@ from selfspec.data.tokenizers import normalise as normalise
 from selfspec.interfaces import Samples as Samples
 from selfspec.interfaces import TrunkProtocol as TrunkProtocol
 from selfspec.likelihood import ELBO as ELBO
+from selfspec.likelihood import ancestral_log_likelihood as ancestral_log_likelihood
 from selfspec.likelihood import elbo as elbo
 from selfspec.likelihood import estimate_log_likelihood as estimate_log_likelihood
 from selfspec.likelihood import log_likelihood as log_likelihood

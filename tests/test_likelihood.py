@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -17,6 +18,7 @@ from reference import (
     ListedOrder,
     Puzzle,
     Sigma,
+    ancestral_law,
     orders,
     paper_recursion,
     recursion,
@@ -26,10 +28,13 @@ from torch import Tensor
 
 from selfspec.likelihood import (
     Scores,
+    ancestral_chain,
+    ancestral_log_likelihood,
     chain,
     draw_order,
     elbo,
     estimate_log_likelihood,
+    exact,
     log_likelihood,
     one_pass_score,
     scores,
@@ -37,12 +42,27 @@ from selfspec.likelihood import (
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order
-from selfspec.schedules import ConstantWindow, CosineWindow, UnboundedWindow, Window
+from selfspec.schedules import (
+    ConstantWindow,
+    CosineSchedule,
+    CosineWindow,
+    LinearSchedule,
+    Schedule,
+    UnboundedWindow,
+    Window,
+)
 
 Toys = Callable[[int], SSMD]
 WINDOWS = [ConstantWindow(3), CosineWindow(0.4), UnboundedWindow()]
 SIGMAS = {PLAIN: (2, 0, 3, 1), INFILL: (4, 0, 3, 5, 1, 2), BINARY: (3, 1, 5, 0, 4, 2)}
 SETTINGS = [(window, rounds) for window in WINDOWS for rounds in (0, 1, 2, 5)]
+
+
+class Halting:
+    """A third of the time nothing is revealed."""
+
+    def masked(self, t: np.ndarray) -> np.ndarray:
+        return np.interp(t, [0, 1 / 3, 2 / 3, 1], [1, 0.4, 0.4, 0])
 
 
 def scored(model: SSMD, puzzle: Puzzle, sigma: Sigma) -> Scores:
@@ -156,12 +176,13 @@ def test_a_head_that_agrees_is_plain_sampling(ternary: SSMD):
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.6}, {"top_p": 0.8}, {"temperature": 1.7, "top_p": 0.6}], ids=str
 )
-@pytest.mark.parametrize("rounds", [0, 2])
-def test_temperature_and_nucleus_keep_the_sum(ternary: SSMD, options: dict[str, Any], rounds: int):
+@pytest.mark.parametrize("rounds", [0, 2, "ancestral", "one pass"])
+def test_temperature_and_nucleus_keep_the_sum(ternary: SSMD, options: dict[str, Any], rounds: Any):
     seeds = row_seeds(0, 1).expand(81)
+    laws = {"ancestral": ancestral_log_likelihood, "one pass": one_pass_score}
+    law = laws.get(rounds, partial(log_likelihood, rounds=rounds))
     plain, changed = (
-        log_likelihood(ternary, PLAIN.completions, rounds=rounds, seeds=seeds, **setting)
-        for setting in ({}, options)
+        law(ternary, PLAIN.completions, seeds=seeds, **setting) for setting in ({}, options)
     )
     assert total(changed) == pytest.approx(1, abs=1e-9)
     assert changed.isneginf().any() == ("top_p" in options)
@@ -235,17 +256,20 @@ def test_the_estimate_is_unbiased(
     assert standard_errors(draws.sum(1), 1.0) < 4
 
 
-def test_for_a_fixed_order_the_estimate_varies_with_its_path_only(ternary: SSMD):
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_p": 0.9}])
+def test_for_a_fixed_order_the_estimate_varies_with_its_path_only(
+    ternary: SSMD, options: dict[str, Any]
+):
     settings = (ListedOrder((2, 0, 3, 1)), UnboundedWindow(), 4)
-    exact = log_likelihood(ternary, PLAIN.completions, *settings)
-    estimate = estimate_log_likelihood(ternary, PLAIN.completions, *settings)
-    torch.testing.assert_close(estimate, exact)  # one pass, so one path
+    expected = log_likelihood(ternary, PLAIN.completions, *settings, **options)
+    estimate = estimate_log_likelihood(ternary, PLAIN.completions, *settings, **options)
+    torch.testing.assert_close(estimate, expected)  # one pass, so one path
 
 
 def test_the_elbo_is_a_mean_over_orders_with_its_standard_error(ternary: SSMD):
     x = PLAIN.completions[::9]
     bound = elbo(ternary, x, orders=5, seed=3, window=ConstantWindow(3), rounds=2)
-    seeds = [row_seeds(3 + k, len(x)) for k in range(5)]
+    seeds = row_seeds(3, 5 * len(x)).view(len(x), 5).T
     draws = torch.stack(
         [log_likelihood(ternary, x, window=ConstantWindow(3), rounds=2, seeds=s) for s in seeds]
     )
@@ -259,6 +283,51 @@ def test_the_elbo_estimates_the_mean_over_all_orders(ternary: SSMD):
     bound = elbo(ternary, PLAIN.completions, orders=64, window=ConstantWindow(3), rounds=2)
     assert ((bound.mean - every.mean(0)).abs() / bound.standard_error).max() < 4.5
     assert (every.mean(0) < every.exp().mean(0).log()).all()
+
+
+def test_bounds_of_neighbouring_seeds_share_no_order(ternary: SSMD, monkeypatch):
+    drawn = []
+
+    def noted(rule: Order, tokens: Tensor, seeds: Tensor, *masks: Tensor | None):
+        drawn.extend(seeds.tolist())
+        return draw_order(rule, tokens, seeds, *masks)
+
+    monkeypatch.setattr(exact, "draw_order", noted)
+    for seed in (0, 1):
+        elbo(ternary, PLAIN.completions[:5], orders=3, seed=seed)
+    assert len(set(drawn)) == 2 * 3 * 5
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule(), Halting()])
+@pytest.mark.parametrize(("puzzle", "steps"), [(PLAIN, 1), (PLAIN, 3), (PLAIN, 6), (INFILL, 3)])
+def test_the_ancestral_likelihood_is_the_law_of_the_reverse_process(
+    ternary: SSMD, puzzle: Puzzle, schedule: Schedule, steps: int
+):
+    every = orders(UNIFORM, puzzle)
+    found = sum(ancestral_chain(scored(ternary, puzzle, s), schedule, steps).exp() for s in every)
+    law = ancestral_law(ternary, puzzle, schedule, steps)
+    np.testing.assert_allclose(found / len(every), law, rtol=1e-9)
+
+
+@pytest.mark.parametrize("puzzle", SIGMAS, ids=lambda p: p.text)
+def test_ancestral_probabilities_sum_to_one_for_every_order(toys: Toys, puzzle: Puzzle):
+    model, given = toys(puzzle.vocab), puzzle.scored()
+    for seed, steps in product(range(3), (1, 4, 30)):
+        seeds = row_seeds(seed, 1).expand(len(given["tokens"]))
+        logp = ancestral_log_likelihood(model, **given, order=SPACED, steps=steps, seeds=seeds)
+        assert total(logp) == pytest.approx(1, abs=1e-9)
+
+
+def test_one_ancestral_step_draws_everything_at_once(ternary: SSMD):
+    table = scored(ternary, PLAIN, SIGMAS[PLAIN])
+    expected = chain(table, UnboundedWindow(), rounds=0)
+    torch.testing.assert_close(ancestral_chain(table, CosineSchedule(), 1), expected)
+
+
+def test_many_ancestral_steps_are_one_token_a_pass(ternary: SSMD):
+    table = scored(ternary, PLAIN, SIGMAS[PLAIN])
+    found = ancestral_chain(table, LinearSchedule(), 20_000)
+    torch.testing.assert_close(found, chain(table, ConstantWindow(1), 0), rtol=0, atol=1e-3)
 
 
 COMPLETE = torch.tensor([[0, 1, 2, 0]])
@@ -282,7 +351,19 @@ COMPLETE = torch.tensor([[0, 1, 2, 0]])
       "`tokens` must be in 0..2, got -1"),
      (lambda m: one_pass_score(m, COMPLETE + 1), "`tokens` must be in 0..2, got 3"),
      (lambda m: log_likelihood(m, torch.zeros(1, 7, dtype=torch.int64)),
-      "`tokens` may be at most 6 long, got 7")],
+      "`tokens` may be at most 6 long, got 7"),
+     (lambda m: log_likelihood(m, COMPLETE[0]), r"`tokens` must be \(B, L\) int64, got \(4,\)"),
+     (lambda m: one_pass_score(m, COMPLETE.int()), "`tokens` must be .* int64, .* torch.int32"),
+     (lambda m: log_likelihood(m, COMPLETE[:0]), r"`tokens` must not be empty, got shape \(0, 4"),
+     (lambda m: log_likelihood(m, COMPLETE, pad=COMPLETE), "`pad` must be bool of the shape of"),
+     (lambda m: estimate_log_likelihood(
+         m, COMPLETE, UNIFORM, UnboundedWindow(), 1, observed=COMPLETE[:, :2] > 0),
+      r"`observed` must be bool of the shape of `tokens`, \(1, 4\), got \(1, 2\)"),
+     (lambda m: log_likelihood(m, COMPLETE, seeds=row_seeds(0, 3)), "`seeds` must have one int64"),
+     (lambda m: log_likelihood(m, COMPLETE, seeds=1 << 64), "`seed` must fit into 64 bits"),
+     (lambda m: log_likelihood(m, COMPLETE, batch_size=0), "`batch_size` must be at least 1"),
+     (lambda m: ancestral_log_likelihood(m, COMPLETE, RESPACED), "`order` must be fixed in"),
+     (lambda m: ancestral_log_likelihood(m, COMPLETE, steps=0), "`steps` must be at least 1")],
 )  # fmt: skip
 def test_bad_arguments_are_named(ternary: SSMD, score, message: str):
     with pytest.raises(ValueError, match=message):

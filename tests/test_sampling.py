@@ -23,7 +23,7 @@ from reference import (
 from torch import Tensor
 
 from selfspec.interfaces import Pass, Samples
-from selfspec.likelihood import chain, draw_order, scores
+from selfspec.likelihood import ancestral_chain, chain, draw_order, scores
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.noise import row_seeds
@@ -123,6 +123,14 @@ def test_ancestral_samples_have_the_law_of_the_reverse_process(
     assert law.sum() == pytest.approx(1, abs=1e-9)
     sampler = AncestralSampler(ternary, schedule=schedule, steps=steps)
     assert p_value(counts(sampler, puzzle), law) > 1e-3
+
+
+def test_ancestral_samples_of_a_spaced_order_have_their_likelihood(ternary: SSMD):
+    rows = PLAIN.completions
+    every = [torch.tensor(sigma).expand_as(rows) for sigma in orders(SPACED, PLAIN)]
+    laws = [ancestral_chain(scores(ternary, rows, s), CosineSchedule(), 3).exp() for s in every]
+    sampler = AncestralSampler(ternary, SPACED, CosineSchedule(), steps=3)
+    assert p_value(counts(sampler, PLAIN), torch.stack(laws).mean(0).numpy()) > 1e-3
 
 
 @pytest.mark.parametrize("puzzle", [PLAIN, INFILL], ids=lambda p: p.text)

@@ -103,7 +103,10 @@ def measure(
             for block, own in zip(blocks, seeds[k], strict=True):
                 fixed[k] += log_law(model, block, sampler, own).item()
                 rule = sampler.order if sampler.order.fixed else None
-                one_pass[k] += one_pass_score(model, block, rule, seeds=own).item()
+                one_pass[k] += one_pass_score(
+                    model, block, rule, seeds=own,
+                    temperature=sampler.temperature, top_p=sampler.top_p,
+                ).item()  # fmt: skip
                 bar.update()
     bits = -1 / (math.log(2) * len(tokens))
     return {
@@ -125,17 +128,14 @@ def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tens
     from selfspec.sampling import SpeculativeSampler
 
     rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
-    if sampler.order.fixed:
-        return log_likelihood(
-            model,
-            block,
-            sampler.order,
-            sampler.window,
-            rounds,
-            seeds=seeds,
-            temperature=sampler.temperature,
-            top_p=sampler.top_p,
-        )
-    if (sampler.temperature, sampler.top_p) != (1, 1):
-        raise ValueError("`temperature` and `top_p` must be 1 for an order that is re-chosen")
-    return estimate_log_likelihood(model, block, sampler.order, sampler.window, rounds, seeds=seeds)
+    law = log_likelihood if sampler.order.fixed else estimate_log_likelihood
+    return law(
+        model,
+        block,
+        sampler.order,
+        sampler.window,
+        rounds,
+        seeds=seeds,
+        temperature=sampler.temperature,
+        top_p=sampler.top_p,
+    )

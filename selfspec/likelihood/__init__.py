@@ -1,0 +1,33 @@
+"""Exact likelihood of what the samplers do, given the order σ.
+
+tables      log p_i(d, x_σ(d)) and log q_i(d, x_σ(d)) for every i and d, from the networks
+chains      from such a table to log p(x | σ), for each kind of sampler
+exact       both together; the bound over orders; the score of a single pass
+estimate    for orders that are re-chosen between passes, which have no such chain
+"""
+
+from selfspec.likelihood.chains import ancestral_chain, chain, transition
+from selfspec.likelihood.estimate import estimate_log_likelihood
+from selfspec.likelihood.exact import (
+    ELBO,
+    ancestral_log_likelihood,
+    elbo,
+    log_likelihood,
+    one_pass_score,
+)
+from selfspec.likelihood.tables import Scores, draw_order, scores
+
+__all__ = [
+    "ELBO",
+    "Scores",
+    "ancestral_chain",
+    "ancestral_log_likelihood",
+    "chain",
+    "draw_order",
+    "elbo",
+    "estimate_log_likelihood",
+    "log_likelihood",
+    "one_pass_score",
+    "scores",
+    "transition",
+]

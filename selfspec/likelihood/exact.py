@@ -1,0 +1,163 @@
+"""log p(x | σ) of a sampler, exactly, for orders that are fixed in advance.
+
+Averaged over orders it is a lower bound of log p(x):
+
+    log p(x) = log E_σ p(x | σ) ≥ E_σ log p(x | σ).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfspec.inputs import check_tokens, mask_of
+from selfspec.likelihood.chains import ancestral_chain, chain
+from selfspec.likelihood.tables import Scores, draw_order, generated, score_pass, scores
+from selfspec.model import SSMD
+from selfspec.noise import row_seeds
+from selfspec.orders import Order, UniformOrder
+from selfspec.schedules import CosineSchedule, Schedule, ScheduleWindow, UnboundedWindow, Window
+
+__all__ = ["ELBO", "ancestral_log_likelihood", "elbo", "log_likelihood", "one_pass_score"]
+
+
+class ELBO(NamedTuple):
+    """A mean over orders with its standard error, (B,) nats each."""
+
+    mean: Tensor
+    standard_error: Tensor
+
+
+def log_likelihood(
+    model: SSMD,
+    tokens: Tensor,
+    order: Order | None = None,
+    window: Window | None = None,
+    rounds: int = 4,
+    pad: Tensor | None = None,
+    observed: Tensor | None = None,
+    seeds: Tensor | int = 0,
+    **options: Any,
+) -> Tensor:
+    """Exact log p(x | σ) of the sampler with these settings, for a σ drawn from the seeds.
+
+    It is the law of `SpeculativeSampler`, and with `rounds=0` that of `FixedCountSampler`, whose
+    window is a `ScheduleWindow`, and of `AnyOrderSampler`, whose window is `ConstantWindow(1)`.
+
+    Args:
+        model: an `SSMD`; with a head unless `rounds` is 0.
+        tokens: (B, L) complete sequences.
+        order: a rule that is fixed in advance; uniform by default.
+        window: W; unbounded by default.
+        rounds: R; 0 for plain sampling with the counts of `window`.
+        pad: (B, L) bool, True at pads.
+        observed: (B, L) bool, True at given tokens: the result is then conditional on them.
+        seeds: (B,) int64, or one; the same seeds give the σ that a sampler would draw.
+        **options: `temperature`, `top_p`, `batch_size`, as in `scores`.
+
+    Returns:
+        (B,) nats, at most 0.
+
+    Raises:
+        ValueError: a rule that is re-chosen between passes, `rounds` that the model cannot do,
+            tokens that it does not know, or a wrong shape or type.
+    """
+    check_rounds(model, rounds)
+    table = _table(model, tokens, order, pad, observed, seeds, **options)
+    return chain(table, window or UnboundedWindow(), rounds)
+
+
+def ancestral_log_likelihood(
+    model: SSMD,
+    tokens: Tensor,
+    order: Order | None = None,
+    schedule: Schedule | None = None,
+    steps: int = 16,
+    pad: Tensor | None = None,
+    observed: Tensor | None = None,
+    seeds: Tensor | int = 0,
+    **options: Any,
+) -> Tensor:
+    """Exact log p(x | σ) of `AncestralSampler`, over all numbers of tokens that its steps reveal.
+
+    Args:
+        model, tokens, order, pad, observed, seeds, **options: as in `log_likelihood`.
+        schedule: the masked share at a time; cosine by default.
+        steps: K ≥ 1.
+
+    Returns:
+        (B,) nats, at most 0.
+
+    Raises:
+        ValueError: `steps` below 1, or as `log_likelihood`.
+    """
+    settings = ScheduleWindow(schedule or CosineSchedule(), steps)  # raises on bad values
+    table = _table(model, tokens, order, pad, observed, seeds, **options)
+    return ancestral_chain(table, settings.schedule, settings.steps)
+
+
+def elbo(model: SSMD, tokens: Tensor, orders: int = 8, seed: int = 0, **settings: Any) -> ELBO:
+    """E_σ log p(x | σ), a lower bound of log p(x), by Monte Carlo over `orders` ≥ 2 orders.
+
+    Args:
+        model, tokens, **settings: as in `log_likelihood`.
+        orders: how many σ to draw.
+        seed: of the run; every order of every row has a seed of its own.
+
+    Raises:
+        ValueError: `orders` below 2, or as `log_likelihood`.
+    """
+    if orders < 2:
+        raise ValueError(f"`orders` must be at least 2, got {orders}")
+    seeds = row_seeds(seed, len(tokens) * orders).view(len(tokens), orders)
+    draws = torch.stack(
+        [log_likelihood(model, tokens, seeds=own, **settings) for own in seeds.unbind(1)]
+    )
+    return ELBO(draws.mean(0), draws.std(0) / orders**0.5)
+
+
+@torch.no_grad()
+def one_pass_score(
+    model: SSMD,
+    tokens: Tensor,
+    order: Order | None = None,
+    pad: Tensor | None = None,
+    observed: Tensor | None = None,
+    seeds: Tensor | int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Tensor:
+    """Σ_{d ≥ observed} log q(d, x_σ(d)) from a single trunk pass: (B,) nats.
+
+    The target's own joint law given the observed tokens: exactly the law of one trunk pass with an
+    unbounded window and at least as many rounds as tokens; not the law of the sampler at other
+    settings. For a model without head the draft stands for the target. Arguments and errors as in
+    `log_likelihood`.
+    """
+    pad = mask_of("pad", pad, tokens)
+    check_tokens(model, tokens, pad, masked=False)
+    sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
+    logq = score_pass(model, tokens, sigma, first, pad, temperature, top_p)[1]
+    return torch.where(generated(sigma, first, pad), logq, 0.0).sum(1)
+
+
+def check_rounds(model: SSMD, rounds: int) -> None:
+    """Raises a `ValueError` unless the model can do so many rounds."""
+    if rounds < 0 or (rounds and model.head is None):
+        raise ValueError(f"`rounds` must be at least 0, and 0 without a head, got {rounds}")
+
+
+def _table(
+    model: SSMD,
+    tokens: Tensor,
+    order: Order | None,
+    pad: Tensor | None,
+    observed: Tensor | None,
+    seeds: Tensor | int,
+    **options: Any,
+) -> Scores:
+    """The scores along a σ drawn from the seeds."""
+    pad = mask_of("pad", pad, tokens)
+    check_tokens(model, tokens, pad, masked=False)
+    sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
+    return scores(model, tokens, sigma, first, pad, **options)
