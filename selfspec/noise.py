@@ -51,7 +51,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _absorb(state: Tensor, counter: Tensor | int) -> Tensor:
-    return _mix(state * _GOLDEN + _mix(torch.as_tensor(counter, device=state.device) + _GOLDEN))
+    if isinstance(counter, int):  # filled in on the device, which need not be waited for
+        counter = torch.full((), counter, device=state.device)
+    return _mix(state * _GOLDEN + _mix(counter + _GOLDEN))
 
 
 def row_seeds(seed: int, rows: int, device: torch.device | str | None = None) -> Tensor:
