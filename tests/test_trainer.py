@@ -16,7 +16,7 @@ from selfspec import checkpoint
 from selfspec.losses import next_token_loss, ssmd_loss
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
-from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.nn.transformer import Block, Trunk, TrunkConfig
 from selfspec.train import (
     AdamWConfig,
     CheckpointError,
@@ -30,7 +30,7 @@ from selfspec.train import (
 )
 from selfspec.train.process import locked
 from selfspec.train.trainer import VALID as VALIDATION
-from selfspec.train.trainer import key
+from selfspec.train.trainer import compiled, key
 
 V, L, WIDTH = 5, 12, 32
 CONFIG = TrainConfig(
@@ -303,6 +303,15 @@ def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
         run.update()
         run.update()
     assert len({tuple(order.flatten().tolist()) for order in drawn}) == 4
+
+
+def test_blocks_are_compiled_for_as_long_as_the_run_lasts():
+    model = diffusion_model()
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    assert len(blocks) > 1
+    with compiled(model):
+        assert all(block._compiled_call_impl is not None for block in blocks)
+    assert all(block._compiled_call_impl is None for block in blocks)
 
 
 def test_a_frozen_trunk_minimises_the_target_alone():

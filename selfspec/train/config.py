@@ -116,7 +116,7 @@ class TrainConfig:
         clip: largest gradient norm.
         ema_decay: decay of the averaged weights (0: no average); see `ema.py`.
         autocast: bfloat16 autocast on CUDA. Elsewhere the weights' own precision is used.
-        compile: compile the transformer blocks on CUDA.
+        compile: compile the transformer blocks on CUDA, for as long as the run lasts.
         log_every: steps between two readings of the losses (the host waits for the device there).
         valid_every: steps between two validations (the last step always validates).
         save_every: steps between two checkpoints (the last step always saves).

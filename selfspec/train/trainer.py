@@ -20,8 +20,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Trainer:
         folder: where checkpoints and logs go, and from where a run is resumed; None keeps nothing.
         valid: (n, L) tokens, the fixed validation set; None for no validation.
         rank: this process; only rank 0 writes.
-        world: number of processes.
+        world: number of processes. It decides which rows a rank reads; gradients are not exchanged
+            here.
 
     Raises:
         ValueError: the objective does not suit the model, or there are no validation rows.
@@ -92,10 +93,6 @@ class Trainer:
         self.elapsed = 0.0
         self.validation: dict[str, float] = {}
         self._meter = Meter()
-        if config.compile and self.device.type == "cuda":
-            for module in model.modules():
-                if isinstance(module, Block):
-                    module.compile(dynamic=False)
 
     def run(self, stop_after: float | None = None, progress: bool = True) -> bool:
         """Trains to the last step, from the checkpoint in the folder if there is one.
@@ -117,7 +114,9 @@ class Trainer:
         """
         writes = self.rank == 0 and self.folder is not None
         lock = locked(self.folder) if writes and self.folder else nullcontext()
-        with lock, interrupts() as caught, _forked_rng(self.device):
+        fast = self.config.compile and self.device.type == "cuda"
+        blocks = compiled(self.model) if fast else nullcontext()
+        with lock, interrupts() as caught, _forked_rng(self.device), blocks:
             self.resume()
             if self.step == self.config.steps:
                 self.save()  # it may have been killed between the two files
@@ -272,6 +271,22 @@ class Trainer:
     def _autocast(self) -> Any:
         enabled = self.config.autocast and self.device.type == "cuda"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def compiled(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's transformer blocks are compiled, for shapes that stay the same.
+
+    Afterwards they are not: a sampler's batches have another shape at every pass.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # `Module.compile` has no inverse
 
 
 def key(*counters: int) -> int:
