@@ -209,7 +209,13 @@ def measure(
 
     Returns:
         A row a setting, by rising NFE.
+
+    Raises:
+        ValueError: `n` or `batch_size` below 1, or a model without head.
     """
+    for name, value in {"n": n, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
     if samplers is None:
         samplers = [
             SpeculativeSampler(model, order(), CosineWindow(dtau), rounds)

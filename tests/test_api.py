@@ -247,6 +247,12 @@ def test_calibrating_measures_what_sampling_costs(tmp_path: Path):
     assert ss.load(tmp_path).calibration == rows
 
 
+@pytest.mark.parametrize("name", ["n", "batch_size"])
+def test_a_calibration_without_samples_is_refused(model: ss.SSMD, name: str):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        ss.calibrate(model, tiny.judge(), **{name: 0})
+
+
 def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
     ss.save(tiny.model(), tmp_path)
     before = (tmp_path / "config.json").read_text()

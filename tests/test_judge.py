@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.metrics import HuggingFaceJudge, Judge, judge_nll
+from selfspec.metrics import HuggingFaceJudge, Judge, JudgeScores, judge_nll
 from selfspec.model import AutoregressiveModel
 from selfspec.nn.transformer import Trunk, TrunkConfig
 
@@ -108,3 +108,7 @@ def test_texts_are_scored_token_by_token_up_to_the_cut(gpt2: HuggingFaceJudge) -
         assert nats == pytest.approx(expected, rel=1e-4, nan_ok=True)
     np.testing.assert_allclose(gpt2(texts, batch_size=1).nats, scores.nats, rtol=1e-4)
     assert scores.mean == pytest.approx(np.nansum(scores.nats * scores.tokens) / 11)
+
+
+def test_the_mean_of_no_tokens_is_no_number():
+    assert math.isnan(JudgeScores(np.array([math.nan]), np.array([0])).mean)

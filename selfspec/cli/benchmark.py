@@ -46,6 +46,9 @@ def benchmark(
     """
     from selfspec import api
 
+    for name, value in {"num": num, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
     model = api.load(checkpoint, run.where())
     if model.head is None:
         raise ValueError("`checkpoint` must have a causal head to benchmark, got head=None")

@@ -32,15 +32,15 @@ class Run:
         """The device, checked.
 
         Raises:
-            ValueError: this machine has no such device.
+            ValueError: this machine has no such device, or it has no float64.
         """
         import torch
 
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            torch.empty(0, device=self.device)
-        except (AssertionError, RuntimeError) as error:
+            torch.empty(0, device=self.device, dtype=torch.float64)  # in which laws are computed
+        except (AssertionError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"`device` must be one of this machine, got {self.device!r} ({reason})"

@@ -50,8 +50,10 @@ class JudgeScores:
 
     @property
     def mean(self) -> float:
-        """Nats a token over all tokens of all samples: long samples weigh more."""
+        """Nats a token over all tokens of all samples: long ones weigh more; nan without any."""
         scored = self.tokens > 0
+        if not scored.any():
+            return math.nan
         return float(np.average(self.nats[scored], weights=self.tokens[scored]))
 
 
