@@ -250,7 +250,7 @@ def test_calibrating_measures_what_sampling_costs(tmp_path: Path):
 @pytest.mark.parametrize("name", ["n", "batch_size"])
 def test_a_calibration_without_samples_is_refused(model: ss.SSMD, name: str):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-        ss.calibrate(model, tiny.judge(), **{name: 0})
+        ss.calibrate(model, tiny.judge(), **{name: 0})  # type: ignore[arg-type]
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
