@@ -25,7 +25,7 @@ from selfspec.orders import Order
 from selfspec.recipes import Recipe
 from selfspec.sampling import Sampler
 from selfspec.schedules import Window
-from selfspec.train import Diffusion, NextToken, Objective, TrainConfig
+from selfspec.train import Objective
 
 __all__ = ["calibrate", "generate", "load", "load_judge", "save", "train"]
 
@@ -174,13 +174,17 @@ def train(
         The trained model, with the averaged weights.
 
     Raises:
-        ValueError: bad data, settings or start.
+        ValueError: bad data, settings or start, or an argument that goes with the other kind.
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
     if isinstance(what, Recipe):
+        if objective is not None:
+            raise ValueError("`objective` goes with a model: a recipe has its own")
         recipe = what.override(**settings)
     else:
-        recipe, start = _recipe_of(what, objective, settings), what
+        if start is not None:
+            raise ValueError("`start` goes with a recipe: a model is its own start")
+        recipe, start = Recipe.of(what, objective, **settings), what
     tokenizer, stores = open_corpus(data)
     if "train" not in stores:
         raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
@@ -189,18 +193,3 @@ def train(
     if not trainer.run(stop_after, progress) and stop_after is None:
         raise KeyboardInterrupt
     return trainer.model
-
-
-def _recipe_of(
-    model: SSMD | AutoregressiveModel, objective: Objective | None, settings: dict[str, Any]
-) -> Recipe:
-    """The recipe that trains a copy of `model`."""
-    plain = NextToken() if isinstance(model, AutoregressiveModel) else Diffusion()
-    head = model.head if isinstance(model, SSMD) else None
-    return Recipe(
-        name="further",
-        trunk=model.trunk.config,  # type: ignore[arg-type]
-        objective=objective or plain,
-        train=TrainConfig(**settings),
-        head=None if head is None else head.config,
-    )

@@ -304,6 +304,15 @@ def test_a_model_trains_further_as_a_copy(corpus: Path):
     assert any(not torch.equal(w, before[n]) for n, w in trained.state_dict().items())
 
 
+def test_what_a_recipe_or_a_model_brings_itself_is_not_taken_twice(corpus: Path):
+    settings = TrainConfig(steps=1, batch_size=2)
+    recipe = Recipe("tiny", TrunkConfig(27, 24, 16, 2, 2), Diffusion(), settings)
+    with pytest.raises(ValueError, match="`objective` goes with a model"):
+        ss.train(recipe, corpus, objective=Diffusion())
+    with pytest.raises(ValueError, match="`start` goes with a recipe"):
+        ss.train(tiny.model(), corpus, start=tiny.model(), steps=1, batch_size=2)
+
+
 def test_data_without_a_training_split(tmp_path: Path):
     write_corpus(tmp_path, {"valid": ["abc"]}, ss.CharTokenizer())
     with pytest.raises(ValueError, match="`data` must have a split 'train'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from selfspec.data.tokenizers import CharTokenizer
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
-from selfspec.train import Objective, TrainConfig, Trainer, initialise
+from selfspec.train import Diffusion, NextToken, Objective, TrainConfig, Trainer, initialise
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,28 @@ class Recipe:
         model = AutoregressiveModel(trunk) if self.trunk.causal else SSMD(trunk, head)
         model.tokenizer = self.tokenizer
         return model
+
+    @classmethod
+    def of(
+        cls, model: SSMD | AutoregressiveModel, objective: Objective | None = None, **settings: Any
+    ) -> Recipe:
+        """The recipe that trains a copy of `model`, by the loss of its kind unless told otherwise.
+
+        Args:
+            model: with our own `Trunk`.
+            objective: what to minimise.
+            **settings: of `TrainConfig`; `steps` and `batch_size` have no default.
+        """
+        plain = NextToken() if isinstance(model, AutoregressiveModel) else Diffusion()
+        head = model.head if isinstance(model, SSMD) else None
+        return cls(
+            name="further",
+            trunk=model.trunk.config,  # type: ignore[arg-type]
+            objective=objective or plain,
+            train=TrainConfig(**settings),
+            head=None if head is None else head.config,
+            tokenizer=model.tokenizer,
+        )
 
     def override(self, **settings: object) -> Recipe:
         """The recipe with other training settings: `recipe.override(steps=1000, seed=1)`."""
