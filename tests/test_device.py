@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -97,10 +98,11 @@ def test_likelihoods_stay_on_the_device(model: ss.SSMD, score: Callable, order: 
 def test_losses_stay_on_the_device(model: ss.SSMD):
     ends = (~PAD).sum(1)
     order = torch.where(PAD, 2.0, torch.rand(3, 6)).argsort(1)
-    rows = (TOKENS.clamp(max=2), order, torch.tensor([0, 2, 5]), PAD)
-    near = ss.ssmd_loss(make_toy(), *rows, window=ends)
+    rows: dict[str, Any] = {"tokens": TOKENS.clamp(max=2), "order": order, "pad": PAD}
+    rows |= {"revealed": torch.tensor([0, 2, 5]), "window": ends}
+    near = ss.ssmd_loss(make_toy(), **rows)
     with elsewhere():
-        far = ss.ssmd_loss(model, *(x.to(FAR) for x in rows), window=ends.to(FAR))
+        far = ss.ssmd_loss(model, **{name: x.to(FAR) for name, x in rows.items()})
         for name, value in far._asdict().items():
             torch.testing.assert_close(value.cpu(), getattr(near, name).detach())
 
