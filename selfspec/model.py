@@ -144,7 +144,18 @@ class AutoregressiveModel(nn.Module):
         return self.trunk.unembed(self.trunk(torch.cat([begin, tokens[:, :-1]], dim=1)))
 
     def log_probs(self, tokens: Tensor) -> Tensor:
-        """(B, L) tokens → (B, L) log-probability of each token, nats."""
+        """(B, L) tokens → (B, L) log-probability of each token, nats.
+
+        Raises:
+            ValueError: tokens outside the vocabulary, or more of them than the trunk can read.
+        """
+        shape = self.trunk.config
+        if tokens.shape[1] > shape.length:
+            raise ValueError(f"`tokens` may be at most {shape.length} long, got {tokens.shape[1]}")
+        unknown = (tokens < 0) | (tokens >= shape.vocab_size)
+        if bool(unknown.any()):
+            raise ValueError(f"`tokens` must be in 0..{shape.vocab_size - 1}, "
+                             f"got {int(tokens[unknown][0])}")  # fmt: skip
         logits = self(tokens)
         precise = torch.promote_types(logits.dtype, torch.float32)
         return take(torch.log_softmax(logits, dim=-1, dtype=precise), tokens)

@@ -27,7 +27,6 @@ class Purpose(IntEnum):
     RESIDUAL = 4
     COUNT = 5
     ESTIMATE = 6
-    LENGTH = 7
 
 
 def _signed(x: int) -> int:

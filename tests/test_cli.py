@@ -366,6 +366,16 @@ def test_bad_input_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize("verb", ["benchmark", "benchmark --calibrate", "evaluate --num 1"])
+def test_a_judge_of_other_tokens_is_one_line(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shape = ss.TrunkConfig(vocab_size=2, length=24, width=8, blocks=1, heads=1, causal=True)
+    checkpoint.save(ss.AutoregressiveModel(ss.Trunk(shape)), tmp_path)
+    assert main([*verb.split(), "books27", "--judge", str(tmp_path)]) == 2
+    assert "`judge` must have the model's 27 tokens, got 2" in capsys.readouterr().err
+
+
 def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "train.jsonl").write_text("")
     out = str(tmp_path / "data")

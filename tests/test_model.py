@@ -167,6 +167,9 @@ def trunk_config(**changes: object) -> TrunkConfig:
      (lambda: Trunk(trunk_config(heads=3)), "`width` must be a multiple of 2 · heads = 6, got 8"),
      (lambda: SSMD(nn.Linear(2, 2)), "`trunk` must satisfy TrunkProtocol, got Linear"),
      (lambda: AutoregressiveModel(Trunk(trunk_config())), "`trunk` must be causal"),
+     (lambda: causal_toy().log_probs(PLAIN.completions + 1), "`tokens` must be in 0..2, got 3"),
+     (lambda: causal_toy().log_probs(PLAIN.completions - 1), "`tokens` must be in 0..2, got -1"),
+     (lambda: causal_toy().log_probs(PLAIN.completions.repeat(1, 2)), "`tokens` may be at most 4"),
      (lambda: make_toy(head_blocks=0).target(*4 * [torch.zeros(1, 1)]), "`model` must have a"),
      (lambda: Samples.concatenate([]), "`parts` must hold at least one batch, got none")],
 )  # fmt: skip

@@ -305,6 +305,20 @@ def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
     assert len({tuple(order.flatten().tolist()) for order in drawn}) == 4
 
 
+@pytest.mark.parametrize("what", ["broken", "foreign"])
+def test_a_broken_or_foreign_state_is_named(tmp_path, what):
+    run = trainer("plain", tmp_path)
+    run.update()
+    run.save()
+    path = tmp_path / "state.safetensors"
+    if what == "broken":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"state\.safetensors: not a readable training state"):
+        trainer("plain", tmp_path).resume()
+
+
 def test_blocks_are_compiled_for_as_long_as_the_run_lasts():
     model = diffusion_model()
     blocks = [module for module in model.modules() if isinstance(module, Block)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selfspec.cli.common import OrderName, Run, note, table, to_json
+from selfspec.cli.common import OrderName, Run, load_judge, note, table, to_json
 
 if TYPE_CHECKING:
     from selfspec.arena import Setting, Sweep
@@ -52,7 +52,7 @@ def benchmark(
     model = api.load(checkpoint, run.where())
     if model.head is None:
         raise ValueError("`checkpoint` must have a causal head to benchmark, got head=None")
-    scorer = api.load_judge(judge, run.where())
+    scorer = load_judge(judge, model)
     if calibrate:
         return show_table(model, scorer, checkpoint, num, batch_size, run)
     if not against or not orders:

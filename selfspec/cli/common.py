@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from selfspec.model import SSMD
+    from selfspec.model import SSMD, AutoregressiveModel
     from selfspec.sampling import Sampler
 
 OrderName = Literal["uniform", "van-der-corput", "respaced"]
@@ -87,6 +87,21 @@ class Sampling:
             self.temperature,
             self.top_p,
         )
+
+
+def load_judge(name: str, model: SSMD) -> AutoregressiveModel:
+    """A judge on the model's device.
+
+    Raises:
+        ValueError: there is none of this name, or it reads other tokens than the model's.
+    """
+    from selfspec import api
+
+    judge = api.load_judge(name, model.device)
+    if judge.trunk.vocab_size != model.vocab_size:
+        raise ValueError(f"`judge` must have the model's {model.vocab_size} tokens, "
+                         f"got {judge.trunk.vocab_size}")  # fmt: skip
+    return judge
 
 
 def watched() -> bool:

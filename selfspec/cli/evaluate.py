@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfspec.cli.common import Run, Sampling, one_line, to_json, watched
+from selfspec.cli.common import Run, Sampling, load_judge, one_line, to_json, watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,13 +124,9 @@ class Task:
 
     def judge(self) -> float:
         """Bits a token under an autoregressive model of the same tokens."""
-        from selfspec import api
         from selfspec.metrics import judge_nll
 
-        judge = api.load_judge(self.judge_name, self.model.device)
-        if judge.trunk.vocab_size != self.model.vocab_size:
-            raise ValueError(f"`judge` must have the model's {self.model.vocab_size} tokens, "
-                             f"got {judge.trunk.vocab_size}")  # fmt: skip
+        judge = load_judge(self.judge_name, self.model)
         return float(judge_nll(self.samples.tokens, judge.log_probs).bits.mean())
 
     def hf_judge(self) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from selfspec.files import write_bytes
@@ -54,10 +55,17 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, on the CPU, and metadata that `write_state` wrote."""
-    with safetensors.safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-    return safetensors.torch.load_file(path), about
+    """Tensors, on the CPU, and metadata that `write_state` wrote.
+
+    Raises:
+        ValueError: the file is broken, or of something else.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+        return safetensors.torch.load_file(path), about
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable training state ({error!r})") from error
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
