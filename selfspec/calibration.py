@@ -112,7 +112,8 @@ def choose(
 
     Args:
         model: with a head: `SpeculativeSampler`. Without: `FixedCountSampler`, whose NFE is its
-            number of passes, so that `nfe` needs no table there.
+            number of passes, so that `nfe` needs no table there; `AnyOrderSampler` if `nfe` allows
+            a pass a token.
         nfe: the most function evaluations a sample, on average.
         quality: a named point of the table; "balanced" where nothing is asked for.
         order: the rule for σ; restricts the table to its rows.
@@ -131,6 +132,8 @@ def choose(
     if model.head is None:
         if quality is not None or raw:
             raise ValueError("`model` must have a causal head for this request, got head=None")
+        if nfe is not None and nfe >= model.length:
+            return AnyOrderSampler(model, order, temperature, top_p)
         steps = 16 if nfe is None else int(nfe)
         return FixedCountSampler(model, order, None, steps, temperature, top_p)
     table = [Point.from_row(row) for row in model.calibration]

@@ -197,6 +197,7 @@ def test_raw_settings_pass_the_table_by(calibrated: ss.SSMD):
 def test_without_a_head_a_budget_is_a_number_of_passes():
     plain = tiny.model(head=False)
     assert ss.generate(plain, nfe=5.9).nfe.tolist() == [5]
+    assert ss.generate(plain, nfe=float("inf")).nfe.tolist() == [tiny.LENGTH]
     with pytest.raises(ValueError, match="must have a causal head"):
         ss.generate(plain, quality="best")
 

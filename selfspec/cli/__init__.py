@@ -79,7 +79,8 @@ def all_verbs() -> dict[str, Callable[..., int | None]]:
 def explain(error: Exception) -> str:
     """The message of an error; of a failed system call without its number."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        # Of a rename the second name is the file that the user knows.
+        return f"{error.filename2 or error.filename}: {error.strerror}"
     return str(error)
 
 

@@ -30,6 +30,7 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
         nfe: function evaluations a text, at most.
     """
     from selfspec import api
+    from selfspec.arena import accounts
     from selfspec.calibration import choose
     from selfspec.orders import UniformOrder
     from selfspec.sampling import FixedCountSampler
@@ -39,7 +40,7 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     note(f"{num} texts a row, at most {nfe:g} function evaluations each ...")
     verified = choose(model, nfe, order=UniformOrder())
     row = measure("self-speculative", verified, model, judge, num, run.seed)
-    pass_cost = model.num_trunk_blocks / (model.num_trunk_blocks + model.num_head_blocks)
+    pass_cost = accounts(model.num_trunk_blocks, model.num_head_blocks)["same trunk"]
     plain = FixedCountSampler(model, steps=max(1, round(row["nfe"] / pass_cost)))
     rows = [measure("plain masked diffusion", plain, model, judge, num, run.seed), row]
     best = choose(model, nfe)
