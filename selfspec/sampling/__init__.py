@@ -1,7 +1,7 @@
 """Samplers: one interface, one NFE account.
 
-They are the reference: plain PyTorch, a host synchronisation a pass, easy to read. Their laws are
-tested against `likelihood` by enumeration.
+They are the reference: plain PyTorch, easy to read, with host synchronisations in every pass. Their
+laws are tested against `likelihood` by enumeration.
 """
 
 from selfspec.sampling.ancestral import AncestralSampler

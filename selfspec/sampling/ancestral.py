@@ -19,7 +19,10 @@ __all__ = ["AncestralSampler"]
 
 
 class AncestralSampler(FixedCountSampler):
-    """Binomial numbers of tokens; `steps` is K, the other arguments as in `FixedCountSampler`."""
+    """Binomial numbers of tokens; `steps` is K, the other arguments as in `FixedCountSampler`.
+
+    `likelihood.ancestral_log_likelihood` is its law.
+    """
 
     def row_windows(self, to_generate: Tensor, seeds: Tensor) -> Tensor:
         """Draws the step of each place, sorts them, and counts what is left of each step."""

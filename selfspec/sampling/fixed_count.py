@@ -19,6 +19,8 @@ __all__ = ["AnyOrderSampler", "FixedCountSampler"]
 class FixedCountSampler(Sampler):
     """Reveals the drafts of the whole window, unverified.
 
+    `likelihood.log_likelihood` with its `window` and `rounds=0` is its law.
+
     Args:
         model: an `SSMD`, with or without a head.
         order: the rule for σ; uniform by default.

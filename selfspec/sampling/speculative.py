@@ -28,6 +28,8 @@ __all__ = ["SpeculativeSampler"]
 class SpeculativeSampler(Sampler):
     """Drafts and verifies; see the module.
 
+    `likelihood.log_likelihood` with its `window` and `rounds` is its law.
+
     Args:
         model: an `SSMD` with a head.
         order: the rule for σ; uniform by default.
