@@ -71,8 +71,9 @@ def encode(
         raise ValueError("`prompt` must have at least one character, got none")
     if length is not None and length < len(prompt):
         raise ValueError(f"`length` must be at least {len(prompt)}, the prompt's, got {length}")
-    text = prompt.ljust(length or 0, mask_char)
-    return torch.from_numpy(tokenizer.encode(text, mask_char))
+    tokens = torch.from_numpy(tokenizer.encode(prompt, mask_char))
+    rest = 0 if length is None else length - len(prompt)
+    return torch.cat([tokens, tokens.new_full((rest,), tokenizer.mask_id)])
 
 
 def decode(

@@ -334,6 +334,8 @@ def test_broken_checkpoints(
         ("sample --nfe 9 --out {folder}", "{folder}: Is a directory"),
         ("infill whole", "`text` must have a '_' to fill"),
         ("infill Ab_", "got 'A' at index 0"),
+        ("infill a__b --mask-char __", "`mask_char` must be one character outside the alphabet"),
+        ("infill a__b --mask-char=", "`mask_char` must be one character outside the alphabet"),
         ("score nowhere.txt", "nowhere.txt: No such file or directory"),
         ("score {empty}", "`file` must hold at least one character"),
         ("score {empty} --orders 1", "`orders` must be at least 2, got 1"),
