@@ -94,6 +94,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     except RuntimeError as error:
         message = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path}: weights do not fit the config ({message})") from error
+    symbols, tokenizer = model.trunk.vocab_size, model.tokenizer
+    if tokenizer is not None and tokenizer.vocab_size != symbols:
+        raise ValueError(f"{folder / 'config.json'}: tokenizer must have the trunk's {symbols} "
+                         f"symbols, got {tokenizer.vocab_size}")  # fmt: skip
     return model.to(device).eval()
 
 
