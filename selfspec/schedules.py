@@ -25,6 +25,7 @@ from typing import Protocol
 import numpy as np
 
 __all__ = [
+    "USUAL_WINDOW",
     "ConstantWindow",
     "CosineSchedule",
     "CosineWindow",
@@ -92,6 +93,10 @@ def _cosine_table(n: int, dtau: float) -> np.ndarray:
     tau = 2 / np.pi * np.arccos(1 - i / n)
     masked_after = np.floor(n * CosineSchedule().masked(tau + dtau))
     return np.maximum(1, n - i - masked_after.astype(np.int64))
+
+
+USUAL_WINDOW = CosineWindow(0.04)
+"""Where none is given: the same for sampler and likelihood."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -42,6 +43,7 @@ from selfspec.likelihood import (
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order
+from selfspec.sampling import SpeculativeSampler
 from selfspec.schedules import (
     ConstantWindow,
     CosineSchedule,
@@ -152,8 +154,8 @@ def test_enough_rounds_without_a_window_are_one_pass(toys: Toys, puzzle: Puzzle)
     one_pass = one_pass_score(model, **given, seeds=seeds)
     assert total(one_pass) == pytest.approx(1, abs=1e-9)
     for rounds, same in ((n, True), (n + 3, True), (1, False)):
-        exact = log_likelihood(model, **given, rounds=rounds, seeds=seeds)
-        assert torch.allclose(exact, one_pass, rtol=0, atol=1e-10) == same
+        found = log_likelihood(model, **given, window=UnboundedWindow(), rounds=rounds, seeds=seeds)
+        assert torch.allclose(found, one_pass, rtol=0, atol=1e-10) == same
 
 
 def test_one_token_a_pass_is_the_chain_rule_of_the_trunk(ternary: SSMD):
@@ -180,7 +182,7 @@ def test_a_head_that_agrees_is_plain_sampling(ternary: SSMD):
 def test_temperature_and_nucleus_keep_the_sum(ternary: SSMD, options: dict[str, Any], rounds: Any):
     seeds = row_seeds(0, 1).expand(81)
     laws = {"ancestral": ancestral_log_likelihood, "one pass": one_pass_score}
-    law = laws.get(rounds, partial(log_likelihood, rounds=rounds))
+    law = laws.get(rounds, partial(log_likelihood, window=UnboundedWindow(), rounds=rounds))
     plain, changed = (
         law(ternary, PLAIN.completions, seeds=seeds, **setting) for setting in ({}, options)
     )
@@ -373,5 +375,14 @@ def test_bad_arguments_are_named(ternary: SSMD, score, message: str):
 def test_a_model_without_head_can_be_scored_plain():
     model = make_toy(head_blocks=0)
     seeds = row_seeds(0, 1).expand(81)
-    logp = log_likelihood(model, PLAIN.completions, rounds=0, seeds=seeds)
+    given = {"window": UnboundedWindow(), "rounds": 0, "seeds": seeds}
+    logp = log_likelihood(model, PLAIN.completions, **given)
     assert total(logp) == pytest.approx(1, abs=1e-9)
+
+
+def test_sampler_and_likelihood_have_the_same_law_by_default(ternary: SSMD):
+    usual = SpeculativeSampler(ternary)
+    settings = (usual.order, usual.window, usual.rounds)
+    expected = log_likelihood(ternary, PLAIN.completions, *settings)
+    assert torch.equal(log_likelihood(ternary, PLAIN.completions), expected)
+    assert signature(log_likelihood).parameters["rounds"].default == usual.rounds

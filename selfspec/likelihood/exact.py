@@ -16,7 +16,7 @@ from selfspec.likelihood.tables import Scores, draw_order, generated, score_pass
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order, UniformOrder
-from selfspec.schedules import CosineSchedule, Schedule, ScheduleWindow, UnboundedWindow, Window
+from selfspec.schedules import USUAL_WINDOW, CosineSchedule, Schedule, ScheduleWindow, Window
 
 __all__ = ["ELBO", "ancestral_log_likelihood", "elbo", "log_likelihood", "one_pass_score"]
 
@@ -48,7 +48,7 @@ def log_likelihood(
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
         order: a rule that is fixed in advance; uniform by default.
-        window: W; unbounded by default.
+        window: W; `CosineWindow(0.04)` by default, as for `SpeculativeSampler`.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
@@ -64,7 +64,7 @@ def log_likelihood(
     """
     check_rounds(model, rounds)
     table = _table(model, tokens, order, pad, observed, seeds, **options)
-    return chain(table, window or UnboundedWindow(), rounds)
+    return chain(table, window or USUAL_WINDOW, rounds)
 
 
 def ancestral_log_likelihood(

@@ -19,7 +19,7 @@ from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.orders import Order
 from selfspec.sampling.base import Drafts, Sampler, State
-from selfspec.schedules import CosineWindow, Window
+from selfspec.schedules import USUAL_WINDOW, Window
 from selfspec.verification import Verdict, accept_draft
 
 __all__ = ["SpeculativeSampler"]
@@ -33,7 +33,7 @@ class SpeculativeSampler(Sampler):
     Args:
         model: an `SSMD` with a head.
         order: the rule for σ; uniform by default.
-        window: W, the most tokens that a pass reveals.
+        window: W, the most tokens that a pass reveals; `CosineWindow(0.04)` by default.
         rounds: R ≥ 1, the most head passes per trunk pass.
         temperature, top_p: as in `Sampler`.
 
@@ -55,7 +55,7 @@ class SpeculativeSampler(Sampler):
             raise ValueError("`model` must have a causal head to verify drafts, got head=None")
         if rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {rounds}")
-        self.window = window if window is not None else CosineWindow(0.04)
+        self.window = window if window is not None else USUAL_WINDOW
         self.rounds = rounds
 
     def step(self, state: State, trace: Trace | None) -> None:
