@@ -21,6 +21,7 @@ import torch
 from selfspec import checkpoint
 from selfspec.arena import (
     Reference,
+    Result,
     Setting,
     Sweep,
     accounts,
@@ -32,6 +33,7 @@ from selfspec.arena import (
 from selfspec.calibration import ORDERS
 from selfspec.checkpoint import BUNDLED
 from selfspec.data.loader import TokenStore
+from selfspec.data.tokenizers import CharTokenizer
 from selfspec.likelihood import Scores, chain, draw_order, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
@@ -45,12 +47,14 @@ SPACED_STEPS = (4, 6, 8, 12, 16, 24, 32, 64)
 PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083))
 FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01))
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
+SEPARATE = "plain, separate model"
 SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
 
 
 def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
     sampler = FixedCountSampler(model, ORDERS[order](), SCHEDULES[schedule](), steps)
-    return Setting("plain", order, {"schedule": schedule, "steps": steps}, sampler)
+    name = SEPARATE if model.head is None else "plain"
+    return Setting(name, order, {"schedule": schedule, "steps": steps}, sampler)
 
 
 def speculative(model: SSMD, order: str, rounds: int, dtau: float) -> Setting:
@@ -59,9 +63,9 @@ def speculative(model: SSMD, order: str, rounds: int, dtau: float) -> Setting:
 
 
 def settings(model: SSMD, orders: list[str]) -> list[Setting]:
-    """The most expensive first, so that parts end together."""
+    """Every point of the curve; a model without head is the standard sampler's own."""
     found = []
-    for order in orders:
+    for order in orders if model.head is not None else ["uniform"]:
         uniform = order == "uniform"
         for steps in COSINE_STEPS if uniform else SPACED_STEPS:
             found.append(plain(model, order, "cosine", steps))
@@ -70,7 +74,7 @@ def settings(model: SSMD, orders: list[str]) -> list[Setting]:
         if model.head is not None:
             for rounds, dtau in PUBLISHED + FURTHER if uniform else SPACED:
                 found.append(speculative(model, order, rounds, dtau))
-    return sorted(found, key=_cost, reverse=True)
+    return found
 
 
 def _cost(setting: Setting) -> float:
@@ -108,48 +112,71 @@ class Heldout:
 def main() -> None:
     args = parse()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, judge = checkpoint.load(args.model, device), checkpoint.load(args.judge, device)
-    assert isinstance(model, SSMD)
+    judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
-    assert model.tokenizer is not None
-    heldout = TokenStore(args.data / "test.bin").blocks(model.length)
+    heldout = TokenStore(args.data / "test.bin").blocks(args.length)
+    sweeps = [
+        make_sweep(args, name, judge, heldout, device) for name in (args.model, args.plain) if name
+    ]
+    jobs = [(sweep, s) for sweep in sweeps for s in settings(sweep.model, args.orders)]
+    jobs = sorted(
+        (job for job in jobs if _cost(job[1]) <= args.most), key=lambda job: -_cost(job[1])
+    )
+    if args.finished:
+        jobs = [(sweep, setting) for sweep, setting in jobs if sweep.finished(setting)]
+    part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
+    results = [result for sweep, s in jobs[part::parts] for result in sweep.run([s])]
+    if args.part:
+        return
+    data = sweeps[0].measure_data(spread(heldout, args.n))
+    found = compare(results, args.seed)
+    facts = {"judge": judge_facts(args.judge), "data": {"split": "test", "rows": data.row.n}}
+    report = write_report(args.out, [*results, data], found, args.seed, facts)
+    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+
+
+def make_sweep(
+    args: argparse.Namespace,
+    name: str,
+    judge: AutoregressiveModel,
+    heldout: np.ndarray,
+    device: str,
+) -> Sweep:
+    """How the model of a folder is measured."""
+    model = checkpoint.load(name, device)
+    assert isinstance(model, SSMD)
+    for block in model.trunk.blocks:  # type: ignore[union-attr]
+        block.compile()
     reference = Reference(
-        model.tokenizer.decode,
+        CharTokenizer().decode,
         load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz"),
         ngram_counts(heldout),
     )
-    for block in model.trunk.blocks:  # type: ignore[union-attr]
-        block.compile()
     law = Heldout(model, spread(heldout, args.heldout), args.seed)
-    sweep = Sweep(
+    return Sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
         device=device, autocast=True, heldout=law, identity={"heldout": args.heldout},
         keep_tokens=False,
     )  # fmt: skip
-    everything = [s for s in settings(model, args.orders) if _cost(s) <= args.most]
-    if args.part:
-        part, parts = map(int, args.part.split("/"))
-        sweep.run(everything[part::parts])
-        return
-    results = sweep.run(everything)
-    data = sweep.measure_data(spread(heldout, args.n))
-    baseline = [r for r in results if r.row.sampler == "plain" and r.row.order == "uniform"]
-    costs = accounts(model.num_trunk_blocks, model.num_head_blocks)
+
+
+def compare(results: list[Result], seed: int) -> list[dict]:
+    """Reductions under every order, and of everything against the standard sampler."""
+    costs = {"same trunk": accounts(11, 1)["same trunk"]}
+    standard = [r for r in results if (r.row.sampler, r.row.order) == ("plain", "uniform")]
+    separate = [r for r in results if r.row.sampler == SEPARATE]
     found = []
-    for order in args.orders:
-        ours = [r for r in results if r.row.order == order]
+    for order in dict.fromkeys(r.row.order for r in results):
+        ours = [r for r in results if r.row.order == order and r.row.sampler != SEPARATE]
+        plain = [r for r in ours if r.row.sampler == "plain"]
         methods = [r for r in ours if r.row.sampler == "self-speculative"]
-        same = [r for r in ours if r.row.sampler == "plain"]
         for score in ("judge", "heldout_bits"):
-            found += reductions(same, methods, costs, f"plain {order}", score, args.seed)
+            found += reductions(plain, methods, costs, f"plain {order}", score, seed)
+            own = {"separate model": 1.0}
+            found += reductions(separate, methods, own, SEPARATE, score, seed)
             if order != "uniform":
-                found += reductions(baseline, ours, costs, "plain uniform", score, args.seed)
-    facts = {
-        "judge": judge_facts(args.judge),
-        "judged": {"split": "test", "rows": len(data.arrays["judge"])},
-    }
-    report = write_report(args.out, [*results, data], found, args.seed, facts)
-    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+                found += reductions(standard, ours, costs, "plain uniform", score, seed)
+    return found
 
 
 def judge_facts(folder: Path) -> dict:
@@ -163,6 +190,8 @@ def judge_facts(folder: Path) -> dict:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="books27", help="a folder, or a bundled name")
+    parser.add_argument("--plain", default=None, help="a separately trained model without head")
+    parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with test.bin")
     parser.add_argument("--orders", nargs="*", default=["uniform", "van-der-corput", "respaced"])
@@ -172,6 +201,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=float, default=math.inf, help="leave out longer samplers")
     parser.add_argument("--part", default=None, metavar="k/n")
+    parser.add_argument("--finished", action="store_true", help="report what is drawn already")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/books27-quality.json"))
     return parser.parse_args()

@@ -141,7 +141,9 @@ def test_all_settings_share_the_seeds_of_their_rows(model: SSMD, sweep: Sweep) -
 
 
 def test_a_finished_setting_is_read_not_drawn(model: SSMD, sweep: Sweep) -> None:
+    assert not any(map(sweep.finished, settings(model)))
     first = sweep.run(settings(model), progress=False)
+    assert all(map(sweep.finished, settings(model)))
     given = recorded(model)
     again = sweep.run(given, progress=False)
     assert calls(given) == [0, 0, 0, 0]

@@ -175,6 +175,10 @@ class Sweep:
                 results.append(result)
         return results
 
+    def finished(self, setting: Setting) -> bool:
+        """Whether the folder holds the result of a setting."""
+        return load_result(self.folder / _file_name(setting, self._identity())) is not None
+
     def measure(self, setting: Setting, bar: tqdm | None = None) -> Result:
         """Draws the samples of one setting and measures them; keeps nothing on disk."""
         samples, seconds = self._draw(setting, bar)
