@@ -116,3 +116,10 @@ def test_queries_turn_by_the_position_predicted_and_keys_by_the_one_held(
 def test_bad_shapes_are_named(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_angles_keep_their_precision_for_weights_of_few_bits():
+    positions = torch.arange(256)
+    exact = rotation(positions, 64, torch.float64)
+    coarse = rotation(positions, 64, torch.bfloat16)
+    torch.testing.assert_close(coarse.cos.double(), exact.cos, atol=1e-4, rtol=0)

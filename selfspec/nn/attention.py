@@ -26,7 +26,11 @@ class Rotation(NamedTuple):
 
 
 def rotation(positions: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Rotation:
-    """Angles for `positions` (B, S) or (S,); computed here, not stored: no buffer can go stale."""
+    """Angles for `positions` (B, S) or (S,); computed here, not stored: no buffer can go stale.
+
+    In float32 at least: in bfloat16 neighbouring positions would share an angle.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, channels, 2, device=positions.device, dtype=dtype) / channels
     angles = positions.to(dtype).unsqueeze(-1) * 10000.0**-exponents
     angles = angles.reshape(-1, 1, *angles.shape[-2:])

@@ -17,8 +17,8 @@ position that its track predicts, a key by the position of the token that its tr
 sees the offset from the position predicted to the token held.
 
 P starts at zero, so that target = draft before training; everything else has an ordinary
-initialisation, or the head would sit on a plateau. Source: Campbell et al. 2025 (arXiv 2510.03929),
-section 3; rotation and initialisation are this project's.
+initialisation. Source: Campbell et al. 2025 (arXiv 2510.03929); rotation and initialisation are
+this project's.
 """
 
 from dataclasses import dataclass
