@@ -131,7 +131,7 @@ def main() -> None:
     data = sweeps[0].measure_data(spread(heldout, args.n))
     found = compare(results, args.seed)
     facts = {"judge": judge_facts(args.judge), "data": {"split": "test", "rows": data.row.n}}
-    report = write_report(args.out, [*results, data], found, args.seed, facts)
+    report = write_report(args.out, [*results, data], found, args.seed, facts, args.command)
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
 
 
@@ -202,6 +202,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--most", type=float, default=math.inf, help="leave out longer samplers")
     parser.add_argument("--part", default=None, metavar="k/n")
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")
+    parser.add_argument("--command", default=None, help="to report, where several drew the rows")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/books27-quality.json"))
     return parser.parse_args()
