@@ -1,0 +1,22 @@
+"""Draw the figures of the documentation from benchmarks/results.
+
+python benchmarks/figures.py
+"""
+
+import json
+from pathlib import Path
+
+from selfspec.arena.figures import diversity_figure, heldout_figure, quality_figure, save_figure
+
+ROOT = Path(__file__).parents[1]
+FIGURES = {"quality": quality_figure, "heldout": heldout_figure, "diversity": diversity_figure}
+
+
+def main() -> None:
+    report = json.loads((ROOT / "benchmarks/results/books27-quality.json").read_text())
+    for name, draw in FIGURES.items():
+        save_figure(draw(report), ROOT / f"docs/figures/books27-{name}")
+
+
+if __name__ == "__main__":
+    main()
