@@ -129,7 +129,7 @@ def number(value: float | None, digits: int) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the columns of numbers to the right, empty ones left out."""
-    columns = [c for c in zip(header, *rows, strict=True) if any(c[1:])]
+    columns = [c for c in zip(header, *rows, strict=True) if set(c[1:]) - {"", "–"}]
     header, *rows = zip(*columns, strict=True) if columns else [header]
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
