@@ -115,13 +115,15 @@ def main() -> None:
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
     heldout = TokenStore(args.data / "test.bin").blocks(args.length)
-    sweeps = [
-        make_sweep(args, name, judge, heldout, device) for name in (args.model, args.plain) if name
+    models = [load(name, device) for name in (args.model, args.plain) if name]
+    sweeps = [make_sweep(args, model, judge, heldout) for model in models]
+    jobs = [
+        (sweep, setting)
+        for model, sweep in zip(models, sweeps, strict=True)
+        for setting in settings(model, args.orders)
+        if _cost(setting) <= args.most
     ]
-    jobs = [(sweep, s) for sweep in sweeps for s in settings(sweep.model, args.orders)]
-    jobs = sorted(
-        (job for job in jobs if _cost(job[1]) <= args.most), key=lambda job: -_cost(job[1])
-    )
+    jobs.sort(key=lambda job: -_cost(job[1]))
     if args.finished:
         jobs = [(sweep, setting) for sweep, setting in jobs if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
@@ -135,18 +137,19 @@ def main() -> None:
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
 
 
-def make_sweep(
-    args: argparse.Namespace,
-    name: str,
-    judge: AutoregressiveModel,
-    heldout: np.ndarray,
-    device: str,
-) -> Sweep:
-    """How the model of a folder is measured."""
+def load(name: str, device: str) -> SSMD:
+    """A model with compiled blocks."""
     model = checkpoint.load(name, device)
     assert isinstance(model, SSMD)
     for block in model.trunk.blocks:  # type: ignore[union-attr]
         block.compile()
+    return model
+
+
+def make_sweep(
+    args: argparse.Namespace, model: SSMD, judge: AutoregressiveModel, heldout: np.ndarray
+) -> Sweep:
+    """How a model is measured."""
     reference = Reference(
         CharTokenizer().decode,
         load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz"),
@@ -155,7 +158,7 @@ def make_sweep(
     law = Heldout(model, spread(heldout, args.heldout), args.seed)
     return Sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
-        device=device, autocast=True, heldout=law, identity={"heldout": args.heldout},
+        device=model.device, autocast=True, heldout=law, identity={"heldout": args.heldout},
         keep_tokens=False,
     )  # fmt: skip
 
