@@ -131,8 +131,13 @@ def main() -> None:
     if args.part:
         return
     data = sweeps[0].measure_data(spread(heldout, args.n))
-    found = compare(results, args.seed)
-    facts = {"judge": judge_facts(args.judge), "data": {"split": "test", "rows": data.row.n}}
+    blocks = accounts(models[0].num_trunk_blocks, models[0].num_head_blocks)
+    found = compare(results, {"same trunk": blocks["same trunk"]}, args.seed)
+    facts = {
+        "judge": judge_facts(args.judge),
+        "data": {"split": "test", "rows": data.row.n},
+        "heldout": {"split": "test", "rows": args.heldout},
+    }
     report = write_report(args.out, [*results, data], found, args.seed, facts, args.command)
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
 
@@ -163,9 +168,8 @@ def make_sweep(
     )  # fmt: skip
 
 
-def compare(results: list[Result], seed: int) -> list[dict]:
+def compare(results: list[Result], costs: dict[str, float], seed: int) -> list[dict]:
     """Reductions under every order, and of everything against the standard sampler."""
-    costs = {"same trunk": accounts(11, 1)["same trunk"]}
     standard = [r for r in results if (r.row.sampler, r.row.order) == ("plain", "uniform")]
     separate = [r for r in results if r.row.sampler == SEPARATE]
     found = []

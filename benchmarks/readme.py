@@ -42,15 +42,17 @@ def block(report: Mapping[str, Any]) -> str:
     rows, data = report["rows"], [r for r in report["rows"] if r["sampler"] == "data"]
     uniform = [r for r in rows if r["order"] == "uniform" and r["sampler"] == "self-speculative"]
     others = [r for r in rows if r["order"] not in ("uniform", "")]
+    heldout = report["judges"].get("heldout")
+    law = f" Held-out: {heldout['rows']} sequences of the test books." if heldout else ""
     real = f" Real text scores {data[0]['judge']:.2f}." if data else ""
     return "\n".join(
         [
             f"{report['n']:,} texts a row, on {report['machine']['device']}. Judge and held-out "
-            f"text in bits per character, lower is better, with 95 % intervals.{real} *Reduction*: "
-            "how many times more evaluations plain masked diffusion with the same trunk needs for "
-            "the same score of the judge, or of held-out text; *separate*: a separately trained "
-            "plain model of as many blocks. `?` marks what the plain curve is too flat to resolve, "
-            "≥ what it does not reach.",
+            f"text in bits per character, lower is better, with 95 % intervals.{law}{real} "
+            "*Reduction*: how many times more evaluations plain masked diffusion with the same "
+            "trunk needs for the same score of the judge, or of held-out text; *separate*: a "
+            "separately trained plain model of as many blocks. `?` marks what the plain "
+            "curve is too flat to resolve, ≥ what it does not reach.",
             "",
             "**Uniform order on both sides, the published comparison:**",
             "",
