@@ -18,6 +18,7 @@ import torch
 from selfspec import calibration, checkpoint, prompts
 from selfspec.checkpoint import save as save
 from selfspec.data.loader import open_corpus
+from selfspec.hub import attach_head as attach_head
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
@@ -27,7 +28,7 @@ from selfspec.sampling import Sampler
 from selfspec.schedules import Window
 from selfspec.train import Objective
 
-__all__ = ["calibrate", "generate", "load", "load_judge", "save", "train"]
+__all__ = ["attach_head", "calibrate", "generate", "load", "load_judge", "save", "train"]
 
 Path = str | os.PathLike[str]
 
@@ -112,7 +113,9 @@ def generate(
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
     texts = [prompt] if isinstance(prompt, str) else prompt
-    masks = prompts.layout(texts, model.tokenizer, model.mask_id, model.length, mask_char, length)
+    masks = prompts.layout(
+        texts, model.tokenizer, model.mask_id, model.length, mask_char, length, model.frame
+    )
     tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
     seeds = row_seeds(seed, len(tokens), model.device)
     batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
@@ -120,7 +123,7 @@ def generate(
         [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
     )
     if model.tokenizer is not None:
-        samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char)
+        samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char, model.frame)
     return samples
 
 

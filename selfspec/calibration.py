@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from selfspec.checkpoint import load_config, resolve
@@ -35,6 +34,7 @@ from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
+from selfspec.prompts import layout
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import ConstantWindow, CosineWindow, UnboundedWindow, Window
 
@@ -230,7 +230,8 @@ def measure(
     for sampler in bar:
         parts = []
         for seeds in row_seeds(seed, n, model.device).split(batch_size):
-            masked = torch.full((len(seeds), model.length), model.mask_id, device=model.device)
+            blank, _ = layout(None, None, model.mask_id, model.length, frame=model.frame)
+            masked = blank.to(model.device).expand(len(seeds), -1)
             parts.append(sampler.sample(masked, seeds))
         rows.append({**describe(sampler), **_scores(model, judge, Samples.concatenate(parts))})
         bar.set_postfix(nfe=f"{rows[-1]['nfe']:.1f}", judge=f"{rows[-1]['judge']:.3f}")

@@ -4,27 +4,25 @@ The config names the shape of trunk and head, the tokenizer, and the calibration
 budget of function evaluations is resolved. It also holds the SHA-256 of the weights, so that a torn
 or foreign pair of files is noticed. The two are replaced together, weights first.
 
-With `dtype="int8"` a matrix row w is stored as round(w / s) with s = max|w| / 127 in float32: a
-quarter of the size, and a rounding error of at most s/2 a weight. It is a storage format; `load`
-gives float32.
+How weights are stored is said in `weights.py`; `load` gives float32.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.files import write_together
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.weights import StorageType, restored, stored
 
 __all__ = ["BUNDLED", "load", "load_config", "resolve", "save"]
 
@@ -34,7 +32,6 @@ BUNDLED = Path(__file__).parent / "checkpoints"
 """Where the checkpoints that come with the package are."""
 
 Model = SSMD | AutoregressiveModel
-StorageType = Literal["float32", "bfloat16", "int8"]
 Config = TypeVar("Config", TrunkConfig, HeadConfig)
 
 
@@ -55,7 +52,7 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
         raise ValueError(f"`dtype` must be one of {get_args(StorageType)}, got {dtype!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    blob = safetensors.torch.save(_stored(model.state_dict(), dtype))
+    blob = safetensors.torch.save(stored(model.state_dict(), dtype))
     config = {
         "format": FORMAT,
         "kind": "ssmd" if isinstance(model, SSMD) else "autoregressive",
@@ -83,7 +80,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     path = folder / "model.safetensors"
     try:
         blob = path.read_bytes()
-        weights = _restored(safetensors.torch.load(blob))
+        weights = restored(safetensors.torch.load(blob))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
     if hashlib.sha256(blob).hexdigest() != config.get("sha256"):
@@ -160,28 +157,3 @@ def _parsed(kind: type[Config], values: Any, where: str) -> Config:
     if missing:
         raise ValueError(f"{where}.{missing[0]} is missing")
     return kind(**values)
-
-
-def _stored(weights: dict[str, Tensor], dtype: StorageType) -> dict[str, Tensor]:
-    stored = {}
-    for name, weight in weights.items():
-        weight = weight.detach().cpu().float().contiguous()
-        if weight.dim() < 2:
-            stored[name] = weight
-        elif dtype == "int8":
-            scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-            stored[name] = (weight / scale).round().to(torch.int8)
-            stored[f"{name}.scale"] = scale
-        else:
-            stored[name] = weight.to(getattr(torch, dtype))
-    return stored
-
-
-def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights = {}
-    for name, weight in stored.items():
-        if name.endswith(".scale"):
-            continue
-        scale = stored.get(f"{name}.scale")
-        weights[name] = weight.float() if scale is None else weight.float() * scale
-    return weights

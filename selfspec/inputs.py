@@ -25,11 +25,13 @@ def check_tokens(model: SSMD, tokens: Tensor, pad: Tensor, masked: bool) -> None
         raise ValueError(f"`tokens` must not be empty, got shape {tuple(tokens.shape)}")
     if tokens.shape[1] > model.length:
         raise ValueError(f"`tokens` may be at most {model.length} long, got {tokens.shape[1]}")
-    known = ((tokens >= 0) & (tokens < model.vocab_size)) | pad
+    known, mask = (tokens >= 0) & (tokens < model.vocab_size), tokens == model.mask_id
     rule = f"0..{model.vocab_size - 1}"
     if masked:
-        known |= tokens == model.mask_id
         rule += f" or the mask token {model.mask_id}"
+    elif model.mask_id < model.vocab_size:
+        rule += f" without the mask token {model.mask_id}"
+    known = (known | mask if masked else known & ~mask) | pad
     if not bool(known.all()):
         raise ValueError(f"`tokens` must be in {rule}, got {int(tokens[~known][0])}")
 

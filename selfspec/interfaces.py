@@ -21,11 +21,16 @@ __all__ = ["Pass", "Round", "Samples", "Trace", "TrunkProtocol"]
 
 @runtime_checkable
 class TrunkProtocol(Protocol):
-    """A bidirectional masked model, as `SSMD` needs it."""
+    """A bidirectional masked model, as `SSMD` needs it.
+
+    Tokens that are never to be drafted have logits of -inf. A trunk may also have a `frame`, the
+    tokens that stand before and after every sequence and are observed: a pair of tuples.
+    """
 
     vocab_size: int
-    """V, tokens that may be drafted are 0..V-1."""
+    """V: it has logits for 0..V-1."""
     mask_id: int
+    """V, or a token below it whose logit is -inf."""
     width: int
     """C, channels of the hidden state."""
     length: int

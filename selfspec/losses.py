@@ -100,15 +100,15 @@ def ssmd_loss(
     weight = masked_weights(order, revealed, pad)
     with _without_gradient(model.trunk) if freeze_trunk else nullcontext():
         hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
-        draft = (_nll(model.draft(hidden), tokens) * weight).sum()
+        draft = _weighted(_nll(model.draft(hidden), tokens), weight)
         if model.head is None:
             return SSMDLoss(draft, draft, None)
         nll = target_nll(model, hidden, tokens, order, revealed)
-        target = (nll * weight.gather(1, order)).sum()
+        target = _weighted(nll, weight.gather(1, order))
         total = target if freeze_trunk else draft + target
         if window is None:
             return SSMDLoss(total, draft, target)
-        near = (nll * window_weights(revealed, window, order.shape[1])).sum()
+        near = _weighted(nll, window_weights(revealed, window, order.shape[1]))
     return SSMDLoss(total + window_weight * near, draft, target, near)
 
 
@@ -138,6 +138,11 @@ def target_nll(
     logits = model.target(hidden, tokens, order, revealed)
     tied = torch.arange(order.shape[1], device=order.device) == revealed.unsqueeze(1)
     return _nll(logits, tokens.gather(1, order)).masked_fill(tied, 0)
+
+
+def _weighted(nll: Tensor, weight: Tensor) -> Tensor:
+    """Σ weight · nll; what has no weight may be infinite, as the draft of a forbidden token is."""
+    return (nll.masked_fill(weight == 0, 0) * weight).sum()
 
 
 @contextmanager

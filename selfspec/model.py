@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import Tokenizer
 from selfspec.interfaces import TrunkProtocol
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Trunk
@@ -41,7 +41,7 @@ class SSMD(nn.Module):
             raise ValueError(f"`trunk` must satisfy TrunkProtocol, got {type(trunk).__name__}")
         self.trunk = trunk
         self.head = head
-        self.tokenizer: CharTokenizer | None = None
+        self.tokenizer: Tokenizer | None = None
         self.calibration: list[dict[str, Any]] = []
         """Rows of (window, rounds, order) → (NFE, quality), measured for these weights."""
 
@@ -59,6 +59,11 @@ class SSMD(nn.Module):
     def length(self) -> int:
         """The longest sequence."""
         return self.trunk.length  # type: ignore[return-value]
+
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens that stand before and after every sequence, observed; none for our own trunk."""
+        return getattr(self.trunk, "frame", ((), ()))
 
     @property
     def num_trunk_blocks(self) -> int:
@@ -136,7 +141,7 @@ class AutoregressiveModel(nn.Module):
         if not trunk.config.causal:
             raise ValueError("`trunk` must be causal, got causal=False")
         self.trunk = trunk
-        self.tokenizer: CharTokenizer | None = None
+        self.tokenizer: Tokenizer | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens → (B, L, V) logits; entry ℓ predicts token ℓ from those before it."""

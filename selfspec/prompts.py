@@ -1,7 +1,8 @@
 """Prompts to token rows: what is observed, what is to be generated, what is padding.
 
 A prompt is text in which each `mask_char` stands for one masked position; everything else is
-observed. Prompts of different lengths make one batch, padded on the right.
+observed. Prompts of different lengths make one batch, padded on the right. A model's frame, tokens
+that it wants before and after every sequence, is put around each and is no part of the text.
 """
 
 from collections.abc import Sequence
@@ -10,18 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import Tokenizer
 
-__all__ = ["decode", "encode", "layout"]
+__all__ = ["Frame", "decode", "encode", "layout"]
+
+Frame = tuple[Sequence[int], Sequence[int]]
+NO_FRAME: Frame = ((), ())
 
 
 def layout(
     prompts: Sequence[str] | None,
-    tokenizer: CharTokenizer | None,
+    tokenizer: Tokenizer | None,
     mask_id: int,
     longest: int,
     mask_char: str = "_",
     length: int | None = None,
+    frame: Frame = NO_FRAME,
 ) -> tuple[Tensor, Tensor]:
     """Lay out prompts as a batch.
 
@@ -29,10 +34,11 @@ def layout(
         prompts: P texts of the alphabet and `mask_char`; None for one row of masked positions.
         tokenizer: of the model, without which there are no prompts.
         mask_id: the model's mask token.
-        longest: the most tokens of a row, the model's length.
+        longest: the most tokens of a row with its frame, the model's length.
         mask_char: stands for a masked position.
         length: every row is continued with masked positions to this length; by default a row has
-            its prompt's length, or `longest` where there are no prompts.
+            its prompt's length, or the longest where there are no prompts. Without the frame.
+        frame: tokens before and after every row.
 
     Returns:
         (P, L) int64 tokens and (P, L) bool pads.
@@ -41,26 +47,28 @@ def layout(
         ValueError: a character outside the alphabet (named, with its index), no prompt, an empty
             one, one or a `length` that is too long, or a model without a tokenizer.
     """
+    longest -= len(frame[0]) + len(frame[1])
     if length is not None and not 1 <= length <= longest:
         raise ValueError(f"`length` must be in 1..{longest}, the model's, got {length}")
     if prompts is None:
-        tokens = torch.full((1, length or longest), mask_id)
+        tokens = _framed(torch.full((length or longest,), mask_id), frame).unsqueeze(0)
         return tokens, torch.zeros_like(tokens, dtype=torch.bool)
     if tokenizer is None:
         raise ValueError("`model` must have a tokenizer to read `prompt`, got none")
     if not prompts:
         raise ValueError("`prompt` must hold at least one text, got none")
     rows = [encode(tokenizer, prompt, mask_char, length) for prompt in prompts]
-    sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)
-    if int(sizes.max()) > longest:
+    if (most := max(map(len, rows))) > longest:
         raise ValueError(f"`prompt` may have at most {longest} characters, the model's length, "
-                         f"got {int(sizes.max())}")  # fmt: skip
+                         f"got {most}")  # fmt: skip
+    rows = [_framed(row, frame) for row in rows]
+    sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)
     tokens = pad_sequence(rows, batch_first=True)
     return tokens, torch.arange(tokens.shape[1]) >= sizes
 
 
 def encode(
-    tokenizer: CharTokenizer, prompt: str, mask_char: str = "_", length: int | None = None
+    tokenizer: Tokenizer, prompt: str, mask_char: str = "_", length: int | None = None
 ) -> Tensor:
     """One prompt, continued with masked positions to `length` if that is given: (L,) int64.
 
@@ -77,8 +85,18 @@ def encode(
 
 
 def decode(
-    tokenizer: CharTokenizer, tokens: Tensor, pad: Tensor, mask_char: str = "_"
+    tokenizer: Tokenizer,
+    tokens: Tensor,
+    pad: Tensor,
+    mask_char: str = "_",
+    frame: Frame = NO_FRAME,
 ) -> list[str]:
-    """The text of each row (P, L), without its pads."""
-    rows = zip(tokens.cpu(), pad.cpu(), strict=True)
-    return [tokenizer.decode(row[~padded].numpy(), mask_char) for row, padded in rows]
+    """The text of each row (P, L), without its pads and its frame."""
+    rows = [row[~padded] for row, padded in zip(tokens.cpu(), pad.cpu(), strict=True)]
+    before, after = map(len, frame)
+    return [tokenizer.decode(row[before : len(row) - after].numpy(), mask_char) for row in rows]
+
+
+def _framed(row: Tensor, frame: Frame) -> Tensor:
+    begin, end = (torch.tensor(ids, dtype=torch.int64) for ids in frame)
+    return torch.cat([begin, row, end])

@@ -2,6 +2,7 @@
 
 from selfspec import metrics as metrics
 from selfspec import recipes as recipes
+from selfspec.api import attach_head as attach_head
 from selfspec.api import calibrate as calibrate
 from selfspec.api import generate as generate
 from selfspec.api import load as load

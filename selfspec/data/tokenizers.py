@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,27 @@ _FOLD = str.maketrans({**_WHOLE, "\u00ad": ""})
 _NON_ASCII = re.compile(r"[^\x00-\x7f]+")
 # One byte to one byte: letters to lower case, digits kept for later, everything else to a space.
 _TO_LOWER = bytes(b if chr(b).isalnum() else 32 for b in bytes(range(128)).lower()) + b" " * 128
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, as prompts, data and checkpoints need it."""
+
+    vocab_size: int
+    """V."""
+    mask_id: int
+    """Stands for what is still to be generated."""
+
+    def encode(self, text: str, mask_char: str | None = None) -> npt.NDArray[np.int64]:
+        """Ids of `text`; `mask_char` becomes `mask_id`."""
+        ...
+
+    def decode(self, ids: npt.ArrayLike, mask_char: str = "_") -> str:
+        """The text of ids (L,); `mask_id` becomes `mask_char`."""
+        ...
+
+    def to_config(self) -> Mapping[str, Any]:
+        """A JSON-ready description."""
+        ...
 
 
 class CharTokenizer:

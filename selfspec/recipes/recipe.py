@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from selfspec.data.loader import BlockLoader, TokenStore
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import CharTokenizer, Tokenizer
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -40,7 +40,7 @@ class Recipe:
     head: HeadConfig | None = None
     needs_start: bool = False
     valid_rows: int = 1024
-    tokenizer: CharTokenizer | None = field(default_factory=CharTokenizer)
+    tokenizer: Tokenizer | None = field(default_factory=CharTokenizer)
 
     def build(self) -> SSMD | AutoregressiveModel:
         """The untrained model, on the CPU; its weights follow from the seed."""

@@ -44,10 +44,14 @@ class Diffusion:
         freeze_trunk: train the head alone.
         window_weight: weight of the head's loss over the window of a sampler, with Δτ drawn
             log-uniformly from 0.01 to 0.3; 0 leaves the term out.
+        observed: tokens that are always revealed, such as those that stand around a sequence.
+        pad: the token that fills a row up; None where rows have one length.
     """
 
     freeze_trunk: bool = False
     window_weight: float = 0.0
+    observed: tuple[int, ...] = ()
+    pad: int | None = None
 
     def trainable(self, model: Any) -> nn.Module:
         """The whole model, or its head."""
@@ -59,15 +63,19 @@ class Diffusion:
 
     def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Tokens and a uniform order (B, L), the number of revealed tokens and windows (B,)."""
-        rows, length = tokens.shape
-        device = tokens.device
-        order = torch.rand(rows, length, generator=generator, device=device).argsort(1)
-        u = torch.rand((), generator=generator, device=device)
-        end = torch.full((rows,), length, device=device)
-        revealed = stratified_revealed(torch.zeros_like(end), end, u)
+        pad, observed = self._pads(tokens), _is_one_of(tokens, self.observed)
+        keys = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+        keys = torch.where(observed, keys - 1, keys)
+        if pad is not None:
+            observed &= ~pad
+            keys = keys.masked_fill(pad, 2)
+        u = torch.rand((), generator=generator, device=tokens.device)
+        first = observed.sum(1)
+        end = torch.full_like(first, tokens.shape[1]) if pad is None else (~pad).sum(1)
+        order, revealed = keys.argsort(1), stratified_revealed(first, end, u)
         if not self.window_weight:
             return tokens, order, revealed
-        return tokens, order, revealed, _random_windows(revealed, length, generator)
+        return tokens, order, revealed, _random_windows(revealed - first, end - first, generator)
 
     def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`ssmd_loss`; the parts are `draft` (the bound) and, with a head, `target`, `window`."""
@@ -77,6 +85,7 @@ class Diffusion:
             tokens,
             order,
             revealed,
+            self._pads(tokens),
             freeze_trunk=self.freeze_trunk,
             window=window[0] if window else None,
             window_weight=self.window_weight,
@@ -84,17 +93,29 @@ class Diffusion:
         parts = {"draft": loss.draft, "target": loss.target, "window": loss.window}
         return loss.total, {name: part for name, part in parts.items() if part is not None}
 
+    def _pads(self, tokens: Tensor) -> Tensor | None:
+        return None if self.pad is None else tokens == self.pad
 
-def _random_windows(revealed: Tensor, length: int, generator: torch.Generator) -> Tensor:
+
+def _is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """(B, L) bool, without a copy to the device."""
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    for i in ids:
+        found |= tokens == i
+    return found
+
+
+def _random_windows(generated: Tensor, total: Tensor, generator: torch.Generator) -> Tensor:
     """The cosine window (`schedules.py`) of every row at a random Δτ: (B,) int64, at least 1.
 
-    In float32: a training batch need not agree with the sampler's table in every entry.
+    With `generated` of `total` (B,) tokens known. In float32: a training batch need not agree with
+    the sampler's table in every entry.
     """
-    u = torch.rand(revealed.shape, generator=generator, device=revealed.device)
+    u = torch.rand(generated.shape, generator=generator, device=generated.device)
     dtau = 0.01 * 30.0**u
-    tau = (1 - revealed / length).acos() * 2 / torch.pi
-    masked = (length * torch.cos(torch.pi / 2 * (tau + dtau).clamp(max=1))).floor().clamp(min=0)
-    return (length - revealed - masked.long()).clamp(min=1)
+    tau = (1 - generated / total.clamp(min=1)).acos() * 2 / torch.pi
+    masked = (total * torch.cos(torch.pi / 2 * (tau + dtau).clamp(max=1))).floor().clamp(min=0)
+    return (total - generated - masked.long()).clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,208 @@
+"""Attach a causal head to a masked model that somebody else trained.
+
+    model = attach_head("facebook/esm2_t30_150M_UR50D")
+
+gives an `SSMD` whose trunk is that model, frozen: its own embedding, final norm and unembedding,
+its drafts bit for bit (`trunk.py`), and a head with ordinary initialisation whose target equals the
+draft until it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from selfspec.hub import mdlm
+from selfspec.hub.bert import MaskedLMTrunk
+from selfspec.hub.esm import EsmTrunk
+from selfspec.hub.llada import DreamTrunk, LLaDATrunk
+from selfspec.hub.mdlm import MDLMTrunk
+from selfspec.hub.tokenizer import HubTokenizer
+from selfspec.hub.trunk import GUIDE, HubTrunk, Source, read_vocabulary, transformers
+from selfspec.model import SSMD
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.weights import fingerprint
+
+__all__ = ["ADAPTERS", "adapter_of", "attach_head", "load_model"]
+
+ADAPTERS: tuple[type[HubTrunk], ...] = (
+    MDLMTrunk,
+    LLaDATrunk,
+    DreamTrunk,
+    EsmTrunk,
+    MaskedLMTrunk,
+)
+"""The first that fits is taken."""
+HEAD_CHANNELS = 32
+"""Of an attention head: narrow ones learn better, docs/LOG.md."""
+
+
+def attach_head(
+    model: Any,
+    blocks: int = 1,
+    *,
+    heads: int | None = None,
+    mlp_ratio: int = 4,
+    dropout: float = 0.0,
+    tokenizer: Any = None,
+    mask_id: int | None = None,
+    length: int | None = None,
+    forbidden: Iterable[int] = (),
+    adapter: type[HubTrunk] | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+) -> SSMD:
+    """A frozen masked model with a fresh causal head.
+
+    Args:
+        model: a name on the Hugging Face Hub, a folder, or a model of the `transformers` library,
+            which becomes part of the result and is put into evaluation mode.
+        blocks: causal blocks of the head; 0 for none, to draft only.
+        heads: attention heads of the head; one for 32 channels by default.
+        mlp_ratio, dropout: of the head, as in `HeadConfig`.
+        tokenizer: of the `transformers` library, or its name; the model's own by default.
+        mask_id: the mask token, where neither tokenizer nor config knows it.
+        length: the longest sequence, no more than the model's own.
+        forbidden: further tokens that are never drafted, beside mask, pads and specials.
+        adapter: how the model is split; the first of `ADAPTERS` that fits by default.
+        revision: of a model on the Hub.
+        dtype: of a model loaded by name; as it was saved by default.
+        trust_remote_code: run Python code that comes with the model (LLaDA and Dream need it).
+        seed: of the head's initialisation.
+
+    Returns:
+        The model, in evaluation mode. Nothing of its trunk requires a gradient.
+
+    Raises:
+        ValueError: a causal language model, a family without adapter, no mask token, or remote code
+            that is not trusted.
+        OSError: no model of this name.
+    """
+    name, commit = "", None
+    if isinstance(model, HubTrunk):
+        raise ValueError("`model` must be a model, got an adapter: use its `.model`")
+    if not isinstance(model, torch.nn.Module):
+        name, load = str(model), {"revision": revision, "trust_remote_code": trust_remote_code}
+        model, tokenizer = load_model(name, tokenizer, dtype=dtype, **load)
+        commit = getattr(model.config, "_commit_hash", None)
+    trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter, name, commit)
+    trunk.check()
+    result = SSMD(trunk, make_head(trunk.width, blocks, heads, mlp_ratio, dropout, seed))
+    result.head = None if result.head is None else result.head.to(trunk.forbidden.device)  # type: ignore[arg-type]
+    if tokenizer is not None:
+        result.tokenizer = HubTokenizer(tokenizer, trunk.vocab_size, trunk.mask_id)
+    return result.eval()
+
+
+def make_trunk(
+    model: Any,
+    tokenizer: Any,
+    mask_id: int | None,
+    length: int | None,
+    forbidden: Iterable[int],
+    adapter: type[HubTrunk] | None,
+    name: str = "",
+    revision: str | None = None,
+) -> HubTrunk:
+    """The adapter around a model, frozen."""
+    kind = adapter or adapter_of(model)
+    model.eval().requires_grad_(False)
+    config = model.config
+    vocabulary = read_vocabulary(
+        config.vocab_size, config, tokenizer, mask_id, forbidden, kind.writes_specials
+    )
+    return kind(model, vocabulary, Source(name, revision, fingerprint(model)), length)
+
+
+def make_head(
+    width: int, blocks: int, heads: int | None, mlp_ratio: int, dropout: float, seed: int
+) -> CausalHead | None:
+    """A head of this shape in float32; its weights follow from the seed."""
+    if blocks == 0:
+        return None
+    heads = heads or max(1, width // HEAD_CHANNELS)
+    config = HeadConfig(heads, blocks, mlp_ratio, dropout)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return CausalHead(config, width)
+
+
+def adapter_of(model: Any) -> type[HubTrunk]:
+    """The first adapter that fits.
+
+    Raises:
+        ValueError: none does, or it is a causal language model.
+    """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    for kind in ADAPTERS:
+        if config is not None and kind.fits(model):
+            if getattr(config, "is_decoder", False):
+                raise _causal(name)
+            return kind
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        raise _causal(name)
+    raise ValueError(f"`model` must be of a family with an adapter "
+                     f"({', '.join(kind.__name__ for kind in ADAPTERS)}), got {name}, in which no "
+                     f"base model and unembedding were found; {GUIDE}")  # fmt: skip
+
+
+def load_model(
+    name: str,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | str | None = None,
+) -> tuple[Any, Any]:
+    """A masked model by name, and its tokenizer, or the one given; None where there is none.
+
+    Raises:
+        ValueError: a causal model, or one whose code is not trusted.
+        OSError: no such model.
+    """
+    hf = transformers()
+    config, _ = hf.PreTrainedConfig.get_config_dict(name, revision=revision)
+    family = config.get("model_type")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if family == "mdlm":
+        model: Any = mdlm.load(name, config, revision).to(dtype or torch.float32)
+        return model, _load_tokenizer(tokenizer, None, options)
+    if family in ("llada", "Dream"):
+        if not trust_remote_code:
+            raise ValueError(f"`trust_remote_code` must be True to run the code of {name!r} "
+                             f"({family}), got False")  # fmt: skip
+        auto = hf.AutoModel
+    elif family in hf.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        auto = hf.AutoModelForMaskedLM
+    elif family in hf.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _causal(name)
+    else:
+        raise ValueError(f"`model` must be a masked language model, got {name!r} of the family "
+                         f"{family!r}; {GUIDE}")  # fmt: skip
+    if any("ForCausalLM" in kind for kind in config.get("architectures") or ()) and (
+        auto is hf.AutoModelForMaskedLM
+    ):
+        raise _causal(name)
+    model = auto.from_pretrained(name, dtype=dtype or "auto", **options)
+    return model, _load_tokenizer(tokenizer, name, options)
+
+
+def _load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) -> Any:
+    """The one given, or of a name given, or the model's own where there is one."""
+    if tokenizer is not None and not isinstance(tokenizer, str):
+        return tokenizer
+    auto = transformers().AutoTokenizer
+    if tokenizer is not None:
+        return auto.from_pretrained(tokenizer)
+    try:
+        return None if name is None else auto.from_pretrained(name, **options)
+    except (OSError, ValueError):
+        return None
+
+
+def _causal(name: str) -> ValueError:
+    return ValueError(f"`model` must be a masked (bidirectional) language model, got the causal "
+                      f"{name}: it cannot see what stands behind a mask")  # fmt: skip

@@ -1,0 +1,58 @@
+"""Weights as they are stored, and what identifies them.
+
+With `dtype="int8"` a matrix row w is stored as round(w / s) with s = max|w| / 127 in float32: a
+quarter of the size, and a rounding error of at most s/2 a weight.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["StorageType", "fingerprint", "restored", "stored"]
+
+StorageType = Literal["float32", "bfloat16", "int8"]
+
+
+def stored(weights: Mapping[str, Tensor], dtype: StorageType) -> dict[str, Tensor]:
+    """Weights as a file holds them: matrices in `dtype`, vectors in float32."""
+    result = {}
+    for name, weight in weights.items():
+        weight = weight.detach().cpu().float().contiguous()
+        if weight.dim() < 2:
+            result[name] = weight
+        elif dtype == "int8":
+            scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+            result[name] = (weight / scale).round().to(torch.int8)
+            result[f"{name}.scale"] = scale
+        else:
+            result[name] = weight.to(getattr(torch, dtype))
+    return result
+
+
+def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in float32, from what `stored` made of them."""
+    weights = {}
+    for name, weight in stored.items():
+        if name.endswith(".scale"):
+            continue
+        scale = stored.get(f"{name}.scale")
+        weights[name] = weight.float() if scale is None else weight.float() * scale
+    return weights
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the parameters, whatever their names and their order; hexadecimal.
+
+    It depends on their values, shapes and types only: a library may rename its layers.
+    """
+    digests = sorted(map(_digest, module.parameters()))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest(weight: Tensor) -> bytes:
+    about = f"{weight.dtype} {tuple(weight.shape)} ".encode()
+    raw = weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(about + raw.numpy().tobytes()).digest()

@@ -1,0 +1,120 @@
+"""Tiny random models of the real classes of the Hub, and stand-ins where those are remote code."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from selfspec.hub import mdlm
+
+hf: Any = transformers
+PAD, UNKNOWN, CLS, SEP, MASK = range(5)
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+SHAPE: dict[str, Any] = {
+    "vocab_size": 25,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "pad_token_id": PAD,
+}
+
+
+def tokenizer(letters: str = LETTERS) -> Any:
+    """A BERT tokenizer of single letters."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    return hf.BertTokenizer(vocab={name: i for i, name in enumerate(names)}, do_lower_case=False)
+
+
+def bert(**changes: Any) -> Any:
+    return _random(hf.BertForMaskedLM, hf.BertConfig(**{**SHAPE, **changes}))
+
+
+def roberta() -> Any:
+    return _random(hf.RobertaForMaskedLM, hf.RobertaConfig(**{**SHAPE, "pad_token_id": 1}))
+
+
+def modernbert() -> Any:
+    special = {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
+    config = hf.ModernBertConfig(**SHAPE, **special, local_attention=8)
+    return _random(hf.ModernBertForMaskedLM, config)
+
+
+def deberta() -> Any:
+    return _random(hf.DebertaV2ForMaskedLM, hf.DebertaV2Config(**SHAPE, type_vocab_size=0))
+
+
+def esm(**changes: Any) -> Any:
+    config = {**SHAPE, "mask_token_id": MASK, "position_embedding_type": "rotary", **changes}
+    return _random(hf.EsmForMaskedLM, hf.EsmConfig(**config, token_dropout=True))
+
+
+def dit() -> Any:
+    shape: Any = {"vocab_size": 25, "hidden_dim": 32, "cond_dim": 16, "n_blocks": 2, "n_heads": 2}
+    return _random(mdlm.DiT, mdlm.DiTConfig(model_length=40, **shape))
+
+
+class Stranger(nn.Module):
+    """A bidirectional network with what LLaDA's and Dream's classes share."""
+
+    def __init__(self, **config: Any):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=25, mask_token_id=MASK, pad_token_id=PAD, **config)
+        self.wte = nn.Embedding(25, 32)
+        self.mix = nn.Linear(32, 32)
+        self.lm_head = nn.Linear(32, 25, bias=False)
+
+    def states(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.wte(tokens) + torch.arange(tokens.shape[1], device=tokens.device)[:, None] / 7
+        real = torch.ones_like(tokens) if mask is None else mask[:, 0, 0].long()
+        real = real.unsqueeze(-1).to(x.dtype)
+        return self.mix(x + (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)).tanh()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, module: nn.Module) -> None:
+        self.lm_head = module
+
+
+class LLaDA(Stranger):
+    """Logits wherever it is called."""
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return SimpleNamespace(logits=self.lm_head(self.states(input_ids)))
+
+
+class Dream(Stranger):
+    """States of position ℓ predict ℓ + 1."""
+
+    def model(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
+        return (self.states(input_ids, attention_mask),)
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return SimpleNamespace(logits=self.lm_head(self.model(input_ids)[0]))
+
+
+def llada() -> Any:
+    return _random(LLaDA, model_type="llada", d_model=32, n_layers=1, max_sequence_length=40)
+
+
+def dream() -> Any:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 40}
+    return _random(Dream, model_type="Dream", **shape)
+
+
+def _random(kind: Any, *arguments: Any, **options: Any) -> Any:
+    """A model whose logits are far from uniform, and in which nothing is 0 or 1 by default."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(3)
+        model = kind(*arguments, **options).eval()
+        for parameter in model.parameters():
+            offset = 1.0 if parameter.dim() == 1 and bool((parameter == 1).all()) else 0.0
+            nn.init.normal_(parameter, mean=offset, std=0.2)
+    return model

@@ -1,0 +1,447 @@
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import hubs
+import pytest
+import torch
+import transformers
+from hubs import CLS, MASK, PAD, SEP
+from scipy import stats
+from torch import Tensor, nn
+
+import selfspec as ss
+from selfspec.hub import HubTrunk, Vocabulary
+from selfspec.hub.trunk import read_vocabulary
+from selfspec.inputs import check_tokens
+from selfspec.likelihood.tables import draw_order
+from selfspec.losses import ssmd_loss
+from selfspec.train import Diffusion
+
+hf: Any = transformers
+attach_head: Any = ss.attach_head
+
+MODELS = {
+    "BERT": hubs.bert,
+    "RoBERTa": hubs.roberta,
+    "ModernBERT": hubs.modernbert,
+    "DeBERTa": hubs.deberta,
+    "ESM": hubs.esm,
+    "ESM-1b": lambda: hubs.esm(position_embedding_type="absolute"),
+    "MDLM": hubs.dit,
+    "LLaDA": hubs.llada,
+    "Dream": hubs.dream,
+}
+PADDED = [name for name in MODELS if name != "LLaDA"]
+
+
+def attached(name: str, **options: Any) -> Any:
+    """A head that disagrees with the trunk, unless it is untrained."""
+    untrained = options.pop("untrained", False)
+    mask_id = None if name == "MDLM" else MASK
+    model = attach_head(MODELS[name](), heads=2, mask_id=mask_id, **options)
+    if not untrained:
+        nn.init.normal_(model.head.project.weight)
+    return model
+
+
+def rows(model: Any, num: int = 4, length: int = 11) -> Tensor:
+    """Random tokens that may be drafted, a third of them masked."""
+    generator = torch.Generator().manual_seed(5)
+    text = (~model.trunk.forbidden).nonzero().flatten()
+    tokens = text[torch.randint(len(text), (num, length), generator=generator)]
+    hidden = torch.rand(tokens.shape, generator=generator) < 1 / 3
+    return tokens.masked_fill(hidden, model.mask_id)
+
+
+def own_logits(model: Any, tokens: Tensor) -> Tensor:
+    """By the model's own forward; Dream's are for the position behind."""
+    if isinstance(model.trunk.model.config, hubs.mdlm.DiTConfig):
+        return model.trunk.model.unembed(model.trunk.model(tokens))
+    logits = model.trunk.model(input_ids=tokens).logits
+    if model.trunk.model.config.model_type == "Dream":
+        return torch.cat([logits[:, :1], logits[:, :-1]], 1)
+    return logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_drafts_are_the_models_own_bit_for_bit(name: str):
+    model = attached(name)
+    tokens, allowed = rows(model), ~model.trunk.forbidden
+    draft = model.draft(model.encode(tokens))
+    assert draft[..., allowed].equal(own_logits(model, tokens)[..., allowed])
+    assert (draft[..., ~allowed] == -torch.inf).all()
+    assert not allowed[model.mask_id]
+    # What is compared depends on all tokens, and differs from place to place.
+    assert draft[..., allowed].std(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_target_is_the_draft_until_the_head_is_trained(name: str):
+    model = attached(name, untrained=True)
+    tokens = rows(model)
+    order = torch.rand(tokens.shape).argsort(1)
+    hidden = model.encode(tokens)
+    target = model.target(hidden, tokens, order, torch.zeros(4, dtype=torch.int64))
+    allowed = ~model.trunk.forbidden
+    drafted = model.draft(hidden, order)
+    torch.testing.assert_close(target[..., allowed], drafted[..., allowed], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PADDED)
+@torch.no_grad()
+def test_a_padded_row_is_the_row_alone(name: str):
+    model = attached(name).double()
+    tokens = rows(model, num=3)
+    sizes = torch.tensor([11, 8, 5])
+    pad = torch.arange(11) >= sizes.unsqueeze(1)
+    drafts = model.draft(model.encode(tokens.masked_fill(pad, -7), pad))
+    for row, size in enumerate(sizes):
+        alone = model.draft(model.encode(tokens[row : row + 1, :size]))
+        torch.testing.assert_close(drafts[row : row + 1, :size], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_several_lengths_are_refused_where_pads_would_be_seen():
+    model = attached("LLaDA")
+    tokens = rows(model)
+    with pytest.raises(ValueError, match="`pad` must be None for LLaDA"):
+        model.encode(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_a_token_never_moves_the_target_at_its_own_or_an_earlier_place(name: str):
+    model = attached(name).double()
+    text = (~model.trunk.forbidden).nonzero().flatten()
+    tokens = text[torch.randint(len(text), (6, 9), generator=torch.Generator().manual_seed(1))]
+    order = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)).argsort(1)
+    revealed = torch.full((6,), 2)
+    seen = tokens.scatter(1, order[:, 2:], model.mask_id)
+    hidden = model.encode(seen)
+    for place in range(2, 9):
+        moved = tokens.clone()
+        at = torch.arange(6), order[:, place]
+        moved[at] = text[(torch.searchsorted(text, moved[at]) + 1) % len(text)]
+        before, after = (
+            model.target(hidden, x, order, revealed).softmax(-1) for x in (tokens, moved)
+        )
+        change = (after - before).abs().amax(-1)
+        assert (change[:, : place + 1] == 0).all()
+        assert (change[:, place + 1 :] > 1e-9).all()
+
+
+def test_shapes_are_read_from_the_model():
+    for name, length in {"BERT": 40, "RoBERTa": 38, "ESM": 39, "MDLM": 40}.items():
+        model = attached(name)
+        assert (model.length, model.num_trunk_blocks, model.vocab_size) == (length, 2, 25)
+        assert model.trunk.width == 32
+    assert attach_head(hubs.bert(hidden_size=64), mask_id=4).head.config.heads == 2
+    assert attached("BERT", length=12).length == 12
+    assert attach_head(hubs.bert(), blocks=0, mask_id=MASK).head is None
+
+
+def test_the_trunk_is_frozen_and_the_head_is_not():
+    model = attached("BERT")
+    assert not any(p.requires_grad for p in model.trunk.parameters())
+    assert all(p.requires_grad for p in model.head.parameters())
+    assert not model.training
+
+
+def test_the_seed_decides_the_head():
+    first, again, other = (attached("BERT", untrained=True, seed=seed).head for seed in (0, 0, 1))
+    assert first.fuse.weight.equal(again.fuse.weight)
+    assert not first.fuse.weight.equal(other.fuse.weight)
+
+
+@torch.no_grad()
+def test_a_trunk_in_half_precision_keeps_its_drafts_and_has_a_head_in_full_precision():
+    own = hubs.bert().bfloat16()
+    model = attach_head(own, heads=2, mask_id=MASK)
+    tokens, allowed = rows(model), ~model.trunk.forbidden
+    hidden = model.encode(tokens)
+    assert hidden.dtype == torch.float32
+    logits = own(input_ids=tokens).logits
+    assert model.draft(hidden)[..., allowed].equal(logits[..., allowed])
+    order = torch.rand(tokens.shape).argsort(1)
+    model.target(hidden, tokens, order, torch.zeros(4, dtype=torch.int64))
+    model.eval().requires_grad_(False)
+    assert ss.generate(model, 2, length=6, rounds=2).tokens.shape == (2, 6)
+
+
+# Special tokens
+
+
+def test_specials_are_forbidden_and_stand_around_what_is_drawn():
+    model = attach_head(hubs.bert(), heads=2, tokenizer=hubs.tokenizer())
+    assert model.frame == ((CLS,), (SEP,))
+    assert model.trunk.vocabulary.forbidden == (0, 1, 2, 3, 4)
+    samples = ss.generate(model, 3, length=8, rounds=2)
+    assert samples.tokens.shape == (3, 10)
+    assert (samples.tokens[:, 0] == CLS).all()
+    assert (samples.tokens[:, -1] == SEP).all()
+    assert (samples.tokens[:, 1:-1] > MASK).all()
+    assert all(len(text) == 8 and set(text) <= set(hubs.LETTERS) for text in samples)
+    assert ss.generate(model, rounds=2).tokens.shape == (1, 40)
+
+
+def test_prompts_are_read_letter_by_letter_and_kept():
+    model = attach_head(hubs.bert(), heads=2, tokenizer=hubs.tokenizer())
+    samples = ss.generate(model, prompt=["AC__DE", "_W"], rounds=2, trace=True)
+    first, second = samples
+    assert (first[:2], first[4:], second[1]) == ("AC", "DE", "W")
+    assert samples.tokens[1, 3] == SEP
+    assert samples.trunk_passes.max() <= 2
+    with pytest.raises(ValueError, match="must consist of the model's characters, got 'B' at"):
+        ss.generate(model, prompt="AB_")
+    with pytest.raises(ValueError, match="at most 38 characters"):
+        ss.generate(model, prompt="_" * 39)
+    with pytest.raises(ValueError, match=r"`length` must be in 1\.\.38"):
+        ss.generate(model, length=39)
+
+
+def test_further_tokens_can_be_forbidden():
+    model = attached("BERT", tokenizer=hubs.tokenizer(), forbidden=range(5, 23))
+    assert set("".join(ss.generate(model, 4, length=10, rounds=2))) <= set("WY")
+    with pytest.raises(ValueError, match="`forbidden` must leave a token"):
+        attached("BERT", forbidden=range(25))
+    with pytest.raises(ValueError, match=r"`forbidden` must be in 0\.\.24, got 25"):
+        attached("BERT", forbidden=[25])
+
+
+def test_what_writes_specials_may_draft_them():
+    tokenizer = hubs.tokenizer()
+    kept = read_vocabulary(30, None, tokenizer, writes_specials=True)
+    assert kept.forbidden == (MASK, *range(25, 30))
+    assert (kept.begin, kept.end, kept.pad) == ((), (), PAD)
+    assert attached("MDLM").mask_id == 24  # the last, in the published vocabulary as here
+
+
+def test_the_mask_inside_the_vocabulary_is_no_text():
+    model = attached("BERT", tokenizer=hubs.tokenizer())
+    tokens = rows(model)
+    check_tokens(model, tokens, torch.zeros_like(tokens, dtype=torch.bool), masked=True)
+    with pytest.raises(ValueError, match=r"in 0\.\.24 without the mask token 4, got 4"):
+        ss.log_likelihood(model, tokens)
+    law = ss.log_likelihood(model, rows(model).masked_fill(tokens == MASK, SEP), rounds=2)
+    assert (law == -torch.inf).all()  # a special token is never drawn
+
+
+# The law
+
+
+class LeftToRight:
+    fixed: ClassVar[bool] = True
+
+    def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
+        return torch.arange(masked.shape[1]).expand_as(u).double() / masked.shape[1]
+
+
+def ternary() -> tuple[Any, Tensor]:
+    """A tiny BERT of three letters, and all 27 texts of three of them, framed."""
+    model = attach_head(hubs.bert(vocab_size=8), heads=2, tokenizer=hubs.tokenizer("ACD"))
+    nn.init.normal_(model.head.project.weight, std=2.0)
+    letters = torch.tensor(list(product((5, 6, 7), repeat=3)))
+    return model.double(), nn.functional.pad(
+        nn.functional.pad(letters, (1, 0), value=CLS), (0, 1), value=SEP
+    )
+
+
+def test_the_sampler_follows_the_exact_likelihood():
+    model, texts = ternary()
+    observed = (texts == CLS) | (texts == SEP)
+    settings = {"order": LeftToRight(), "window": ss.UnboundedWindow(), "rounds": 2}
+    laws = {}  # of the two orders in which the observed tokens may stand first
+    for seed in range(8):
+        seeds = ss.row_seeds(seed, 1).expand(27)
+        sigma, _ = draw_order(LeftToRight(), texts[:1], seeds[:1], observed=observed[:1])
+        one = ss.log_likelihood(model, texts, observed=observed, seeds=seeds, **settings).exp()
+        torch.testing.assert_close(one.sum().item(), 1.0, rtol=0, atol=1e-9)
+        laws[tuple(sigma[0].tolist())] = one
+    assert set(laws) == {(0, 4, 1, 2, 3), (4, 0, 1, 2, 3)}
+    law = torch.stack(list(laws.values())).mean(0)
+    sampler = ss.SpeculativeSampler(model, LeftToRight(), ss.UnboundedWindow(), 2)
+    masked = texts[:1].masked_fill(~observed[:1], MASK).expand(4000, -1)
+    samples = sampler.sample(masked, 11)
+    assert samples.acceptance < 0.9  # the head disagrees: there is something to see
+    index = ((samples.tokens[:, 1:-1] - 5) * torch.tensor([9, 3, 1])).sum(1)
+    counts = torch.bincount(index, minlength=27).numpy()
+    expected = law.numpy() * 4000
+    assert stats.chisquare(counts, expected).pvalue > 1e-3
+    drafts = ss.FixedCountSampler(model, LeftToRight(), steps=1).sample(masked, 11)
+    index = ((drafts.tokens[:, 1:-1] - 5) * torch.tensor([9, 3, 1])).sum(1)
+    plain = torch.bincount(index, minlength=27).numpy()
+    assert stats.chisquare(plain, expected).pvalue < 1e-6  # plain drafts are told apart
+
+
+def test_scores_are_conditional_on_what_is_observed():
+    model, texts = ternary()
+    observed = (texts == CLS) | (texts == SEP)
+    observed[:, 2] = True
+    same = texts[:, 2] == 6
+    for law in (ss.log_likelihood, ss.one_pass_score):
+        seeds = ss.row_seeds(3, 1).expand(9)
+        score = law(model, texts[same], observed=observed[same], seeds=seeds)
+        torch.testing.assert_close(score.exp().sum().item(), 1.0, rtol=0, atol=1e-9)
+
+
+# Training on framed and padded rows
+
+
+def padded_batch() -> Tensor:
+    rows = torch.full((4, 12), PAD)
+    for row, size in enumerate((10, 7, 3, 1)):
+        rows[row, 0], rows[row, size + 1] = CLS, SEP
+        rows[row, 1 : size + 1] = torch.arange(size) % 20 + 5
+    return rows
+
+
+def test_specials_are_revealed_and_pads_stand_last():
+    tokens = padded_batch()
+    objective = Diffusion(True, 1.0, observed=(CLS, SEP, PAD), pad=PAD)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        _, order, revealed, window = objective.draw(tokens, generator)
+        placed = tokens.gather(1, order)
+        assert ((placed[:, :2] == CLS) | (placed[:, :2] == SEP)).all()
+        end = (tokens != PAD).sum(1)
+        behind = torch.arange(12) >= end.unsqueeze(1)
+        assert (placed[behind] == PAD).all()
+        assert (revealed >= 2).all()
+        assert (revealed < end).all()
+        assert (window >= 1).all()
+        assert (window <= end - revealed).all()
+
+
+def test_the_loss_of_framed_rows_is_finite_and_trains_the_head_alone():
+    model = attached("BERT", tokenizer=hubs.tokenizer())
+    tokens = padded_batch()
+    objective = Diffusion(True, 1.0, observed=(CLS, SEP), pad=PAD)
+    drawn = objective.draw(tokens, torch.Generator().manual_seed(0))
+    total, parts = objective.loss(model, *drawn)
+    total.backward()
+    assert all(part.isfinite() for part in parts.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
+    assert all(p.grad is None for p in model.trunk.parameters())
+    # The same as each row alone without its pads.
+    pad = tokens == PAD
+    whole = ssmd_loss(model, tokens, drawn[1], drawn[2], pad)
+    alone = torch.zeros(())
+    for row, size in enumerate((~pad).sum(1).tolist()):
+        x, sigma = (drawn[i][row : row + 1, :size] for i in (0, 1))
+        alone = alone + ssmd_loss(model, x, sigma, drawn[2][row : row + 1]).total / 4
+    torch.testing.assert_close(whole.total, alone)
+
+
+# What is refused
+
+
+def test_a_causal_model_is_refused(tmp_path: Path):
+    shape = {"vocab_size": 25, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    gpt = hf.GPT2LMHeadModel(hf.GPT2Config(**shape))
+    with pytest.raises(ValueError, match="got the causal GPT2LMHeadModel"):
+        attach_head(gpt)
+    with pytest.raises(ValueError, match="got the causal BertForMaskedLM"):
+        attach_head(hubs.bert(is_decoder=True), mask_id=MASK)
+    gpt.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="got the causal"):
+        attach_head(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused():
+    tokenizer = hubs.tokenizer()
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="`tokenizer` must have a mask token, got BertTokenizer"):
+        attach_head(hubs.bert(), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="got a model without tokenizer"):
+        attach_head(hubs.bert())
+
+
+def test_a_family_without_adapter_is_refused():
+    with pytest.raises(ValueError, match=r"got BertModel, .*docs/adapters.md"):
+        attach_head(hf.BertModel(hubs.bert().config))
+    narrow = hf.AlbertConfig(**hubs.SHAPE, embedding_size=16)
+    with pytest.raises(ValueError, match=r"embedding as wide as its 32 .*, got 16 .*adapters.md"):
+        attach_head(hf.AlbertForMaskedLM(narrow), mask_id=MASK)
+
+
+def test_an_adapter_that_splits_at_the_wrong_place_is_refused():
+    class Wrong(HubTrunk):
+        def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+            return self.model.bert(tokens)[0]
+
+        def logits(self, hidden: Tensor) -> Tensor:
+            return self.model.cls.predictions.decoder(hidden)  # without the dense layer
+
+    with pytest.raises(ValueError, match="as Wrong does it, got other logits from BertForMaskedLM"):
+        attach_head(hubs.bert(), mask_id=MASK, adapter=Wrong)
+
+
+def test_a_sequence_longer_than_the_trunk_is_refused():
+    model = attached("BERT", tokenizer=hubs.tokenizer())
+    with pytest.raises(ValueError, match="`tokens` may be at most 40 long, got 41"):
+        ss.one_pass_score(model, torch.full((1, 41), 7))
+    with pytest.raises(ValueError, match=r"`length` must be in 1\.\.40"):
+        attached("BERT", length=41)
+
+
+def test_esm_must_see_a_token():
+    model = attached("ESM")
+    with pytest.raises(ValueError, match="got a row of masks alone"), torch.no_grad():
+        model.encode(torch.full((2, 5), MASK))
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_remote_code_is_run_only_if_the_user_says_so(tmp_path: Path, family: str):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{family}"}}')
+    with pytest.raises(ValueError, match="`trust_remote_code` must be True"):
+        attach_head(str(tmp_path))
+
+
+# By name
+
+
+def test_a_folder_is_loaded_with_its_tokenizer(tmp_path: Path):
+    own = hubs.bert()
+    own.save_pretrained(tmp_path)
+    hubs.tokenizer().save_pretrained(tmp_path)
+    model = attach_head(tmp_path, heads=2)
+    assert model.frame == ((CLS,), (SEP,))
+    assert model.trunk.source.name == str(tmp_path)
+    tokens = rows(model)
+    with torch.no_grad():
+        allowed = ~model.trunk.forbidden
+        assert model.draft(model.encode(tokens))[..., allowed].equal(
+            own(input_ids=tokens).logits[..., allowed]
+        )
+    assert next(iter(ss.generate(model, prompt="A_C", rounds=2))).startswith("A")
+
+
+def test_the_published_layout_of_mdlm_is_loaded_without_remote_code(tmp_path: Path):
+    import json
+
+    from safetensors.torch import save_file
+
+    own = hubs.dit()
+    weights = {f"backbone.{name}": p.detach() for name, p in own.named_parameters()}
+    weights["backbone.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(weights, tmp_path / "model.safetensors")
+    config = {**own.config.to_dict(), "time_conditioning": False, "dropout": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = attach_head(str(tmp_path), heads=2)
+    tokens = rows(model)
+    with torch.no_grad():
+        expected = own.unembed(own(tokens))[..., :24]
+        assert model.draft(model.encode(tokens))[..., :24].equal(expected)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"time_conditioning": True}))
+    with pytest.raises(ValueError, match="without time conditioning"):
+        attach_head(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_blocks": 3}))
+    with pytest.raises(ValueError, match="weights do not fit the config"):
+        attach_head(str(tmp_path))
+
+
+def test_a_vocabulary_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"`mask` must be in 0\.\.7, got 9"):
+        Vocabulary(8, 9)
