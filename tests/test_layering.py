@@ -12,7 +12,7 @@ import selfspec
 
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
-    {"files", "interfaces", "noise", "ops", "schedules"},
+    {"files", "interfaces", "kmers", "noise", "ops", "schedules"},
     {"orders", "verification"},
     {"data", "metrics", "nn"},
     {"model", "prompts"},

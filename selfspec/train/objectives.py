@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from selfspec.losses import next_token_loss, ssmd_loss, stratified_revealed
 
+Drawn = dict[str, Any]
+"""Tensors (B, ...) by the names that the loss has for them."""
+
 
 class Objective(Protocol):
     """What a training run minimises."""
@@ -27,11 +30,11 @@ class Objective(Protocol):
         """The part of `model` whose weights move; the rest is fixed, without dropout."""
         ...
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The tensors that `loss` needs, (B, ...) each, for a batch of tokens (B, L)."""
+    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+        """What `loss` needs for tokens (B, L) and their pads."""
         ...
 
-    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss over the rows, and its named parts, all scalars in nats per token."""
         ...
 
@@ -57,44 +60,47 @@ class Diffusion:
             raise ValueError("`freeze_trunk` needs a model with a head, got one without")
         return model.head
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens and a uniform order (B, L), the number of revealed tokens and windows (B,)."""
+    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+        """The arguments of `ssmd_loss`: a uniform order with pads last, and how much is revealed.
+
+        The numbers revealed are spread evenly over 0..N-1, N the tokens of a row that are no pads.
+        """
         rows, length = tokens.shape
         device = tokens.device
-        order = torch.rand(rows, length, generator=generator, device=device).argsort(1)
+        keys = torch.rand(rows, length, generator=generator, device=device)
+        end = torch.full((rows,), length, device=device) if pad is None else (~pad).sum(1)
+        order = (keys if pad is None else keys.masked_fill(pad, 2.0)).argsort(1)
         u = torch.rand((), generator=generator, device=device)
-        end = torch.full((rows,), length, device=device)
         revealed = stratified_revealed(torch.zeros_like(end), end, u)
-        if not self.window_weight:
-            return tokens, order, revealed
-        return tokens, order, revealed, _random_windows(revealed, length, generator)
+        drawn = {"tokens": tokens, "order": order, "revealed": revealed}
+        if pad is not None:
+            drawn["pad"] = pad
+        if self.window_weight:
+            drawn["window"] = _random_windows(revealed, end, generator)
+        return drawn
 
-    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`ssmd_loss`; the parts are `draft` (the bound) and, with a head, `target`, `window`."""
-        tokens, order, revealed, *window = drawn
         loss = ssmd_loss(
             model,
-            tokens,
-            order,
-            revealed,
+            **drawn,
             freeze_trunk=self.freeze_trunk,
-            window=window[0] if window else None,
             window_weight=self.window_weight,
         )
         parts = {"draft": loss.draft, "target": loss.target, "window": loss.window}
         return loss.total, {name: part for name, part in parts.items() if part is not None}
 
 
-def _random_windows(revealed: Tensor, length: int, generator: torch.Generator) -> Tensor:
+def _random_windows(revealed: Tensor, end: Tensor, generator: torch.Generator) -> Tensor:
     """The cosine window (`schedules.py`) of every row at a random Δτ: (B,) int64, at least 1.
 
     In float32: a training batch need not agree with the sampler's table in every entry.
     """
     u = torch.rand(revealed.shape, generator=generator, device=revealed.device)
     dtau = 0.01 * 30.0**u
-    tau = (1 - revealed / length).acos() * 2 / torch.pi
-    masked = (length * torch.cos(torch.pi / 2 * (tau + dtau).clamp(max=1))).floor().clamp(min=0)
-    return (length - revealed - masked.long()).clamp(min=1)
+    tau = (1 - revealed / end).acos() * 2 / torch.pi
+    masked = (end * torch.cos(torch.pi / 2 * (tau + dtau).clamp(max=1))).floor().clamp(min=0)
+    return (end - revealed - masked.long()).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,11 @@ class NextToken:
         """The whole model."""
         return model
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The tokens (B, L)."""
-        return (tokens,)
+    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+        """The tokens (B, L), and their pads."""
+        return {"tokens": tokens} if pad is None else {"tokens": tokens, "pad": pad}
 
-    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`next_token_loss`, under the name `judge`."""
-        loss = next_token_loss(model, *drawn)
+        loss = next_token_loss(model, **drawn)
         return loss, {"judge": loss}
