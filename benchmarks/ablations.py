@@ -29,7 +29,6 @@ from selfspec.nn.attention import Rotation, rotation
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Block, is_output
 from selfspec.recipes import books27
-from selfspec.recipes.recipe import spread
 from selfspec.schedules import CosineWindow
 from selfspec.train.objectives import Diffusion
 from selfspec.train.optim import Optimisers
@@ -126,7 +125,8 @@ class Variants:
 
     def losses(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """(2,) for every variant: over all places, over the window; and the draft's."""
-        tokens, order, revealed = Diffusion().draw(tokens, generator)
+        drawn = Diffusion().draw(tokens, generator)
+        order, revealed = drawn["order"], drawn["revealed"]
         weight = masked_weights(order, revealed)
         near = window_weights(revealed, self.window[revealed], order.shape[1])
         weights = [weight.gather(1, order), near]
@@ -174,7 +174,7 @@ def main() -> None:
             block.compile()
     variants = Variants(trunk, args.names, args.seed)
     batches = BlockLoader(TokenStore(args.data / "train.bin"), length, args.batch_size, args.seed)
-    valid = spread(TokenStore(args.data / "valid.bin").blocks(length), 2 * args.batch_size)
+    valid = TokenStore(args.data / "valid.bin").excerpt(length, 2 * args.batch_size)
     schedule = books27.head(steps=args.steps).train.schedule
     rows: list[dict] = []
     began = time.monotonic()

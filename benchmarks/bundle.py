@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from selfspec import checkpoint
-from selfspec.data.loader import open_corpus
+from selfspec.data.corpus import open_corpus
 from selfspec.metrics.spelling import count_words, decoded, save_vocabulary, vocabulary
 
 

@@ -32,12 +32,11 @@ from selfspec.arena import (
 )
 from selfspec.calibration import ORDERS
 from selfspec.checkpoint import BUNDLED
-from selfspec.data.loader import TokenStore
+from selfspec.data.loader import TokenStore, spread
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.likelihood import Scores, chain, draw_order, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
-from selfspec.recipes.recipe import spread
 from selfspec.sampling import FixedCountSampler, SpeculativeSampler
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule
 

@@ -17,7 +17,7 @@ import torch
 
 from selfspec import calibration, checkpoint, prompts
 from selfspec.checkpoint import save as save
-from selfspec.data.loader import open_corpus
+from selfspec.data.corpus import open_corpus
 from selfspec.hub import attach_head as attach_head
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD, AutoregressiveModel

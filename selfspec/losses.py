@@ -171,8 +171,12 @@ def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
 def next_token_loss(
     model: AutoregressiveModel, tokens: Tensor, pad: Tensor | None = None
 ) -> Tensor:
-    """Mean of -log p(x_ℓ | x_<ℓ) over tokens that are not pads, nats per token."""
-    if pad is not None:
-        tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    nll = _nll(model(tokens), tokens)
-    return nll.mean() if pad is None else nll[~pad].mean()
+    """Mean over rows of the mean of -log p(x_ℓ | x_<ℓ) over a row's tokens, nats per token.
+
+    Rows weigh equally, as in `ssmd_loss`; pads do not count.
+    """
+    if pad is None:
+        return _nll(model(tokens), tokens).mean()
+    tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
+    nll = _nll(model(tokens), tokens).masked_fill(pad, 0.0)
+    return (nll.sum(1) / (~pad).sum(1)).mean()

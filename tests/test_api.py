@@ -9,7 +9,7 @@ import torch
 
 import selfspec as ss
 from selfspec import calibration, prompts, public
-from selfspec.data.loader import write_corpus
+from selfspec.data.corpus import write_corpus
 from selfspec.nn.transformer import TrunkConfig
 from selfspec.recipes import Recipe
 from selfspec.train import Diffusion, TrainConfig

@@ -20,7 +20,7 @@ from selfspec import calibration, checkpoint
 from selfspec.cli import main
 from selfspec.cli.common import OrderName
 from selfspec.cli.watch import Replay, State, play
-from selfspec.data.loader import write_corpus
+from selfspec.data.corpus import write_corpus
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

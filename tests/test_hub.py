@@ -299,39 +299,38 @@ def padded_batch() -> Tensor:
 
 def test_specials_are_revealed_and_pads_stand_last():
     tokens = padded_batch()
-    objective = Diffusion(True, 1.0, observed=(CLS, SEP, PAD), pad=PAD)
+    objective = Diffusion(True, 1.0, observed=(CLS, SEP, PAD))
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        _, order, revealed, window = objective.draw(tokens, generator)
-        placed = tokens.gather(1, order)
+        drawn = objective.draw(tokens, generator, tokens == PAD)
+        placed, revealed = tokens.gather(1, drawn["order"]), drawn["revealed"]
         assert ((placed[:, :2] == CLS) | (placed[:, :2] == SEP)).all()
         end = (tokens != PAD).sum(1)
         behind = torch.arange(12) >= end.unsqueeze(1)
         assert (placed[behind] == PAD).all()
         assert (revealed >= 2).all()
         assert (revealed < end).all()
-        assert (window >= 1).all()
-        assert (window <= end - revealed).all()
+        assert (drawn["window"] >= 1).all()
+        assert (drawn["window"] <= end - revealed).all()
 
 
 def test_the_loss_of_framed_rows_is_finite_and_trains_the_head_alone():
     model = attached("BERT", tokenizer=hubs.tokenizer())
     tokens = padded_batch()
-    objective = Diffusion(True, 1.0, observed=(CLS, SEP), pad=PAD)
-    drawn = objective.draw(tokens, torch.Generator().manual_seed(0))
-    total, parts = objective.loss(model, *drawn)
+    objective = Diffusion(True, observed=(CLS, SEP))
+    drawn = objective.draw(tokens, torch.Generator().manual_seed(0), tokens == PAD)
+    total, parts = objective.loss(model, **drawn)
     total.backward()
     assert all(part.isfinite() for part in parts.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.head.parameters())
     assert all(p.grad is None for p in model.trunk.parameters())
     # The same as each row alone without its pads.
-    pad = tokens == PAD
-    whole = ssmd_loss(model, tokens, drawn[1], drawn[2], pad)
     alone = torch.zeros(())
-    for row, size in enumerate((~pad).sum(1).tolist()):
-        x, sigma = (drawn[i][row : row + 1, :size] for i in (0, 1))
-        alone = alone + ssmd_loss(model, x, sigma, drawn[2][row : row + 1]).total / 4
-    torch.testing.assert_close(whole.total, alone)
+    for row, size in enumerate((tokens != PAD).sum(1).tolist()):
+        x, order = (drawn[name][row : row + 1, :size] for name in ("tokens", "order"))
+        loss = ssmd_loss(model, x, order, drawn["revealed"][row : row + 1], freeze_trunk=True)
+        alone = alone + loss.total / 4
+    torch.testing.assert_close(total, alone)
 
 
 # What is refused

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from selfspec.data.corpus import open_corpus
 from selfspec.data.jsonl import find_files, prepare, read_jsonl
-from selfspec.data.loader import open_corpus
 from selfspec.data.tokenizers import normalise
 
 EXCERPT = Path(__file__).parent / "data" / "books-excerpt.jsonl.xz"

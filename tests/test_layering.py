@@ -12,7 +12,7 @@ import selfspec
 
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
-    {"files", "interfaces", "noise", "ops", "schedules", "weights"},
+    {"files", "interfaces", "kmers", "noise", "ops", "schedules", "weights"},
     {"orders", "verification"},
     {"data", "metrics", "nn"},
     {"model", "prompts"},

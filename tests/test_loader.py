@@ -5,13 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec.data.loader import (
-    BlockLoader,
-    TokenStore,
-    open_corpus,
-    write_corpus,
-    write_store,
-)
+from selfspec.data.corpus import open_corpus, write_corpus
+from selfspec.data.loader import BlockLoader, TokenStore, write_store
 from selfspec.data.tokenizers import CharTokenizer
 
 

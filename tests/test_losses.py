@@ -133,7 +133,7 @@ def test_the_numbers_revealed_are_uniform_for_each_row():
         assert ((counts[low:] - 4000 / (high - low)).abs() <= 1).all()
 
 
-def test_next_token_loss_is_the_mean_over_tokens_that_are_no_pads():
+def test_next_token_loss_is_the_mean_over_rows_of_tokens_that_are_no_pads():
     torch.manual_seed(0)
     trunk = Trunk(TrunkConfig(3, length=4, width=8, blocks=1, heads=1, causal=True))
     model = AutoregressiveModel(trunk).double()
@@ -142,7 +142,8 @@ def test_next_token_loss_is_the_mean_over_tokens_that_are_no_pads():
     logp = model.log_probs(tokens).to(torch.float64)
     assert next_token_loss(model, tokens).item() == pytest.approx(-logp.mean().item(), rel=1e-6)
     padded = next_token_loss(model, tokens.masked_fill(pad, -7), pad)
-    assert padded.item() == pytest.approx(-logp[~pad].mean().item(), rel=1e-6)
+    rows = [-row[~padded].mean() for row, padded in zip(logp, pad, strict=True)]
+    assert padded.item() == pytest.approx(torch.stack(rows).mean().item(), rel=1e-6)
     padded.backward()
     assert gradients(model) == set(dict(model.named_parameters()))
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from selfspec.data.loader import TokenStore, write_store
+from selfspec.data.loader import TokenStore, spread, write_store
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.recipes import ALL, Recipe, books27, text8
-from selfspec.recipes.recipe import spread
 
 
 @pytest.fixture(scope="module")

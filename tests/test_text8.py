@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfspec.data import text8
-from selfspec.data.loader import open_corpus
+from selfspec.data.corpus import open_corpus
 
 SIZES = {"train": 900, "valid": 50, "test": 50}
 

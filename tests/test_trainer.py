@@ -292,9 +292,9 @@ def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
     drawn = []
     draw = Diffusion.draw
 
-    def spy(self, tokens, generator):
-        drawn.append(draw(self, tokens, generator)[1])
-        return draw(self, tokens, generator)
+    def spy(self, tokens, generator, pad):
+        drawn.append(draw(self, tokens, generator, pad)["order"])
+        return draw(self, tokens, generator, pad)
 
     monkeypatch.setattr(Diffusion, "draw", spy)
     for rank in (0, 1):
@@ -331,7 +331,7 @@ def test_blocks_are_compiled_for_as_long_as_the_run_lasts():
 def test_a_frozen_trunk_minimises_the_target_alone():
     draws = Diffusion().draw(torch.from_numpy(VALID), torch.Generator())
     for objective in (Diffusion(), Diffusion(freeze_trunk=True)):
-        total, parts = objective.loss(diffusion_model().eval(), *draws)
+        total, parts = objective.loss(diffusion_model().eval(), **draws)
         wanted = parts["target"] + (0 if objective.freeze_trunk else parts["draft"])
         assert total.item() == pytest.approx(wanted.item())
 
@@ -365,8 +365,7 @@ def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
     for name, average in zip(run.params, run.ema.average, strict=True):
         averaged.get_parameter(name).data.copy_(average)
     generator = torch.Generator().manual_seed(key(0, VALIDATION, 0))
-    tokens, order, revealed = Diffusion().draw(torch.from_numpy(VALID[:8]), generator)
-    loss = ssmd_loss(averaged, tokens, order, revealed)
+    loss = ssmd_loss(averaged, **Diffusion().draw(torch.from_numpy(VALID[:8]), generator))
     assert loss.target is not None
     assert measured == pytest.approx({"draft": loss.draft.item(), "target": loss.target.item()})
 

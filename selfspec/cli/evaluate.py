@@ -76,14 +76,17 @@ def evaluate(
 
 def test_split(data: Path | None) -> TokenStore:
     """The held-out text of a corpus."""
-    from selfspec.data.loader import open_corpus
+    from selfspec.data.corpus import open_corpus
+    from selfspec.data.loader import TokenStore
 
     if data is None:
         raise ValueError("`data` must be a corpus for the metrics kl and heldout, got none")
     _, stores = open_corpus(data)
     if "test" not in stores:
         raise ValueError(f"`data` must have a split 'test', got {sorted(stores)} in {data}")
-    return stores["test"]
+    if not isinstance(store := stores["test"], TokenStore):
+        raise ValueError(f"`data` must be a corpus of text for kl and heldout, got {data}")
+    return store
 
 
 @dataclass

@@ -6,38 +6,17 @@ one space. Splits are files, so that no document is in two of them.
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from glob import glob
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
-from selfspec.data.loader import TokenStore, write_corpus
+from selfspec.data.corpus import write_corpus
+from selfspec.data.loader import TokenStore
+from selfspec.data.packed import Paths, find_files, find_splits, read_lines
 from selfspec.data.tokenizers import CharTokenizer, normalise
-
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
-
-def find_files(paths: Paths) -> list[Path]:
-    """The files that a path, a glob pattern or a list of either names: in order, globs sorted.
-
-    Raises:
-        ValueError: a path or pattern names no file.
-    """
-    files: list[Path] = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        name = os.fspath(path)  # a file called "a[1]" is that file, not a pattern
-        found = [name] if os.path.isfile(name) else sorted(filter(os.path.isfile, glob(name)))
-        if not found:
-            raise ValueError(f"`paths` must name files, got {name!r}, which names none")
-        files += map(Path, found)
-    return files
 
 
 def read_jsonl(paths: Paths, field: str = "text", progress: bool = False) -> Iterator[str]:
@@ -79,8 +58,7 @@ def prepare(
     Raises:
         ValueError: as `read_jsonl`; or one file is named in two splits.
     """
-    files = {split: find_files(paths) for split, paths in splits.items()}
-    _check_disjoint(files)
+    files = find_splits(splits)
     texts = {split: _join(read_jsonl(f, field, progress)) for split, f in files.items()}
     return write_corpus(folder, texts, CharTokenizer())
 
@@ -92,29 +70,10 @@ def _join(documents: Iterable[str]) -> Iterator[str]:
         separator = " "
 
 
-def _check_disjoint(files: Mapping[str, list[Path]]) -> None:
-    owner: dict[Path, str] = {}
-    for split, paths in files.items():
-        for path in paths:
-            other = owner.setdefault(path.resolve(), split)
-            if other != split:
-                raise ValueError(f"`splits` must not share files, got {path} in {other}, {split}")
-
-
 def _read_file(path: Path, field: str) -> Iterator[str]:
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _text(line, field, f"{path}, line {number}")
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}, line {number + 1}: broken compression ({error})") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    return opener(path, "rb")
+    for number, line in read_lines(path):
+        if line.strip():
+            yield _text(line, field, f"{path}, line {number}")
 
 
 def _text(line: bytes, field: str, place: str) -> str:

@@ -19,15 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
-from selfspec.data.tokenizers import CharTokenizer
 from selfspec.files import replacing, write_json
 
 _FORMAT = "selfspec tokens 1"
@@ -68,6 +66,16 @@ class TokenStore:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def loader(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> BlockLoader:
+        """Training batches."""
+        return BlockLoader(self, length, batch_size, seed, rank, world)
+
+    def excerpt(self, length: int, rows: int) -> npt.NDArray[np.unsignedinteger]:
+        """At most `rows` of its blocks, evenly spaced."""
+        return spread(self.blocks(length), rows)
 
     def blocks(self, length: int) -> npt.NDArray[np.unsignedinteger]:
         """The store cut from its start into blocks, the remainder left off: (n div L, L), a view.
@@ -111,48 +119,6 @@ def write_store(
     return TokenStore(path)
 
 
-def write_corpus(
-    folder: str | os.PathLike[str],
-    splits: Mapping[str, Iterable[str]],
-    tokenizer: CharTokenizer,
-) -> dict[str, TokenStore]:
-    """Writes one store `<split>.bin` a split, and `tokenizer.json`, into `folder`: all or nothing.
-
-    Args:
-        folder: made if it does not exist.
-        splits: the pieces of text of each split, which are concatenated as they are.
-        tokenizer: encodes the pieces.
-
-    Raises:
-        ValueError: a piece has a character outside the alphabet, or a split has no text.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as partial:
-        for split, pieces in splits.items():
-            chunks = map(tokenizer.encode, pieces)
-            write_store(Path(partial, f"{split}.bin"), chunks, tokenizer.vocab_size)
-        write_json(Path(partial, "tokenizer.json"), tokenizer.to_config())
-        folder.mkdir(exist_ok=True)
-        for file in Path(partial).iterdir():
-            file.replace(folder / file.name)
-    return {split: TokenStore(folder / f"{split}.bin") for split in splits}
-
-
-def open_corpus(folder: str | os.PathLike[str]) -> tuple[CharTokenizer, dict[str, TokenStore]]:
-    """What `write_corpus` wrote: the tokenizer, and the store of each split.
-
-    Raises:
-        ValueError: `folder` holds no such corpus, or a store is broken.
-    """
-    path = Path(folder, "tokenizer.json")
-    try:
-        tokenizer = CharTokenizer.from_config(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
-    return tokenizer, {file.stem: TokenStore(file) for file in sorted(path.parent.glob("*.bin"))}
-
-
 class BlockLoader:
     """Batches of random blocks of a store; see the formula of this module.
 
@@ -182,12 +148,7 @@ class BlockLoader:
         world: int = 1,
     ) -> None:
         _check_length(store, length)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {seed}")
-        if not 0 <= rank < world:
-            raise ValueError(f"`rank` must be in 0..world-1 with `world` {world}, got {rank}")
+        check_shares(batch_size, seed, rank, world)
         self.store, self.length, self.batch_size = store, length, batch_size
         self.seed, self.rank, self.world = seed, rank, world
         self.blocks_per_epoch = max(1, (len(store) - length + 1) // length)
@@ -216,6 +177,26 @@ class BlockLoader:
         slack = len(self.store) - self.blocks_per_epoch * self.length
         phase = rng.integers(min(self.length, slack + 1))
         return phase + self.length * rng.permutation(self.blocks_per_epoch)
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows (n, ...), evenly spaced."""
+    return rows[even(len(rows), count)]
+
+
+def even(n: int, count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of the numbers 0..n-1, evenly spaced."""
+    return np.linspace(0, n - 1, min(count, n)).round().astype(np.int64)
+
+
+def check_shares(batch_size: int, seed: int, rank: int, world: int) -> None:
+    """Raises a `ValueError` unless the settings that all loaders share are in their ranges."""
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}")
+    if not 0 <= rank < world:
+        raise ValueError(f"`rank` must be in 0..world-1 with `world` {world}, got {rank}")
 
 
 def _check_length(store: TokenStore, length: int) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from selfspec.data.loader import TokenStore, write_corpus
+from selfspec.data.corpus import write_corpus
+from selfspec.data.loader import TokenStore
 from selfspec.data.tokenizers import TEXT8_ALPHABET, CharTokenizer
 from selfspec.files import replacing
 

@@ -3,6 +3,8 @@
 A tokenizer of V symbols is a bijection between the characters of an alphabet and 0..V-1, and
 `mask_id` = V stands for a character still to be generated.
 
+Proteins are written in one letter a residue; `ProteinTokenizer` knows two alphabets of them.
+
 `normalise` maps any text onto the 27 symbols of text8, " abcdefghijklmnopqrstuvwxyz", by the rules
 of text8 (Mahoney, http://mattmahoney.net/dc/textdata): accents are folded, letters lower-cased,
 digits spelled out one by one, everything else is a space, and runs of spaces are one space.
@@ -14,12 +16,17 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+"""The twenty residues that the genetic code has in common."""
+ESM_ALPHABET = "^~$?LAGVSERTIDPKQNFYMHWCXBUZO.-!"
+"""The vocabulary of ESM-2 by id, its mask (32) left out. For what has no letter stand ^ <cls>,
+~ <pad>, $ <eos>, ? <unk> and ! <null_1>."""
 
 _DIGITS = b"zero one two three four five six seven eight nine".split()
 # Latin letters that NFKD leaves whole, and the soft hyphen, which is no gap between words.
@@ -64,6 +71,9 @@ class CharTokenizer:
     Raises:
         ValueError: the alphabet is empty or repeats a character.
     """
+
+    kind: ClassVar[str] = "char"
+    """Its name in a checkpoint."""
 
     def __init__(self, alphabet: str = TEXT8_ALPHABET) -> None:
         if not alphabet or len(set(alphabet)) < len(alphabet):
@@ -120,18 +130,19 @@ class CharTokenizer:
 
     def to_config(self) -> dict[str, str]:
         """A JSON-ready description, from which `from_config` makes an equal tokenizer."""
-        return {"kind": "char", "alphabet": self.alphabet}
+        return {"kind": self.kind, "alphabet": self.alphabet}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CharTokenizer:
         """The tokenizer that `to_config` described.
 
         Raises:
-            ValueError: `config` does not describe a character tokenizer.
+            ValueError: `config` does not describe a tokenizer of this package.
         """
-        if config.get("kind") != "char" or not isinstance(config.get("alphabet"), str):
-            raise ValueError(f"`config` must describe a character tokenizer, got {dict(config)}")
-        return cls(config["alphabet"])
+        kinds = {kind.kind: kind for kind in (CharTokenizer, ProteinTokenizer)}
+        if config.get("kind") not in kinds or not isinstance(config.get("alphabet"), str):
+            raise ValueError(f"`config` must describe a known tokenizer, got {dict(config)}")
+        return kinds[config["kind"]](config["alphabet"])
 
     def _outside(self, mask_char: str) -> str:
         if len(mask_char) != 1 or mask_char in self.alphabet:
@@ -139,6 +150,23 @@ class CharTokenizer:
                 f"`mask_char` must be one character outside the alphabet, got {mask_char!r}"
             )
         return mask_char
+
+
+class ProteinTokenizer(CharTokenizer):
+    """Residues as capital letters: the twenty amino acids, or the vocabulary of ESM-2.
+
+    Args:
+        alphabet: `AMINO_ACIDS` or `ESM_ALPHABET`, whose ids (and mask) are those of ESM-2.
+
+    Attributes:
+        residues: the letters of the alphabet: what a sequence may hold.
+    """
+
+    kind: ClassVar[str] = "protein"
+
+    def __init__(self, alphabet: str = AMINO_ACIDS) -> None:
+        super().__init__(alphabet)
+        self.residues = "".join(filter(str.isalpha, alphabet))
 
 
 def normalise(text: str) -> str:

@@ -7,10 +7,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from selfspec.data.loader import BlockLoader, TokenStore
+from selfspec.data.corpus import Store
 from selfspec.data.tokenizers import CharTokenizer, Tokenizer
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
@@ -81,8 +80,8 @@ class Recipe:
     def trainer(
         self,
         folder: str | os.PathLike[str] | None,
-        train: TokenStore,
-        valid: TokenStore | None = None,
+        train: Store,
+        valid: Store | None = None,
         start: object = None,
         device: str | torch.device | None = None,
         rank: int = 0,
@@ -93,7 +92,7 @@ class Recipe:
         Args:
             folder: for checkpoints and logs; a run found there is resumed.
             train: training tokens.
-            valid: validation tokens; `valid_rows` blocks spread evenly over them are used.
+            valid: validation tokens; `valid_rows` rows spread evenly over them are used.
             start: a trained model, or the folder of its checkpoint, to start from.
             device: where to train; CUDA if there is one.
             rank: this process.
@@ -121,14 +120,8 @@ class Recipe:
             initialise(model, start)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         length, seed = self.trunk.length, self.train.seed
-        batches = BlockLoader(train, length, self.train.batch_size // world, seed, rank, world)
-        rows = None if valid is None else spread(valid.blocks(length), self.valid_rows)
+        batches = train.loader(length, self.train.batch_size // world, seed, rank, world)
+        rows = None if valid is None else valid.excerpt(length, self.valid_rows)
         return Trainer(
             model.to(device), self.objective, self.train, batches, folder, rows, rank, world
         )
-
-
-def spread(blocks: np.ndarray, rows: int) -> np.ndarray:
-    """At most `rows` of the blocks (n, L), evenly spaced."""
-    index = np.linspace(0, len(blocks) - 1, min(rows, len(blocks))).round().astype(np.int64)
-    return blocks[index]

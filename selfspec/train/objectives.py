@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from selfspec.losses import next_token_loss, ssmd_loss, stratified_revealed
 
+Drawn = dict[str, Any]
+"""Tensors (B, ...) by the names that the loss has for them."""
+
 
 class Objective(Protocol):
     """What a training run minimises."""
@@ -27,11 +30,11 @@ class Objective(Protocol):
         """The part of `model` whose weights move; the rest is fixed, without dropout."""
         ...
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The tensors that `loss` needs, (B, ...) each, for a batch of tokens (B, L)."""
+    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+        """What `loss` needs for tokens (B, L) and their pads."""
         ...
 
-    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The mean loss over the rows, and its named parts, all scalars in nats per token."""
         ...
 
@@ -45,13 +48,11 @@ class Diffusion:
         window_weight: weight of the head's loss over the window of a sampler, with Δτ drawn
             log-uniformly from 0.01 to 0.3; 0 leaves the term out.
         observed: tokens that are always revealed, such as those that stand around a sequence.
-        pad: the token that fills a row up; None where rows have one length.
     """
 
     freeze_trunk: bool = False
     window_weight: float = 0.0
     observed: tuple[int, ...] = ()
-    pad: int | None = None
 
     def trainable(self, model: Any) -> nn.Module:
         """The whole model, or its head."""
@@ -61,40 +62,38 @@ class Diffusion:
             raise ValueError("`freeze_trunk` needs a model with a head, got one without")
         return model.head
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Tokens and a uniform order (B, L), the number of revealed tokens and windows (B,)."""
-        pad, observed = self._pads(tokens), _is_one_of(tokens, self.observed)
+    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+        """The arguments of `ssmd_loss`: a uniform order with pads last, and how much is revealed.
+
+        The numbers revealed are spread evenly over 0..N-1, N the tokens of a row that are neither
+        pads nor observed; observed ones come first and on top of that.
+        """
         keys = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+        observed = _is_one_of(tokens, self.observed)
         keys = torch.where(observed, keys - 1, keys)
         if pad is not None:
-            observed &= ~pad
-            keys = keys.masked_fill(pad, 2)
-        u = torch.rand((), generator=generator, device=tokens.device)
+            observed, keys = observed & ~pad, keys.masked_fill(pad, 2.0)
         first = observed.sum(1)
         end = torch.full_like(first, tokens.shape[1]) if pad is None else (~pad).sum(1)
+        u = torch.rand((), generator=generator, device=tokens.device)
         order, revealed = keys.argsort(1), stratified_revealed(first, end, u)
-        if not self.window_weight:
-            return tokens, order, revealed
-        return tokens, order, revealed, _random_windows(revealed - first, end - first, generator)
+        drawn = {"tokens": tokens, "order": order, "revealed": revealed}
+        if pad is not None:
+            drawn["pad"] = pad
+        if self.window_weight:
+            drawn["window"] = _random_windows(revealed - first, end - first, generator)
+        return drawn
 
-    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`ssmd_loss`; the parts are `draft` (the bound) and, with a head, `target`, `window`."""
-        tokens, order, revealed, *window = drawn
         loss = ssmd_loss(
             model,
-            tokens,
-            order,
-            revealed,
-            self._pads(tokens),
+            **drawn,
             freeze_trunk=self.freeze_trunk,
-            window=window[0] if window else None,
             window_weight=self.window_weight,
         )
         parts = {"draft": loss.draft, "target": loss.target, "window": loss.window}
         return loss.total, {name: part for name, part in parts.items() if part is not None}
-
-    def _pads(self, tokens: Tensor) -> Tensor | None:
-        return None if self.pad is None else tokens == self.pad
 
 
 def _is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
@@ -126,11 +125,11 @@ class NextToken:
         """The whole model."""
         return model
 
-    def draw(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The tokens (B, L)."""
-        return (tokens,)
+    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+        """The tokens (B, L), and their pads."""
+        return {"tokens": tokens} if pad is None else {"tokens": tokens, "pad": pad}
 
-    def loss(self, model: Any, *drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`next_token_loss`, under the name `judge`."""
-        loss = next_token_loss(model, *drawn)
+        loss = next_token_loss(model, **drawn)
         return loss, {"judge": loss}

@@ -56,7 +56,7 @@ class Trainer:
         config: all settings.
         batches: the training data.
         folder: where checkpoints and logs go, and from where a run is resumed; None keeps nothing.
-        valid: (n, L) tokens, the fixed validation set; None for no validation.
+        valid: (n, L) tokens, the fixed validation set, masked at pads; None for no validation.
         rank: this process; only rank 0 writes.
         world: number of processes. It decides which rows a rank reads; gradients are not exchanged
             here.
@@ -167,15 +167,15 @@ class Trainer:
         """One optimiser step. Nothing in it waits for the device."""
         config = self.config
         self.part.train()
-        tokens = self.feed(self.step)
+        tokens, pad, count = self.feed(self.step)
         rows = config.batch_size // self.world
         require(len(tokens) == rows, "batches", f"of {rows} rows (`batch_size`)", len(tokens))
-        drawn = self.objective.draw(tokens, self._generator(TRAIN, self.step))
-        pieces = zip(*(tensor.chunk(config.accumulate) for tensor in drawn), strict=True)
-        for micro, piece in enumerate(pieces):
+        drawn = self.objective.draw(tokens, self._generator(TRAIN, self.step), pad)
+        pieces = zip(*(tensor.chunk(config.accumulate) for tensor in drawn.values()), strict=True)
+        for micro, piece in enumerate(dict(zip(drawn, piece, strict=True)) for piece in pieces):
             torch.manual_seed(self._key(DROPOUT, self.step, micro))
             with self._autocast():
-                total, parts = self.objective.loss(self.model, *piece)
+                total, parts = self.objective.loss(self.model, **piece)
             (total / config.accumulate).backward()
             self._meter.add(parts, 1 / config.accumulate)
         norm = nn.utils.clip_grad_norm_(self.params.values(), config.clip)
@@ -183,7 +183,7 @@ class Trainer:
         self.optimisers.step(config.schedule.factor(self.step, config.steps))
         self.step += 1
         self.ema.update(self.step)
-        self._meter.end_step(tokens.numel() * self.world)
+        self._meter.end_step(count * self.world)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -198,12 +198,11 @@ class Trainer:
         sums: dict[str, float | Tensor] = {}
         with self.ema.applied():
             for index, start in enumerate(range(0, len(self.valid), rows)):
-                tokens = self.feed.to_device(self.valid[start : start + rows])
+                tokens, pad, _ = self.feed.to_device(self.valid[start : start + rows])
                 generator = torch.Generator(self.device).manual_seed(key(0, VALID, index))
                 with self._autocast():
-                    _, parts = self.objective.loss(
-                        self.model, *self.objective.draw(tokens, generator)
-                    )
+                    drawn = self.objective.draw(tokens, generator, pad)
+                    _, parts = self.objective.loss(self.model, **drawn)
                 for name, part in parts.items():
                     sums[name] = sums.get(name, 0.0) + part * len(tokens)
         return {name: float(total) / len(self.valid) for name, total in sums.items()}

@@ -1,0 +1,71 @@
+"""A corpus on disk: one store a split, and the tokenizer that made them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from selfspec.data.loader import TokenStore, write_store
+from selfspec.data.ragged import RaggedStore
+from selfspec.data.tokenizers import CharTokenizer
+from selfspec.files import write_json
+
+Store = TokenStore | RaggedStore
+Written = TypeVar("Written", TokenStore, RaggedStore)
+
+
+def write_corpus(
+    folder: str | os.PathLike[str],
+    splits: Mapping[str, Iterable[str]],
+    tokenizer: CharTokenizer,
+    write: Callable[[Path, Iterable[Any], int], Written] = write_store,
+) -> dict[str, Written]:
+    """Writes one store `<split>.bin` a split, and `tokenizer.json`, into `folder`: all or nothing.
+
+    Args:
+        folder: made if it does not exist.
+        splits: the pieces of text of each split.
+        tokenizer: encodes the pieces.
+        write: `write_store` concatenates the pieces, `write_sequences` keeps them apart.
+
+    Raises:
+        ValueError: a piece has a character outside the alphabet, or a split has no text.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as partial:
+        for split, pieces in splits.items():
+            write(
+                Path(partial, f"{split}.bin"), map(tokenizer.encode, pieces), tokenizer.vocab_size
+            )
+        write_json(Path(partial, "tokenizer.json"), tokenizer.to_config())
+        folder.mkdir(exist_ok=True)
+        for old in (path for split in splits for path in folder.glob(f"{split}.lengths*")):
+            old.unlink()  # or a store of blocks would be taken for one of sequences
+        for file in Path(partial).iterdir():
+            file.replace(folder / file.name)
+    return {split: open_store(folder / f"{split}.bin") for split in splits}  # type: ignore[misc]
+
+
+def open_corpus(folder: str | os.PathLike[str]) -> tuple[CharTokenizer, dict[str, Store]]:
+    """What `write_corpus` wrote: the tokenizer, and the store of each split.
+
+    Raises:
+        ValueError: `folder` holds no such corpus, or a store is broken.
+    """
+    path = Path(folder, "tokenizer.json")
+    try:
+        tokenizer = CharTokenizer.from_config(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
+    return tokenizer, {file.stem: open_store(file) for file in sorted(path.parent.glob("*.bin"))}
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """A store of sequences where their lengths lie beside it, else one of blocks."""
+    ragged = Path(path).with_suffix(".lengths").exists()
+    return RaggedStore(path) if ragged else TokenStore(path)

@@ -1,0 +1,62 @@
+"""Text files as lines, plain or packed: `.xz` and `.gz` by their suffix."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from glob import glob
+from pathlib import Path
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+
+
+def find_files(paths: Paths) -> list[Path]:
+    """The files that a path, a glob pattern or a list of either names: in order, globs sorted.
+
+    Raises:
+        ValueError: a path or pattern names no file.
+    """
+    files: list[Path] = []
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        name = os.fspath(path)  # a file called "a[1]" is that file, not a pattern
+        found = [name] if os.path.isfile(name) else sorted(filter(os.path.isfile, glob(name)))
+        if not found:
+            raise ValueError(f"`paths` must name files, got {name!r}, which names none")
+        files += map(Path, found)
+    return files
+
+
+def find_splits(splits: Mapping[str, Paths]) -> dict[str, list[Path]]:
+    """The files of each split.
+
+    Raises:
+        ValueError: a path names no file, or one file is named in two splits.
+    """
+    files = {split: find_files(paths) for split, paths in splits.items()}
+    owner: dict[Path, str] = {}
+    for split, paths in files.items():
+        for path in paths:
+            other = owner.setdefault(path.resolve(), split)
+            if other != split:
+                raise ValueError(f"`splits` must not share files, got {path} in {other}, {split}")
+    return files
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, from 1.
+
+    Raises:
+        ValueError: the packing is broken (file and line are named).
+    """
+    number = 0
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}, line {number + 1}: broken compression ({error})") from error
