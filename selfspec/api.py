@@ -18,6 +18,7 @@ import torch
 from selfspec import calibration, checkpoint, prompts
 from selfspec.checkpoint import save as save
 from selfspec.data.corpus import open_corpus
+from selfspec.hub import Reunion
 from selfspec.hub import attach_head as attach_head
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD, AutoregressiveModel
@@ -33,17 +34,28 @@ __all__ = ["attach_head", "calibrate", "generate", "load", "load_judge", "save",
 Path = str | os.PathLike[str]
 
 
-def load(name: Path, device: torch.device | str = "cpu") -> SSMD:
-    """A masked diffusion model from a checkpoint, in float32 and evaluation mode.
+def load(
+    name: Path,
+    device: torch.device | str = "cpu",
+    *,
+    trunk: Any = None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+) -> SSMD:
+    """A masked diffusion model from a checkpoint, in evaluation mode.
 
     Args:
         name: of a checkpoint that comes with the package ("books27"), or a folder.
         device: where to put it.
+        trunk, tokenizer, trust_remote_code: of a head on a model of the Hub, see `hub.Reunion`: by
+            default both are loaded from where the checkpoint says.
 
     Raises:
-        ValueError: no such checkpoint, a corrupt one, or one of an autoregressive judge.
+        ValueError: no such checkpoint, a corrupt one, one of an autoregressive judge, or a trunk
+            with other weights than those that the head was made for.
     """
-    model = checkpoint.load(os.fspath(name), device)
+    reunite = Reunion(trunk, tokenizer, trust_remote_code)
+    model = checkpoint.load(os.fspath(name), device, reunite)
     if not isinstance(model, SSMD):
         raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
     return model

@@ -5,10 +5,15 @@ budget of function evaluations is resolved. It also holds the SHA-256 of the wei
 or foreign pair of files is noticed. The two are replaced together, weights first.
 
 How weights are stored is said in `weights.py`; `load` gives float32.
+
+A trunk that is a model of the Hub stays there: config and head are written, with the trunk's name,
+revision and fingerprint, and `load` is given what reunites them. The trunk is written too where it
+has no name, where it was trained further, or on demand.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -16,8 +21,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import CharTokenizer, Tokenizer
 from selfspec.files import write_together
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
@@ -35,28 +41,44 @@ Model = SSMD | AutoregressiveModel
 Config = TypeVar("Config", TrunkConfig, HeadConfig)
 
 
-def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **extra: Any) -> None:
+Reunite = Callable[[dict[str, Any], Path], tuple[nn.Module, Tokenizer | None]]
+"""From the description of a trunk of the Hub and the checkpoint's folder: trunk and tokenizer."""
+
+
+def save(
+    model: Model,
+    folder: str | Path,
+    dtype: StorageType = "float32",
+    merge: bool = False,
+    **extra: Any,
+) -> None:
     """Write a checkpoint.
 
     Args:
-        model: with our own `Trunk`; its `tokenizer` and `calibration` are written too.
+        model: with our own `Trunk` or one of the Hub; its `tokenizer` and `calibration` are
+            written too.
         folder: made if missing.
         dtype: how matrices are stored.
+        merge: write a trunk of the Hub too, so that the checkpoint needs nothing else.
         **extra: JSON values for the config, for people (recipe, step, losses).
 
     Raises:
         OSError: nothing can be written; what was there is left as it was.
-        ValueError: an unknown `dtype`, or an extra field that the checkpoint sets itself.
+        ValueError: an unknown `dtype`, an extra field that the checkpoint sets itself, or a trunk
+            that cannot be written.
     """
     if dtype not in get_args(StorageType):
         raise ValueError(f"`dtype` must be one of {get_args(StorageType)}, got {dtype!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    blob = safetensors.torch.save(stored(model.state_dict(), dtype))
+    trunk, head_only = _described(model.trunk, merge)
+    weights = {name: p for name, p in model.named_parameters()
+               if not (head_only and name.startswith("trunk."))}  # fmt: skip
+    blob = safetensors.torch.save(stored(weights, dtype))
     config = {
         "format": FORMAT,
         "kind": "ssmd" if isinstance(model, SSMD) else "autoregressive",
-        "trunk": asdict(model.trunk.config),  # type: ignore[arg-type]
+        "trunk": trunk,
         "head": asdict(model.head.config) if isinstance(model, SSMD) and model.head else None,
         "tokenizer": model.tokenizer.to_config() if model.tokenizer else None,
         "calibration": model.calibration if isinstance(model, SSMD) else [],
@@ -66,11 +88,20 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
     if taken := config.keys() & extra:
         raise ValueError(f"`extra` must not set {min(taken)!r}, which the checkpoint does")
     text = json.dumps({**config, **extra}, indent=1) + "\n"
+    if trunk.get("model") and model.tokenizer:
+        model.tokenizer.save(folder / "tokenizer")  # type: ignore[attr-defined]
     write_together({folder / "model.safetensors": blob, folder / "config.json": text.encode()})
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", reunite: Reunite | None = None
+) -> Model:
     """Read a checkpoint; weights in float32, evaluation mode.
+
+    Args:
+        folder: or the name of a bundled checkpoint.
+        device: where to put it.
+        reunite: makes a trunk of the Hub; without it such checkpoints are refused.
 
     Raises:
         ValueError: a missing, corrupt or foreign file; the message names it and what is wrong.
@@ -85,12 +116,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
     if hashlib.sha256(blob).hexdigest() != config.get("sha256"):
         raise ValueError(f"{path}: does not belong to the config.json beside it (SHA-256 differs)")
-    model = _build(config, folder / "config.json")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        message = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: weights do not fit the config ({message})") from error
+    model = _build(config, folder / "config.json", reunite)
+    _fill(model, weights, path)
     symbols, tokenizer = model.trunk.vocab_size, model.tokenizer
     if tokenizer is not None and tokenizer.vocab_size != symbols:
         raise ValueError(f"{folder / 'config.json'}: tokenizer must have the trunk's {symbols} "
@@ -125,21 +152,61 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _build(config: dict[str, Any], path: Path) -> Model:
-    with torch.device("meta"):
-        trunk = Trunk(_parsed(TrunkConfig, config.get("trunk"), f"{path}: trunk"))
-        if config["kind"] == "autoregressive":
-            model: Model = AutoregressiveModel(trunk)
-        else:
-            head = config.get("head")
-            shape = None if head is None else _parsed(HeadConfig, head, f"{path}: head")
-            model = SSMD(trunk, None if shape is None else CausalHead(shape, trunk.width))
-    model = model.to_empty(device="cpu")
-    if config.get("tokenizer"):
-        model.tokenizer = CharTokenizer.from_config(config["tokenizer"])
+def _described(trunk: nn.Module, merge: bool) -> tuple[dict[str, Any], bool]:
+    """What the config says of a trunk, and whether its weights stay out of the checkpoint."""
+    if isinstance(trunk, Trunk):
+        return asdict(trunk.config), False
+    if not hasattr(trunk, "to_config"):
+        raise ValueError(f"`model` must have our own trunk or one of the Hub to be saved, "
+                         f"got {type(trunk).__name__}")  # fmt: skip
+    whole = merge or not trunk.stands_elsewhere
+    return trunk.to_config(whole), not whole  # type: ignore[operator]
+
+
+def _build(config: dict[str, Any], path: Path, reunite: Reunite | None) -> Model:
+    described, tokenizer = config.get("trunk"), None
+    if isinstance(described, dict) and described.get("kind") == "hub":
+        if reunite is None:
+            raise ValueError(f"{path}: its trunk is a model of the Hub: use `selfspec.load`")
+        trunk, tokenizer = reunite(described, path.parent)
+    else:
+        with torch.device("meta"):
+            trunk = Trunk(_parsed(TrunkConfig, described, f"{path}: trunk"))
+        trunk = trunk.to_empty(device="cpu")
+        if config.get("tokenizer"):
+            tokenizer = CharTokenizer.from_config(config["tokenizer"])
+    model = _around(trunk, config, path)
+    model.tokenizer = tokenizer
     if isinstance(model, SSMD):
         model.calibration = config.get("calibration", [])
     return model
+
+
+def _around(trunk: nn.Module, config: dict[str, Any], path: Path) -> Model:
+    """The model of a trunk, with a head whose weights are still to come."""
+    if config["kind"] == "autoregressive":
+        return AutoregressiveModel(trunk)  # type: ignore[arg-type]
+    if config.get("head") is None:
+        return SSMD(trunk)
+    shape = _parsed(HeadConfig, config["head"], f"{path}: head")
+    with torch.device("meta"):
+        head = CausalHead(shape, trunk.width)  # type: ignore[arg-type]
+    return SSMD(trunk, head.to_empty(device="cpu"))
+
+
+def _fill(model: Model, weights: dict[str, Tensor], path: Path) -> None:
+    """Load the weights: all of the model's, or those of its head alone."""
+    wanted = {name for name, _ in model.named_parameters()}
+    if not any(name.startswith("trunk.") for name in weights):
+        wanted = {name for name in wanted if not name.startswith("trunk.")}
+    if odd := sorted(wanted ^ weights.keys()):
+        what = "lacks" if odd[0] in wanted else "has"
+        raise ValueError(f"{path}: weights do not fit the config (it {what} {odd[0]!r})")
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        message = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path}: weights do not fit the config ({message})") from error
 
 
 def _parsed(kind: type[Config], values: Any, where: str) -> Config:

@@ -5,11 +5,11 @@ quarter of the size, and a rounding error of at most s/2 a weight.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["StorageType", "fingerprint", "restored", "stored"]
 
@@ -43,12 +43,12 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the parameters, whatever their names and their order; hexadecimal.
+def fingerprint(weights: Iterable[Tensor]) -> str:
+    """SHA-256 over weights, whatever their names and their order; hexadecimal.
 
     It depends on their values, shapes and types only: a library may rename its layers.
     """
-    digests = sorted(map(_digest, module.parameters()))
+    digests = sorted(map(_digest, weights))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 

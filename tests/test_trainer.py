@@ -29,6 +29,7 @@ from selfspec.train import (
     initialise,
 )
 from selfspec.train.process import locked
+from selfspec.train.state import read_state
 from selfspec.train.trainer import VALID as VALIDATION
 from selfspec.train.trainer import compiled, key
 
@@ -137,7 +138,7 @@ def test_killed_and_resumed_equals_uninterrupted(job, tmp_path):
     with pytest.raises(Killed):
         trainer(job, tmp_path / "cut", config, Toy(at=8, do=die)).run(progress=False)
     resumed = trainer(job, tmp_path / "cut", config)
-    for p in resumed.model.parameters():
+    for p in resumed.params.values():
         torch.nn.init.normal_(p)  # whatever it holds, the checkpoint counts
     resumed.resume()
     assert resumed.step == 6
@@ -147,6 +148,28 @@ def test_killed_and_resumed_equals_uninterrupted(job, tmp_path):
     assert_same(
         weights(whole.model), weights(checkpoint.load(tmp_path / "cut" / "model")),
     )  # fmt: skip
+
+
+def test_what_is_frozen_is_not_stored_and_must_be_the_same(tmp_path):
+    assert trainer("frozen", tmp_path).run(progress=False)
+    stored, about = read_state(tmp_path / "state.safetensors")
+    assert all("/head." in name for name in stored)
+    assert len(about["run"]["frozen"]) == 64
+    model = diffusion_model()
+    torch.nn.init.normal_(next(model.trunk.parameters()))
+    other = Trainer(model, JOBS["frozen"][1], CONFIG, Toy(), tmp_path, VALID)
+    with pytest.raises(ValueError, match="`frozen` must be"):
+        other.run(progress=False)
+
+
+def test_what_was_frozen_before_a_run_is_so_afterwards():
+    free, model = trainer("frozen"), diffusion_model()
+    model.trunk.requires_grad_(False)
+    run = Trainer(model, JOBS["frozen"][1], CONFIG, Toy())
+    run.run(progress=False)
+    free.run(progress=False)
+    assert not any(p.requires_grad for p in run.model.trunk.parameters())
+    assert all(p.requires_grad for p in free.model.parameters())
 
 
 SCRIPT = """

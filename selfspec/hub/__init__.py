@@ -1,5 +1,6 @@
 """Models that somebody else trained, as trunks: adapters, attaching a head, publishing."""
 
 from selfspec.hub.attach import attach_head as attach_head
+from selfspec.hub.reunite import Reunion as Reunion
 from selfspec.hub.trunk import HubTrunk as HubTrunk
 from selfspec.hub.trunk import Vocabulary as Vocabulary

@@ -82,13 +82,15 @@ def attach_head(
             that is not trusted.
         OSError: no model of this name.
     """
-    name, commit = "", None
+    name = ""
     if isinstance(model, HubTrunk):
         raise ValueError("`model` must be a model, got an adapter: use its `.model`")
     if not isinstance(model, torch.nn.Module):
         name, load = str(model), {"revision": revision, "trust_remote_code": trust_remote_code}
         model, tokenizer = load_model(name, tokenizer, dtype=dtype, **load)
-        commit = getattr(model.config, "_commit_hash", None)
+    elif config := getattr(model, "config", None):
+        name = getattr(config, "name_or_path", None) or ""
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
     trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter, name, commit)
     trunk.check()
     result = SSMD(trunk, make_head(trunk.width, blocks, heads, mlp_ratio, dropout, seed))
@@ -115,7 +117,7 @@ def make_trunk(
     vocabulary = read_vocabulary(
         config.vocab_size, config, tokenizer, mask_id, forbidden, kind.writes_specials
     )
-    return kind(model, vocabulary, Source(name, revision, fingerprint(model)), length)
+    return kind(model, vocabulary, Source(name, revision, fingerprint(model.parameters())), length)
 
 
 def make_head(

@@ -16,7 +16,7 @@ What U begins with (a dense layer, a norm) is part of U: the head corrects what 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -62,9 +62,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a trunk's weights come from, and what they were: `sha256` as in `weights.fingerprint`.
+    """Where a trunk's weights come from, and what they were.
 
-    `revision` is the commit of a model on the Hub; None for a folder or an object.
+    Attributes:
+        name: of the model on the Hub, or its folder; empty where there is none.
+        revision: its commit on the Hub; None for a folder.
+        sha256: of the weights, as in `weights.fingerprint`.
     """
 
     name: str
@@ -108,7 +111,7 @@ class HubTrunk(nn.Module):
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
-        self.source = source or Source("", None, fingerprint(model))
+        self.source = source or Source("", None, fingerprint(model.parameters()))
         own = self.read_length(model)
         if length is None and own is None:
             raise ValueError("`length` must be given: the model's config does not state one")
@@ -173,6 +176,39 @@ class HubTrunk(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the model's weights."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def stands_elsewhere(self) -> bool:
+        """Whether the weights can be had again from their source: it has a name and they are its.
+
+        Reads all weights.
+        """
+        return bool(self.source.name) and fingerprint(self.model.parameters()) == self.source.sha256
+
+    def to_config(self, whole: bool) -> dict[str, Any]:
+        """A JSON-ready description, from which `reunite` makes an equal trunk.
+
+        Args:
+            whole: the weights are stored beside it, so the shape of the model is described too.
+
+        Raises:
+            ValueError: `whole`, for a class that is remote code.
+        """
+        if whole and self.remote_code:
+            raise ValueError("`merge` must be False for a model whose class is remote code, "
+                             "which has to be loaded with it, got True")  # fmt: skip
+        source = asdict(self.source)
+        if whole and source["sha256"] != (now := fingerprint(self.model.parameters())):
+            source = asdict(Source("", None, now))  # it was trained further
+        return {
+            "kind": "hub",
+            "adapter": type(self).__name__,
+            **source,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "length": self.length,
+            "vocabulary": asdict(self.vocabulary),
+            "model": self.model.config.to_dict() if whole else None,
+        }
 
     def forward(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, L) tokens, (B, L) bool pads → (B, L, C) hidden states, in float32 at least."""

@@ -1,7 +1,7 @@
 """The training state on disk: one safetensors file, replaced as a whole.
 
-    params/<name>                 the live weights
-    average/<name>                their moving average, of the trainable ones
+    params/<name>                 the live weights, of what is trained
+    average/<name>                their moving average
     moments/<name>/<moment>       the optimisers' state
 
 Step, elapsed seconds and configuration are in the file's metadata. Everything else in a run is a

@@ -39,6 +39,7 @@ from selfspec.train.optim import Optimisers
 from selfspec.train.process import interrupts, locked
 from selfspec.train.report import Meter, Report, with_bits
 from selfspec.train.state import explained, prefixed, read_state, under, write_state
+from selfspec.weights import fingerprint
 
 # What a random stream is for: the second number of its key.
 TRAIN, DROPOUT, VALID = range(3)
@@ -82,11 +83,14 @@ class Trainer:
         self.valid, self.rank, self.world = valid, rank, world
         self.folder = Path(folder) if folder is not None else None
         self.part = objective.trainable(model)
+        self._trainable_before = [(p, p.requires_grad) for p in model.parameters()]
         model.eval().requires_grad_(False)
         self.part.requires_grad_(True)
         self.device = next(model.parameters()).device
         self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
         self.params = self.optimisers.params
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        self._frozen = {"frozen": fingerprint(frozen)} if frozen else {}
         self.ema = EMA(list(self.params.values()), config.ema_decay)
         self.feed = Feed(batches, self.device)
         self.step = 0
@@ -137,7 +141,9 @@ class Trainer:
         finished = self.step >= self.config.steps
         if finished:
             self.ema.copy_to_params()
-        self.model.requires_grad_(True).eval()
+        for param, trained in self._trainable_before:
+            param.requires_grad_(trained)
+        self.model.eval()
         return finished
 
     def _loop(self, report: Report, caught: list[int], stop_after: float | None) -> None:
@@ -216,7 +222,7 @@ class Trainer:
         if self.folder is None or self.rank != 0:
             return
         tensors = {
-            **prefixed("params", dict(self.model.named_parameters())),
+            **prefixed("params", self.params),
             **prefixed("average", dict(zip(self.params, self.ema.average, strict=True))),
             **prefixed("moments", self.optimisers.state()),
         }
@@ -238,11 +244,10 @@ class Trainer:
         tensors, about = read_state(path)
         _check_same_run(about["run"], self._identity(), path)
         weights, average = under(tensors, "params"), under(tensors, "average")
-        live = dict(self.model.named_parameters())
-        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in live.items()}:
+        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in self.params.items()}:
             raise ValueError(f"`model` must be the model of {path}, got other parameters")
         with torch.no_grad():
-            for name, param in live.items():
+            for name, param in self.params.items():
                 param.copy_(weights[name])
             for shadow, name in zip(self.ema.average, self.params, strict=True):
                 shadow.copy_(average[name])
@@ -259,7 +264,7 @@ class Trainer:
         return with_bits(means) | rest | {"lr": self.config.adamw.lr * factor}
 
     def _identity(self) -> dict[str, Any]:
-        return {"objective": repr(self.objective), **self.config.to_dict()}
+        return {"objective": repr(self.objective), **self.config.to_dict(), **self._frozen}
 
     def _key(self, stream: int, *counters: int) -> int:
         return key(self.config.seed, stream, *counters, self.rank)

@@ -1,0 +1,106 @@
+"""Trunk and head of a checkpoint, found again.
+
+A checkpoint of a head names its trunk: where the model is, at which revision, in which precision,
+and the fingerprint of its weights. Here the model is loaded again and compared; with other weights
+the head would verify another model's drafts, and nothing would say so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfspec.data.tokenizers import Tokenizer
+from selfspec.hub import mdlm
+from selfspec.hub.attach import ADAPTERS, load_model
+from selfspec.hub.tokenizer import HubTokenizer
+from selfspec.hub.trunk import GUIDE, HubTrunk, Source, Vocabulary, transformers
+from selfspec.weights import fingerprint
+
+__all__ = ["Reunion"]
+
+
+class Reunion:
+    """Makes the trunk that a checkpoint describes; `checkpoint.load` calls it.
+
+    Args:
+        trunk: the model itself, an adapter around it, or its name, where it is not to be found
+            under the name in the checkpoint.
+        tokenizer: of the `transformers` library, or its name; the model's own by default.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    def __init__(self, trunk: Any = None, tokenizer: Any = None, trust_remote_code: bool = False):
+        self.trunk, self.tokenizer, self.trust = trunk, tokenizer, trust_remote_code
+
+    def __call__(self, config: dict[str, Any], folder: Path) -> tuple[nn.Module, Tokenizer | None]:
+        """Trunk and tokenizer.
+
+        Raises:
+            ValueError: the trunk's weights are not those that the head was made for, or the
+                description is broken. OSError: no such model.
+        """
+        path = folder / "config.json"
+        source, vocabulary, dtype = _read(config, path)
+        if config.get("model"):
+            model, tokenizer = _blank(config["model"], folder, path)
+            model = model.to(dtype)
+        else:
+            model, tokenizer = self._find(source, dtype, path)
+        trunk = model
+        if not isinstance(model, HubTrunk):
+            kind = _adapter(config.get("adapter"), path)
+            model.eval().requires_grad_(False)
+            trunk = kind(model, vocabulary, source, config.get("length"))
+        if tokenizer is not None:
+            tokenizer = HubTokenizer(tokenizer, vocabulary.size, vocabulary.mask)
+        return trunk, tokenizer
+
+    def _find(self, source: Source, dtype: torch.dtype, path: Path) -> tuple[Any, Any]:
+        """The model, with the weights that the head was made for, and its tokenizer."""
+        model, tokenizer = self.trunk, self.tokenizer
+        if not isinstance(model, nn.Module):
+            name = model or source.name
+            revision = None if model else source.revision
+            model, tokenizer = load_model(name, tokenizer, revision, self.trust, dtype)
+        inner = model.model if isinstance(model, HubTrunk) else model
+        if (found := fingerprint(inner.parameters())) != source.sha256:
+            raise ValueError(f"{path}: `trunk` must have the weights that the head was made for "
+                             f"({source.name}, SHA-256 {source.sha256[:12]}…), got others "
+                             f"({found[:12]}…)")  # fmt: skip
+        return model, tokenizer
+
+
+def _read(config: dict[str, Any], path: Path) -> tuple[Source, Vocabulary, torch.dtype]:
+    try:
+        source = Source(config["name"], config["revision"], config["sha256"])
+        table: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                 for name, value in config["vocabulary"].items()}  # fmt: skip
+        return source, Vocabulary(**table), getattr(torch, config["dtype"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: trunk must describe a model of the Hub ({error!r})") from error
+
+
+def _adapter(name: Any, path: Path) -> type[HubTrunk]:
+    kinds = {kind.__name__: kind for kind in ADAPTERS}
+    if name not in kinds:
+        raise ValueError(f"{path}: its adapter {name!r} is not of this package: give it, around "
+                         f"the model, as `trunk`; {GUIDE}")  # fmt: skip
+    return kinds[name]
+
+
+def _blank(config: dict[str, Any], folder: Path, path: Path) -> tuple[Any, Any]:
+    """A model whose weights are in the checkpoint, before they are read, and its tokenizer."""
+    hf = transformers()
+    try:
+        if config.get("model_type") == "mdlm":
+            model: Any = mdlm.DiT(mdlm.DiTConfig(**config))
+        else:
+            model = hf.AutoModelForMaskedLM.from_config(hf.AutoConfig.for_model(**config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: trunk.model must be the config of a model ({error})") from error
+    own = folder / "tokenizer"
+    return model, hf.AutoTokenizer.from_pretrained(str(own)) if own.is_dir() else None

@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import hubs
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import selfspec as ss
+from selfspec import checkpoint
+from selfspec.hub import HubTrunk
+from selfspec.hub.llada import LLaDATrunk
+
+MAKE = {
+    "bert": hubs.bert,
+    "roberta": hubs.roberta,
+    "modernbert": hubs.modernbert,
+    "esm": hubs.esm,
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model as its owner published it."""
+    return publish(hubs.bert(), tmp_path / "source")
+
+
+def publish(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    hubs.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def attached(source: Any, **options: Any) -> Any:
+    """With a head that disagrees with its trunk."""
+    model = ss.attach_head(source, heads=2, **options)
+    assert model.head is not None
+    nn.init.normal_(model.head.project.weight)
+    return model
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def same(one: Any, other: Any) -> bool:
+    """Drafts, targets and settings of two models."""
+    tokens = torch.arange(5, 15).repeat(2, 1)
+    tokens[:, 3:6] = one.mask_id
+    order = torch.arange(10).flip(0).repeat(2, 1)
+    revealed = torch.zeros(2, dtype=torch.int64)
+
+    @torch.no_grad()
+    def laws(model: Any) -> tuple[Tensor, Tensor]:
+        hidden = model.encode(tokens)
+        return model.draft(hidden), model.target(hidden, tokens, order, revealed)
+
+    equal = all(x.equal(y) for x, y in zip(laws(one), laws(other), strict=True))
+    return equal and (one.trunk.vocabulary, one.length) == (other.trunk.vocabulary, other.length)
+
+
+def test_the_head_alone_is_saved_and_finds_its_trunk(source: Path, tmp_path: Path):
+    model = attached(source, length=20, forbidden=[7])
+    ss.save(model, tmp_path / "head")
+    stored = load_file(tmp_path / "head" / "model.safetensors")
+    assert all(name.startswith("head.") for name in stored)
+    described = config_of(tmp_path / "head")["trunk"]
+    assert (described["name"], described["revision"]) == (str(source), None)
+    assert not (tmp_path / "head" / "tokenizer").exists()
+    loaded = ss.load(tmp_path / "head")
+    assert same(model, loaded)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.trunk.parameters())
+    prompt = {"prompt": "AC__W", "rounds": 2, "seed": 3}
+    assert ss.generate(model, **prompt).text == ss.generate(loaded, **prompt).text
+
+
+def test_another_trunk_is_refused(source: Path, tmp_path: Path):
+    ss.save(attached(source), tmp_path / "head")
+    weights = load_file(source / "model.safetensors")
+    name = next(name for name in weights if name.endswith("intermediate.dense.weight"))
+    weights[name][0, 0] += 1e-3  # one weight of all
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"`trunk` must have the weights that the head was made"):
+        ss.load(tmp_path / "head")
+
+
+def test_a_trunk_can_be_handed_in(source: Path, tmp_path: Path):
+    model = attached(source)
+    ss.save(model, tmp_path / "head")
+    moved = source.rename(tmp_path / "elsewhere")
+    assert same(model, ss.load(tmp_path / "head", trunk=str(moved)))
+    own = hubs.bert()
+    assert same(model, ss.load(tmp_path / "head", trunk=own))
+    with pytest.raises(ValueError, match="got others"):
+        ss.load(tmp_path / "head", trunk=hubs.bert(hidden_act="relu").bfloat16())
+    with pytest.raises((OSError, ValueError)):
+        ss.load(tmp_path / "head")
+
+
+@pytest.mark.parametrize("family", MAKE)
+def test_trunk_and_head_in_one_file(family: str, tmp_path: Path):
+    source = publish(MAKE[family](), tmp_path / "source")
+    model = attached(source)
+    ss.save(model, tmp_path / "whole", merge=True)
+    source.rename(tmp_path / "gone")
+    loaded = ss.load(tmp_path / "whole")
+    assert same(model, loaded)
+    assert ss.generate(loaded, prompt="A_", rounds=1).text is not None
+    assert loaded.trunk.source == model.trunk.source
+
+
+def test_mdlm_in_one_file(tmp_path: Path):
+    model = attached(hubs.dit())
+    ss.save(model, tmp_path)
+    assert same(model, ss.load(tmp_path))
+
+
+def test_a_model_without_a_name_is_written_whole(tmp_path: Path):
+    model = attached(hubs.bert(), tokenizer=hubs.tokenizer())
+    ss.save(model, tmp_path)
+    assert same(model, ss.load(tmp_path))
+
+
+def test_a_trunk_that_was_trained_further_is_written_whole(source: Path, tmp_path: Path):
+    model = attached(source)
+    with torch.no_grad():
+        model.trunk.model.bert.encoder.layer[0].output.dense.weight[0, 0] += 1e-3
+    ss.save(model, tmp_path / "whole")
+    assert config_of(tmp_path / "whole")["trunk"]["name"] == ""
+    loaded = ss.load(tmp_path / "whole")
+    assert same(model, loaded)
+    ss.save(loaded, tmp_path / "again")  # it cannot be had from elsewhere, so whole again
+    assert same(model, ss.load(tmp_path / "again"))
+
+
+def test_half_precision_is_kept(tmp_path: Path):
+    source = publish(hubs.bert().bfloat16(), tmp_path / "source")
+    model = attached(source)
+    assert model.trunk.dtype == torch.bfloat16
+    for merge in (False, True):
+        ss.save(model, tmp_path / "saved", merge=merge)
+        loaded = ss.load(tmp_path / "saved")
+        assert loaded.trunk.dtype == torch.bfloat16
+        assert same(model, loaded)
+
+
+def test_an_adapter_of_ones_own_is_handed_in(source: Path, tmp_path: Path):
+    class Mine(HubTrunk):
+        def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+            return self.model.bert(tokens, attention_mask=real)[0]
+
+        def logits(self, hidden: Tensor) -> Tensor:
+            return self.model.cls(hidden)
+
+    model = attached(source, adapter=Mine)
+    ss.save(model, tmp_path / "head")
+    with pytest.raises(ValueError, match="its adapter 'Mine' is not of this package"):
+        ss.load(tmp_path / "head")
+    assert same(model, ss.load(tmp_path / "head", trunk=model.trunk))
+
+
+def test_remote_code_is_not_written_whole(tmp_path: Path):
+    model = attached(hubs.llada())
+    assert isinstance(model.trunk, LLaDATrunk)
+    with pytest.raises(ValueError, match="`merge` must be False"):
+        ss.save(model, tmp_path, merge=True)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_core_refuses_what_it_cannot_reunite(source: Path, tmp_path: Path):
+    ss.save(attached(source), tmp_path / "head")
+    with pytest.raises(ValueError, match=r"use `selfspec\.load`"):
+        checkpoint.load(tmp_path / "head")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sha256", None, "must describe a model of the Hub"),
+        ("vocabulary", {"size": 3, "mask": 7}, r"`mask` must be in 0\.\.2"),
+        ("dtype", "float7", "must describe a model of the Hub"),
+        ("adapter", "Nobody", "its adapter 'Nobody'"),
+        ("length", 99, r"`length` must be in 1\.\.40"),
+    ],
+)
+def test_a_broken_description_is_named(
+    source: Path, tmp_path: Path, field: str, value: Any, message: str
+):
+    ss.save(attached(source), tmp_path / "head")
+    config = config_of(tmp_path / "head")
+    config["trunk"][field] = value
+    if value is None:
+        del config["trunk"][field]
+    (tmp_path / "head" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        ss.load(tmp_path / "head")
+
+
+def test_a_head_that_lacks_a_weight_is_refused(source: Path, tmp_path: Path):
+    ss.save(attached(source), tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    del weights["head.norm.weight"]
+    save_file(weights, path)
+    import hashlib
+
+    config = config_of(tmp_path)
+    config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"lacks 'head\.norm\.weight'"):
+        ss.load(tmp_path)
