@@ -22,6 +22,7 @@ from torch import Tensor
 
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.files import write_together
+from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -42,7 +43,7 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
     """Write a checkpoint.
 
     Args:
-        model: with our own `Trunk`; its `tokenizer` and `calibration` are written too.
+        model: with our own `Trunk`; its `tokenizer`, `calibration` and `lengths` are written too.
         folder: made if missing.
         dtype: how matrices are stored.
         **extra: JSON values for the config, for people (recipe, step, losses).
@@ -63,6 +64,7 @@ def save(model: Model, folder: str | Path, dtype: StorageType = "float32", **ext
         "head": asdict(model.head.config) if isinstance(model, SSMD) and model.head else None,
         "tokenizer": model.tokenizer.to_config() if model.tokenizer else None,
         "calibration": model.calibration if isinstance(model, SSMD) else [],
+        "lengths": model.lengths.to_config() if isinstance(model, SSMD) and model.lengths else None,
         "dtype": dtype,
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
@@ -122,7 +124,9 @@ def load_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be a selfspec checkpoint of format {FORMAT}")
     if config.get("kind") not in KINDS:
         raise ValueError(f"{path}: kind must be one of {KINDS}, got {config.get('kind')!r}")
-    for name, wanted, words in (("tokenizer", dict, "an object"), ("calibration", list, "a list")):
+    kinds = (("tokenizer", dict, "an object"), ("calibration", list, "a list"),
+             ("lengths", dict, "an object"))  # fmt: skip
+    for name, wanted, words in kinds:
         if not isinstance(config.get(name) or wanted(), wanted):
             raise ValueError(f"{path}: {name} must be {words}, got {config[name]!r}")
     return config
@@ -142,6 +146,8 @@ def _build(config: dict[str, Any], path: Path) -> Model:
         model.tokenizer = CharTokenizer.from_config(config["tokenizer"])
     if isinstance(model, SSMD):
         model.calibration = config.get("calibration", [])
+        if config.get("lengths"):
+            model.lengths = Lengths.from_config(config["lengths"])
     return model
 
 

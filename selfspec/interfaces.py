@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,6 +86,7 @@ class Samples:
         trunk_blocks, head_blocks: of the model that drew them.
         trace: the passes of every row, if asked for.
         text: decoded rows, where a tokenizer is known.
+        pad: (B, L) bool, True at pads.
     """
 
     tokens: Tensor
@@ -96,6 +98,7 @@ class Samples:
     head_blocks: int
     trace: Trace | None = None
     text: list[str] | None = None
+    pad: Tensor | None = None
 
     @property
     def nfe(self) -> Tensor:
@@ -109,6 +112,12 @@ class Samples:
         """Share of the verified drafts that were accepted; 1 for plain samplers, nan for none."""
         drafted = int(self.drafted.sum())
         return int(self.accepted.sum()) / drafted if drafted else float("nan")
+
+    @property
+    def rows(self) -> np.ma.MaskedArray:
+        """(B, L) the tokens, masked at pads."""
+        pad = np.False_ if self.pad is None else self.pad.cpu().numpy()
+        return np.ma.masked_array(self.tokens.cpu().numpy(), mask=pad)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -128,8 +137,10 @@ class Samples:
             name: torch.cat([getattr(part, name) for part in parts])
             for name in ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
         }
+        pads = [part.pad for part in parts if part.pad is not None]
         return cls(
             **tensors,
+            pad=torch.cat(pads) if len(pads) == len(parts) else None,
             trunk_blocks=parts[0].trunk_blocks,
             head_blocks=parts[0].head_blocks,
             trace=_joined([part.trace for part in parts]),
