@@ -4,6 +4,7 @@
     generate(model, 8, nfe=14)                                  eight texts, 14 evaluations each
     generate(model, prompt="the ____ sat on the ____")          infilling
     generate(model, prompt="once upon a time ", length=128)     continuation
+    generate(proteins, prompt="MKT____GKST____")                 scaffolding of a motif
 
 Everything here is a few lines over the layers below, which stay usable on their own.
 """
@@ -98,7 +99,8 @@ def generate(
             stays. A prompt without any comes back as it is, at no cost, unless `length` is given.
         mask_char: a character outside the alphabet.
         length: characters a sample; a shorter prompt is continued to the right up to it. The
-            prompt's own length by default, without a prompt the model's.
+            prompt's own length by default; without a prompt a length drawn as those of the training
+            data, or the model's if these had no lengths of their own.
         nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
         sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
         temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
@@ -130,6 +132,8 @@ def generate(
     )
     tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
     seeds = row_seeds(seed, len(tokens), model.device)
+    if prompt is None and length is None and model.lengths is not None:
+        tokens, pad = prompts.shortened(tokens, model.lengths.draw(seeds), model.frame)
     batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
     samples = Samples.concatenate(
         [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from selfspec.data.tokenizers import CharTokenizer, Tokenizer
 from selfspec.files import write_together
+from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -55,8 +56,8 @@ def save(
     """Write a checkpoint.
 
     Args:
-        model: with our own `Trunk` or one of the Hub; its `tokenizer` and `calibration` are
-            written too.
+        model: with our own `Trunk` or one of the Hub; its `tokenizer`, `calibration` and `lengths`
+            are written too.
         folder: made if missing.
         dtype: how matrices are stored.
         merge: write a trunk of the Hub too, so that the checkpoint needs nothing else.
@@ -82,6 +83,7 @@ def save(
         "head": asdict(model.head.config) if isinstance(model, SSMD) and model.head else None,
         "tokenizer": model.tokenizer.to_config() if model.tokenizer else None,
         "calibration": model.calibration if isinstance(model, SSMD) else [],
+        "lengths": model.lengths.to_config() if isinstance(model, SSMD) and model.lengths else None,
         "dtype": dtype,
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
@@ -146,7 +148,9 @@ def load_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must be a selfspec checkpoint of format {FORMAT}")
     if config.get("kind") not in KINDS:
         raise ValueError(f"{path}: kind must be one of {KINDS}, got {config.get('kind')!r}")
-    for name, wanted, words in (("tokenizer", dict, "an object"), ("calibration", list, "a list")):
+    kinds = (("tokenizer", dict, "an object"), ("calibration", list, "a list"),
+             ("lengths", dict, "an object"))  # fmt: skip
+    for name, wanted, words in kinds:
         if not isinstance(config.get(name) or wanted(), wanted):
             raise ValueError(f"{path}: {name} must be {words}, got {config[name]!r}")
     return config
@@ -179,6 +183,8 @@ def _build(config: dict[str, Any], path: Path, reunite: Reunite | None) -> Model
     model.tokenizer = tokenizer
     if isinstance(model, SSMD):
         model.calibration = config.get("calibration", [])
+        if config.get("lengths"):
+            model.lengths = Lengths.from_config(config["lengths"])
     return model
 
 

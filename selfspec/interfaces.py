@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,6 +91,7 @@ class Samples:
         trunk_blocks, head_blocks: of the model that drew them.
         trace: the passes of every row, if asked for.
         text: decoded rows, where a tokenizer is known.
+        pad: (B, L) bool, True at pads.
     """
 
     tokens: Tensor
@@ -101,6 +103,7 @@ class Samples:
     head_blocks: int
     trace: Trace | None = None
     text: list[str] | None = None
+    pad: Tensor | None = None
 
     @property
     def nfe(self) -> Tensor:
@@ -114,6 +117,12 @@ class Samples:
         """Share of the verified drafts that were accepted; 1 for plain samplers, nan for none."""
         drafted = int(self.drafted.sum())
         return int(self.accepted.sum()) / drafted if drafted else float("nan")
+
+    @property
+    def rows(self) -> np.ma.MaskedArray:
+        """(B, L) the tokens, masked at pads."""
+        pad = np.False_ if self.pad is None else self.pad.cpu().numpy()
+        return np.ma.masked_array(self.tokens.cpu().numpy(), mask=pad)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,8 +142,10 @@ class Samples:
             name: torch.cat([getattr(part, name) for part in parts])
             for name in ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
         }
+        pads = [part.pad for part in parts if part.pad is not None]
         return cls(
             **tensors,
+            pad=torch.cat(pads) if len(pads) == len(parts) else None,
             trunk_blocks=parts[0].trunk_blocks,
             head_blocks=parts[0].head_blocks,
             trace=_joined([part.trace for part in parts]),

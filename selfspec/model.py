@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from selfspec.data.tokenizers import Tokenizer
 from selfspec.interfaces import TrunkProtocol
+from selfspec.lengths import Lengths
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Trunk
 from selfspec.ops import take, take_along
@@ -44,6 +45,8 @@ class SSMD(nn.Module):
         self.tokenizer: Tokenizer | None = None
         self.calibration: list[dict[str, Any]] = []
         """Rows of (window, rounds, order) → (NFE, quality), measured for these weights."""
+        self.lengths: Lengths | None = None
+        """Of the sequences that it was trained on; None where all were as long as the model."""
 
     @property
     def vocab_size(self) -> int:

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     RESIDUAL = 4
     COUNT = 5
     ESTIMATE = 6
+    LENGTH = 100
 
 
 def _signed(x: int) -> int:

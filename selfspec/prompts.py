@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfspec.data.tokenizers import Tokenizer
 
-__all__ = ["Frame", "decode", "encode", "layout"]
+__all__ = ["Frame", "decode", "encode", "layout", "shortened"]
 
 Frame = tuple[Sequence[int], Sequence[int]]
 NO_FRAME: Frame = ((), ())
@@ -65,6 +65,16 @@ def layout(
     sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)
     tokens = pad_sequence(rows, batch_first=True)
     return tokens, torch.arange(tokens.shape[1]) >= sizes
+
+
+def shortened(tokens: Tensor, sizes: Tensor, frame: Frame = NO_FRAME) -> tuple[Tensor, Tensor]:
+    """Rows of masks alone (B, L), cut to `sizes` (B,) of them within the frame: tokens and pads."""
+    begin, end = frame
+    stop = len(begin) + sizes.unsqueeze(1)
+    tokens = tokens.clone()
+    for offset, token in enumerate(end):
+        tokens.scatter_(1, stop + offset, token)
+    return tokens, torch.arange(tokens.shape[1], device=tokens.device) >= stop + len(end)
 
 
 def encode(

@@ -10,6 +10,7 @@ from selfspec.api import load_judge as load_judge
 from selfspec.api import save as save
 from selfspec.api import train as train
 from selfspec.data.tokenizers import CharTokenizer as CharTokenizer
+from selfspec.data.tokenizers import ProteinTokenizer as ProteinTokenizer
 from selfspec.data.tokenizers import normalise as normalise
 from selfspec.interfaces import Samples as Samples
 from selfspec.interfaces import TrunkProtocol as TrunkProtocol

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from selfspec.cli import main
 from selfspec.cli.common import OrderName
 from selfspec.cli.watch import Replay, State, play
 from selfspec.data.corpus import write_corpus
+from selfspec.data.fasta import read_fasta, write_fasta
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -67,6 +70,55 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 
 
 # Verbs
+
+
+@pytest.fixture(scope="module")
+def protein(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("protein")
+    checkpoint.save(tiny.protein(), folder)
+    return str(folder)
+
+
+def test_proteins_come_as_fasta(protein: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "new.fasta"
+    arguments = ["--checkpoint", protein, "--rounds", "2", "--format", "fasta", "--out", str(out)]
+    assert main(["sample", "--num", "5", "--seed", "4", *arguments]) == 0
+    model = ss.load(protein)
+    samples = ss.generate(model, 5, seed=4, rounds=2)
+    score = ss.one_pass_score(model, samples.tokens, pad=samples.pad)
+    records = list(read_fasta(out))
+    assert [record.residues for record in records] == samples.text
+    for row, record in enumerate(records):
+        name, *facts = record.header.split()
+        told = dict(fact.split("=") for fact in facts)
+        assert name == f"sample-4-{row}"
+        assert int(told["length"]) == len(record.residues)
+        assert float(told["nfe"]) == pytest.approx(float(samples.nfe[row]), abs=0.005)
+        each = float(score[row]) / len(record.residues)
+        assert float(told["score"]) == pytest.approx(each, abs=1e-4)
+    assert main(["infill", "MK____GKST__", "--num", "2", *arguments]) == 0
+    for record in read_fasta(out):
+        assert record.residues.startswith("MK")
+        assert record.residues[6:10] == "GKST"
+    capsys.readouterr()
+    assert main(["sample", "--format", "fasta"]) == 2
+    assert "`format` must be text" in capsys.readouterr().err
+
+
+def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=40)) for _ in range(60)]
+    write_fasta(tmp_path / "a.fasta", [(str(i), text) for i, text in enumerate([*texts, "MXX"])])
+    source, out = str(tmp_path / "a.fasta"), str(tmp_path / "out")
+    told = report(capsys, "prepare", "proteins", "--source", source, "--out", out)
+    assert told["sequences"] == {"train": 54, "valid": 3, "test": 3}
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    shutil.copy(source, folder / "train-0.fasta")
+    arguments = ["prepare", "fasta", "--source", str(folder), "--out", out, "--alphabet", "esm"]
+    assert report(capsys, *arguments)["sequences"] == {"train": 61}
+    assert main([*arguments, "--alphabet", "amino-acids", "--unknown", "refuse"]) == 2
+    assert "residues must be of" in capsys.readouterr().err
 
 
 def test_sample_prints_a_text_a_line(capsys: pytest.CaptureFixture[str]):

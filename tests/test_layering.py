@@ -13,7 +13,7 @@ import selfspec
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
     {"files", "interfaces", "kmers", "noise", "ops", "schedules", "weights"},
-    {"orders", "verification"},
+    {"lengths", "orders", "verification"},
     {"data", "metrics", "nn"},
     {"model", "prompts"},
     {"inputs"},

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from selfspec import checkpoint
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer
+from selfspec.lengths import Lengths
 from selfspec.metrics import save_vocabulary
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
@@ -15,16 +16,24 @@ from selfspec.nn.transformer import Trunk, TrunkConfig
 LENGTH = 24
 
 
-def model(head: bool = True, seed: int = 0, length: int = LENGTH) -> SSMD:
+def model(head: bool = True, seed: int = 0, length: int = LENGTH, vocab: int = 27) -> SSMD:
     """A trunk of two blocks, and a head whose target differs from the draft."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        trunk = Trunk(TrunkConfig(vocab_size=27, length=length, width=16, blocks=2, heads=2))
+        trunk = Trunk(TrunkConfig(vocab_size=vocab, length=length, width=16, blocks=2, heads=2))
         torch.nn.init.normal_(trunk.unembedding.weight, std=0.3)
         made = SSMD(trunk, CausalHead(HeadConfig(heads=2), 16) if head else None).eval()
         if made.head is not None:
             torch.nn.init.normal_(made.head.project.weight)
     made.tokenizer = CharTokenizer()
+    return made
+
+
+def protein(head: bool = True) -> SSMD:
+    """The same for sequences of residues, of different lengths."""
+    made = model(head, vocab=20)
+    made.tokenizer = ProteinTokenizer()
+    made.lengths = Lengths((1, 0, 3, 2, 2, 1), 4, LENGTH)
     return made
 
 

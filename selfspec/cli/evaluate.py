@@ -115,8 +115,8 @@ class Task:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """(n, L)."""
-        return self.samples.tokens.cpu().numpy()
+        """(n, L), masked at pads."""
+        return self.samples.rows
 
     @cached_property
     def texts(self) -> list[str]:
@@ -130,7 +130,9 @@ class Task:
         from selfspec.metrics import judge_nll
 
         judge = load_judge(self.judge_name, self.model)
-        return float(judge_nll(self.samples.tokens, judge.log_probs).bits.mean())
+        return float(
+            judge_nll(self.samples.tokens, judge.log_probs, pad=self.samples.pad).bits.mean()
+        )
 
     def hf_judge(self) -> float:
         """Bits a token, of its own, under a Hugging Face model."""

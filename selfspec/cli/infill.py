@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfspec.cli.common import Run, Sampling
-from selfspec.cli.sample import draw
+from selfspec.cli.sample import Format, draw
 
 
 def infill(
@@ -17,6 +17,7 @@ def infill(
     checkpoint: str = "books27",
     mask_char: str = "_",
     length: int | None = None,
+    format: Format = "text",
     watch: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -30,6 +31,7 @@ def infill(
         checkpoint: the name of a bundled checkpoint, or a folder.
         mask_char: what stands for a gap in the text.
         length: continue the text to the right, up to this many characters.
+        format: a text a line, or FASTA for models of proteins.
         watch: replay drafting and verifying of the first filling in the terminal.
         out: a file for the texts, instead of standard output.
     """
@@ -38,4 +40,5 @@ def infill(
     if mask_char not in text and length is None:
         raise ValueError(f"`text` must have a {mask_char!r} to fill, or give `length`, got none")
     model = api.load(checkpoint, run.where())
-    draw(model, sampling, run, watch, out, num=num, prompt=text, mask_char=mask_char, length=length)
+    asked = {"num": num, "prompt": text, "mask_char": mask_char, "length": length}
+    draw(model, sampling, run, format, watch, out, **asked)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfspec.cli.common import Run, Sampling, note, one_line, to_json, watched, write
+
+Format = Literal["text", "fasta"]
 
 if TYPE_CHECKING:
     from selfspec.interfaces import Samples
@@ -19,6 +21,7 @@ def sample(
     num: int = 1,
     checkpoint: str = "books27",
     length: int | None = None,
+    format: Format = "text",
     watch: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -29,24 +32,34 @@ def sample(
         run: where and from which seed.
         num: how many texts.
         checkpoint: the name of a bundled checkpoint, or a folder.
-        length: characters a text; the model's own by default.
+        length: characters a text; by default as the training data, or the model's own length.
+        format: a text a line, or FASTA for models of proteins.
         watch: replay drafting and verifying of the first text in the terminal.
         out: a file for the texts, instead of standard output.
     """
     from selfspec import api
 
     model = api.load(checkpoint, run.where())
-    draw(model, sampling, run, watch, out, num=num, length=length)
+    draw(model, sampling, run, format, watch, out, num=num, length=length)
 
 
 def draw(
-    model: SSMD, sampling: Sampling, run: Run, watch: bool, out: Path | None, **options: Any
+    model: SSMD,
+    sampling: Sampling,
+    run: Run,
+    format: Format,
+    watch: bool,
+    out: Path | None,
+    **options: Any,
 ) -> None:
     """Generate, replay if asked to, and write texts and account."""
     from selfspec import api
     from selfspec.calibration import describe
     from selfspec.cli.watch import play
+    from selfspec.data.tokenizers import ProteinTokenizer
 
+    if format == "fasta" and not isinstance(model.tokenizer, ProteinTokenizer):
+        raise ValueError("`format` must be text for a model that is not of proteins, got fasta")
     sampler = sampling.sampler(model)
     start = time.perf_counter()
     samples = api.generate(
@@ -61,12 +74,34 @@ def draw(
         rows = zip(texts, samples.nfe.tolist(), strict=True)
         report["samples"] = [{"text": text, "nfe": nfe} for text, nfe in rows]
         return write(to_json(report), out)
-    write("\n".join(texts), out)
+    fasta = format == "fasta"
+    write(as_fasta(model, samples, run.seed) if fasta else "\n".join(texts), out)
     note(
         "{n} samples · {nfe:.1f} NFE ({trunk_passes:.1f} trunk and {head_passes:.1f} head passes) "
         "· acceptance {acceptance:.2f} · {seconds:.1f} s".format(**report)
     )
     note(one_line(report["sampler"]))
+
+
+def as_fasta(model: SSMD, samples: Samples, seed: int) -> str:
+    """Samples as FASTA, their cost and score in the headers.
+
+    The score is that of `one_pass_score` per residue, in nats; a model without a head has none.
+    """
+    from selfspec.data.fasta import to_fasta
+    from selfspec.likelihood import one_pass_score
+
+    assert samples.pad is not None
+    scores = [""] * len(samples)
+    if model.head is not None:
+        rows = zip(samples.tokens.split(64), samples.pad.split(64), strict=True)
+        nats = [one_pass_score(model, tokens, pad=pads) / (~pads).sum(1) for tokens, pads in rows]
+        scores = [f" score={value:.4f}" for part in nats for value in part.tolist()]
+    facts = zip(samples, samples.nfe.tolist(), scores, strict=True)
+    return to_fasta(
+        (f"sample-{seed}-{row} length={len(text)} nfe={nfe:.2f}{score}", text)
+        for row, (text, nfe, score) in enumerate(facts)
+    ).rstrip()
 
 
 def account(samples: Samples, seconds: float) -> dict[str, Any]:

@@ -137,11 +137,11 @@ class CharTokenizer:
         """The tokenizer that `to_config` described.
 
         Raises:
-            ValueError: `config` does not describe a tokenizer of this package.
+            ValueError: `config` does not describe a character tokenizer.
         """
         kinds = {kind.kind: kind for kind in (CharTokenizer, ProteinTokenizer)}
         if config.get("kind") not in kinds or not isinstance(config.get("alphabet"), str):
-            raise ValueError(f"`config` must describe a known tokenizer, got {dict(config)}")
+            raise ValueError(f"`config` must describe a character tokenizer, got {dict(config)}")
         return kinds[config["kind"]](config["alphabet"])
 
     def _outside(self, mask_char: str) -> str:

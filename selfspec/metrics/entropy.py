@@ -30,11 +30,15 @@ __all__ = ["distinct_n", "ngram_counts", "ngram_kl", "token_entropy", "word_entr
 def token_entropy(tokens: np.ndarray) -> np.ndarray:
     """Entropy of the tokens of each sample, (n, L) integers → (n,) nats, for any vocabulary.
 
+    What is masked in a masked array does not count.
+
     Raises:
         ValueError: `tokens` is not (n, L) with L at least 1.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 1:
         raise ValueError(f"`tokens` must be (n, L) with L at least 1, got shape {tokens.shape}")
+    if np.ma.is_masked(tokens):
+        return np.concatenate([token_entropy(row.compressed()[None]) for row in tokens])
     rows, length = tokens.shape
     # Equal tokens stand together in a sorted row; a run's length is the count of its token.
     ordered = np.sort(tokens, axis=1)

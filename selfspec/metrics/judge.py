@@ -72,7 +72,7 @@ def judge_nll(
         samples: (n, L) int64 tokens.
         judge: (B, L) tokens → (B, L) log-probabilities in nats.
         batch_size: B, sequences a call.
-        pad: (n, L) bool, True at tokens that do not count.
+        pad: (n, L) bool, True at tokens that do not count, on the right; they may hold anything.
         device: where the judge wants its tokens; by default where they are.
         progress: show a bar.
 
@@ -86,6 +86,7 @@ def judge_nll(
     if samples.ndim != 2 or not len(samples):
         raise ValueError(f"`samples` must be (n, L), n at least 1, got {tuple(samples.shape)}")
     counted = torch.ones_like(samples, dtype=torch.bool) if pad is None else ~pad
+    samples = samples.masked_fill(~counted, 0)
     totals = []
     for start in tqdm(range(0, len(samples), batch_size), desc="judge", disable=not progress):
         rows = slice(start, start + batch_size)

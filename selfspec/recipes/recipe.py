@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from selfspec.data.corpus import Store
+from selfspec.data.ragged import RaggedStore
 from selfspec.data.tokenizers import CharTokenizer, Tokenizer
+from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -116,6 +118,8 @@ class Recipe:
                 f"{world * self.train.accumulate}, got {self.train.batch_size}"
             )
         model = self.build()
+        if isinstance(model, SSMD) and isinstance(train, RaggedStore):
+            model.lengths = Lengths.of(train.lengths, self.trunk.length)
         if start is not None:
             initialise(model, start)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

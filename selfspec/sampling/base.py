@@ -150,6 +150,7 @@ class Sampler(ABC):
             trunk_blocks=self.model.num_trunk_blocks,
             head_blocks=self.model.num_head_blocks,
             trace=passes,
+            pad=state.pad,
         )
 
     def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> State:
