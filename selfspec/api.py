@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from selfspec import calibration, checkpoint, prompts
+from selfspec import calibration, checkpoint, prompts, recipes
 from selfspec.checkpoint import save as save
 from selfspec.data.corpus import open_corpus
 from selfspec.hub import Reunion
@@ -28,9 +28,18 @@ from selfspec.orders import Order
 from selfspec.recipes import Recipe
 from selfspec.sampling import Sampler
 from selfspec.schedules import Window
-from selfspec.train import Objective
+from selfspec.train import Objective, Trainer
 
-__all__ = ["attach_head", "calibrate", "generate", "load", "load_judge", "save", "train"]
+__all__ = [
+    "attach_head",
+    "calibrate",
+    "generate",
+    "load",
+    "load_judge",
+    "save",
+    "train",
+    "train_head",
+]
 
 Path = str | os.PathLike[str]
 
@@ -209,6 +218,40 @@ def train(
         raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
     recipe = replace(recipe, tokenizer=tokenizer)
     trainer = recipe.trainer(folder, stores["train"], stores.get("valid"), start, device)
+    return _run(trainer, stop_after, progress)
+
+
+def train_head(
+    model: SSMD,
+    data: Path,
+    folder: Path,
+    *,
+    stop_after: float | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> SSMD:
+    """Train the head of a model from `attach_head` on its frozen trunk, in place.
+
+    Args:
+        model: from `attach_head`.
+        data: a text file, `.jsonl` or FASTA, or "self": what the model itself draws.
+        folder: for rows, checkpoints and logs; a run found there is resumed.
+        stop_after, progress: as in `train`.
+        **options: `rows`, `length`, `num`, `field`, `device` and the settings of the run, see
+            `recipes.attach`.
+
+    Returns:
+        The model, with the averaged weights of its head.
+
+    Raises:
+        ValueError: bad data or settings. OSError: no such file.
+        KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
+    """
+    trainer = recipes.attach(model, data, folder, progress=progress, **options)
+    return _run(trainer, stop_after, progress)
+
+
+def _run(trainer: Trainer, stop_after: float | None, progress: bool) -> Any:
     if not trainer.run(stop_after, progress) and stop_after is None:
         raise KeyboardInterrupt
     return trainer.model

@@ -9,6 +9,7 @@ from selfspec.api import load as load
 from selfspec.api import load_judge as load_judge
 from selfspec.api import save as save
 from selfspec.api import train as train
+from selfspec.api import train_head as train_head
 from selfspec.data.tokenizers import CharTokenizer as CharTokenizer
 from selfspec.data.tokenizers import ProteinTokenizer as ProteinTokenizer
 from selfspec.data.tokenizers import normalise as normalise

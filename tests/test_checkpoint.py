@@ -180,7 +180,7 @@ def change(folder: Path, field: str, value: Any) -> None:
      ("kind", None, "kind must be one of .* got None"),
      ("tokenizer", "chars", "tokenizer must be an object, got 'chars'"),
      ("tokenizer.alphabet", "ab", "tokenizer must have the trunk's 3 symbols, got 2"),
-     ("tokenizer.alphabet", 5, "must describe a known tokenizer"),
+     ("tokenizer.alphabet", 5, "must describe a character tokenizer"),
      ("calibration", 5, "calibration must be a list, got 5"),
      ("sha256", None, "does not belong to the config")],
 )  # fmt: skip

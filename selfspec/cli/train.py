@@ -46,9 +46,16 @@ def train(
         device=run.where(),
         stop_after=stop_after,
     )
-    done = checkpoint.load_config(out / "model")["training"]
+    report(out / "model", run)
+
+
+def report(model: Path, run: Run) -> None:
+    """What the last checkpoint of a run says of it."""
+    from selfspec import checkpoint
+
+    done = checkpoint.load_config(model)["training"]
     losses = done["validation"]
     if run.json:
-        return print(to_json({"model": str(out / "model"), "step": done["step"], **losses}))
+        return print(to_json({"model": str(model), "step": done["step"], **losses}))
     nats = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-    print(f"{out / 'model'}: step {done['step']}, validation in nats per token: {nats or 'none'}")
+    print(f"{model}: step {done['step']}, validation in nats per token: {nats or 'none'}")

@@ -60,6 +60,12 @@ class HubTokenizer:
             pieces.append([]) if i == self.mask_id else pieces[-1].append(i)
         return mask_char.join(self.inner.decode(piece) for piece in pieces)
 
+    @property
+    def separator(self) -> tuple[int, ...]:
+        """What stands between two documents: the token that ends one, where there is any."""
+        ends = (self.inner.sep_token_id, self.inner.eos_token_id)
+        return tuple(i for i in ends if i is not None)[:1]
+
     def to_config(self) -> dict[str, str]:
         """For a checkpoint: it is loaded with the trunk."""
         return {"kind": "hub"}
@@ -74,8 +80,11 @@ class HubTokenizer:
 
     def _characters(self, text: str) -> npt.NDArray[np.int64]:
         assert self._ids is not None
+        ids = []
         for index, character in enumerate(text):
-            if character not in self._ids:
+            if character in self._ids:
+                ids.append(self._ids[character])
+            elif not character.isspace():  # "A C D" is how some of them want it written
                 raise ValueError(f"`text` must consist of the model's characters, "
                                  f"got {character!r} at index {index}")  # fmt: skip
-        return np.array([self._ids[character] for character in text], dtype=np.int64)
+        return np.array(ids, dtype=np.int64)

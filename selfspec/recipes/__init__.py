@@ -7,6 +7,7 @@ books27.trunk(steps=2000).trainer("runs/trunk", train, valid).run()
 from collections.abc import Callable
 
 from selfspec.recipes import books27 as books27
+from selfspec.recipes.attach import attach as attach
 from selfspec.recipes.recipe import Recipe as Recipe
 from selfspec.recipes.text8 import text8 as text8
 

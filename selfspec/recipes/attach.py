@@ -1,0 +1,264 @@
+"""The head of a model of the Hub, trained on its frozen trunk.
+
+A row is what the trunk reads: the tokens that stand around every sequence, and between them
+
+    lines     one document, cut where the row is full; rows have lengths of their own
+    packed    the documents one after another, cut into pieces of one length
+    self      what the model itself draws, one token a pass: no corpus is needed
+
+Every 50th row, and at most 1,024 of them, are held out for validation. With `self` the head learns
+the any-order conditionals of the trunk itself instead of those of the data: it can get as good as
+the trunk at full cost, and no better, and what the trunk gets wrong it learns too. Drawing n rows
+of L tokens costs n · L rows of trunk passes, where training on them for a step costs one a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from selfspec.data.fasta import read_fasta
+from selfspec.data.jsonl import read_jsonl
+from selfspec.data.ragged import RaggedStore, write_sequences
+from selfspec.files import write_json
+from selfspec.hub import HubTrunk
+from selfspec.hub.tokenizer import HubTokenizer
+from selfspec.lengths import Lengths
+from selfspec.model import SSMD
+from selfspec.noise import row_seeds
+from selfspec.prompts import layout
+from selfspec.sampling import AnyOrderSampler
+from selfspec.train import (
+    AdamWConfig,
+    Diffusion,
+    MuonConfig,
+    TrainConfig,
+    Trainer,
+    WarmupStableDecay,
+)
+
+__all__ = ["Rows", "attach", "open_rows", "own_rows", "settings", "text_rows"]
+
+Rows = Literal["lines", "packed"]
+HELD_OUT, MOST_HELD_OUT = 50, 1024
+
+
+def settings(steps: int = 3000, batch_size: int = 64, **changes: Any) -> TrainConfig:
+    """As the head of books27: Muon, a constant rate with a linear end."""
+    warmup = min(200, steps // 10)
+    config = TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        adamw=AdamWConfig(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        muon=MuonConfig(lr=3e-3, weight_decay=0.01),
+        schedule=WarmupStableDecay(warmup=warmup, decay=0.3),
+    )
+    return replace(config, **changes)
+
+
+def attach(
+    model: SSMD,
+    data: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    rows: Rows = "packed",
+    length: int | None = None,
+    num: int = 4096,
+    field: str = "text",
+    window_weight: float = 0.0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **changes: Any,
+) -> Trainer:
+    """A trainer of the head alone; the same call resumes a run.
+
+    Args:
+        model: from `attach_head`; it is trained in place.
+        data: a text file (a document a line for "lines", one in all for "packed"), a `.jsonl` file,
+            which may end in .gz or .xz, or FASTA (`.fasta`, `.fa`); "self" for none.
+        folder: of the run; the rows are kept in its subfolder `data`.
+        rows: how documents become rows.
+        length: the longest row, with what stands around it; the model's length, at most 512, by
+            default.
+        num: rows to draw, with "self".
+        field: of a JSON document, that holds its text.
+        window_weight: as in `Diffusion`.
+        device: where to train; CUDA if there is one.
+        progress: show bars.
+        **changes: of `settings`.
+
+    Raises:
+        ValueError: a model without head or whose trunk is not of the Hub, bad data, or a folder
+            whose rows were made of something else.
+        OSError: no such file.
+    """
+    if not isinstance(model.trunk, HubTrunk) or model.head is None:
+        raise ValueError("`model` must be one from `attach_head`, with a head")
+    if rows not in get_args(Rows):
+        raise ValueError(f"`rows` must be one of {get_args(Rows)}, got {rows!r}")
+    length = min(model.length, 512) if length is None else length
+    room = length - sum(map(len, model.frame))
+    if not (room >= 1 and length <= model.length):
+        least = 1 + sum(map(len, model.frame))
+        raise ValueError(f"`length` must be in {least}..{model.length}, got {length}")
+    config = settings(**changes)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    facts = {"length": length, "trunk": model.trunk.source.sha256}
+    if data == "self":
+        facts |= {"data": "self", "num": num, "seed": config.seed}
+        stores = open_rows(
+            Path(folder, "data"), facts, model.vocab_size,
+            lambda: own_rows(model, num, room, config.seed, progress=progress),
+        )  # fmt: skip
+    else:
+        size = Path(data).stat().st_size
+        facts |= {"data": Path(data).name, "bytes": size, "rows": rows}
+        stores = open_rows(
+            Path(folder, "data"), facts, model.vocab_size,
+            lambda: text_rows(model, documents(data, rows, field, progress), room, rows),
+        )  # fmt: skip
+    train, valid = stores
+    sizes = train.lengths - sum(map(len, model.frame))
+    if rows == "lines" and data != "self":
+        model.lengths = Lengths.of(sizes, model.length - sum(map(len, model.frame)))
+    objective = Diffusion(True, window_weight, observed=_observed(model, train))
+    batches = train.loader(length, config.batch_size, config.seed)
+    held_out = valid.excerpt(length, MOST_HELD_OUT)
+    return Trainer(model, objective, config, batches, folder, held_out)
+
+
+def documents(
+    data: str | os.PathLike[str], rows: Rows, field: str, progress: bool
+) -> Iterator[str]:
+    """The documents of a file, in order."""
+    names = Path(data).suffixes
+    if ".jsonl" in names:
+        yield from read_jsonl(data, field, progress)
+    elif {".fasta", ".fa", ".faa"} & {*names}:
+        yield from (record.residues.upper() for record in read_fasta(data, progress))
+    elif rows == "lines":
+        with open(data, encoding="utf-8") as file:
+            yield from filter(None, map(str.strip, file))
+    else:
+        yield Path(data).read_text(encoding="utf-8")
+
+
+def text_rows(
+    model: SSMD, texts: Iterable[str], room: int, rows: Rows = "packed"
+) -> Iterator[np.ndarray]:
+    """Documents as rows of at most `room` tokens within the frame.
+
+    Raises:
+        ValueError: the model has no tokenizer, or a text is not of its characters.
+    """
+    tokenizer = model.tokenizer
+    if not isinstance(tokenizer, HubTokenizer):
+        raise ValueError("`model` must have a tokenizer to read text, got none")
+    encoded = (ids for ids in map(tokenizer.encode, texts) if len(ids))
+    if rows == "lines":
+        pieces = (ids[:room] for ids in encoded)
+    else:
+        pieces = _packed(encoded, np.array(tokenizer.separator, dtype=np.int64), room)
+    begin, end = model.frame
+    for piece in pieces:
+        yield np.concatenate([begin, piece, end]).astype(np.int64)
+
+
+def own_rows(
+    model: SSMD,
+    num: int,
+    room: int,
+    seed: int,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Iterator[np.ndarray]:
+    """Rows of `room` tokens that the trunk draws, one token a pass, in a uniform order."""
+    if num < 2:
+        raise ValueError(f"`num` must be at least 2, got {num}")
+    blank, _ = layout(None, None, model.mask_id, model.length, length=room, frame=model.frame)
+    sampler, device = AnyOrderSampler(model), model.device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    bar = tqdm(total=num, desc="drawing rows", unit="row", disable=not progress)
+    with bar:
+        for seeds in row_seeds(seed, num, device).split(batch_size):
+            masked = blank.to(device).expand(len(seeds), -1)
+            with autocast:
+                tokens = sampler.sample(masked, seeds).tokens
+            bar.update(len(tokens))
+            yield from tokens.cpu().numpy()
+
+
+def open_rows(
+    folder: Path,
+    facts: dict[str, Any],
+    vocab_size: int,
+    make: Callable[[], Iterable[np.ndarray]],
+) -> tuple[RaggedStore, RaggedStore]:
+    """Rows for training and validation: those in the folder, or else made and written there.
+
+    Args:
+        folder: of the rows.
+        facts: what they are made of; those in the folder must be of the same.
+        vocab_size: V.
+        make: the rows.
+
+    Raises:
+        ValueError: the folder holds rows of something else, or there are fewer than two.
+    """
+    about = folder / "rows.json"
+    if about.exists():
+        old = json.loads(about.read_text())
+        if old != facts:
+            odd = next(key for key in {**old, **facts} if old.get(key) != facts.get(key))
+            raise ValueError(f"`{odd}` must be {old.get(odd)}, as in {about}, to go on there, "
+                             f"got {facts.get(odd)}; train in another folder")  # fmt: skip
+        return RaggedStore(folder / "train.bin"), RaggedStore(folder / "valid.bin")
+    held_out: list[np.ndarray] = []
+
+    def kept() -> Iterator[np.ndarray]:
+        for index, row in enumerate(make()):
+            if index % HELD_OUT == 0 and len(held_out) < MOST_HELD_OUT:
+                held_out.append(row)
+            else:
+                yield row
+
+    rows = kept()
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"`data` must give at least 2 rows, got {len(held_out)}")
+    train = write_sequences(folder / "train.bin", chain([first], rows), vocab_size)
+    valid = write_sequences(folder / "valid.bin", held_out, vocab_size)
+    write_json(about, facts)
+    return train, valid
+
+
+def _packed(
+    encoded: Iterable[np.ndarray], separator: np.ndarray, room: int
+) -> Iterator[np.ndarray]:
+    """All ids one after another in pieces of `room`; the last may be shorter."""
+    left = np.empty(0, dtype=np.int64)
+    for ids in encoded:
+        left = np.concatenate([left, separator, ids] if len(left) else [ids])
+        whole = len(left) // room * room
+        yield from left[:whole].reshape(-1, room)
+        left = left[whole:]
+    if len(left):
+        yield left
+
+
+def _observed(model: SSMD, store: RaggedStore) -> tuple[int, ...]:
+    """The forbidden tokens that occur: no draft could be right there."""
+    assert isinstance(model.trunk, HubTrunk)
+    seen = np.zeros(model.vocab_size, dtype=bool)
+    for start in range(0, len(store.tokens), 1 << 24):
+        seen[store.tokens[start : start + (1 << 24)]] = True
+    return tuple(i for i in model.trunk.vocabulary.forbidden if seen[i])

@@ -1,0 +1,228 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import hubs
+import numpy as np
+import pytest
+import transformers
+from hubs import CLS, MASK, SEP, UNKNOWN
+
+import selfspec as ss
+from selfspec.cli import main
+from selfspec.data.ragged import RaggedStore
+from selfspec.hub.tokenizer import HubTokenizer
+from selfspec.recipes.attach import documents, own_rows, settings, text_rows
+
+hf: Any = transformers
+QUICK = ["--steps", "8", "--batch-size", "4", "--heads", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A published BERT of letters."""
+    folder = tmp_path_factory.mktemp("hub") / "bert"
+    hubs.bert().save_pretrained(folder)
+    hubs.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """A hundred sequences in which every letter is followed by the next one."""
+    path = tmp_path / "lines.txt"
+    letters = hubs.LETTERS * 3
+    path.write_text("".join(f"{letters[i % 20 : i % 20 + 5 + i % 9]}\n" for i in range(100)))
+    return path
+
+
+def model(source: str) -> Any:
+    return ss.attach_head(source, heads=2)
+
+
+# Rows
+
+
+def test_a_line_is_a_row_within_its_frame(source: str, tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("ACD\n\n  WY \nACDEFGHIKL\n")
+    rows = [
+        row.tolist()
+        for row in text_rows(model(source), documents(path, "lines", "text", False), 6, "lines")
+    ]
+    assert rows == [[CLS, 5, 6, 7, SEP], [CLS, 23, 24, SEP], [CLS, 5, 6, 7, 8, 9, 10, SEP]]
+
+
+def test_documents_are_packed_with_the_separator_between(source: str):
+    rows = [row.tolist() for row in text_rows(model(source), ["ACD", "", "EFGHI", "K"], 4)]
+    packed = [5, 6, 7, SEP, 8, 9, 10, 11, 12, SEP, 13]
+    assert rows == [[CLS, *packed[i : i + 4], SEP] for i in (0, 4, 8)]
+
+
+def test_documents_of_every_kind_of_file(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"body": "AC"}\n{"body": "DE"}\n')
+    (tmp_path / "a.fasta").write_text(">one\nAC\nDE\n>two\nwy\n")
+    (tmp_path / "a.txt").write_text("AC\nDE\n")
+    read = {name: list(documents(tmp_path / f"a.{name}", "packed", "body", False))
+            for name in ("jsonl", "fasta", "txt")}  # fmt: skip
+    assert read == {"jsonl": ["AC", "DE"], "fasta": ["ACDE", "WY"], "txt": ["AC\nDE\n"]}
+
+
+def test_rows_of_its_own_are_framed_text_and_the_same_for_every_batch(source: str):
+    drawn = [list(own_rows(model(source), 5, 7, 3, size, False)) for size in (5, 2)]
+    for one, other in zip(*drawn, strict=True):
+        assert one.tolist() == other.tolist()
+        assert (one[0], one[-1], len(one)) == (CLS, SEP, 9)
+        assert (one[1:-1] > MASK).all()
+    assert len({tuple(row) for row in drawn[0]}) == 5
+
+
+def test_words_are_tokens_of_a_tokenizer_of_words():
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat"]
+    inner = hf.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)})
+    tokenizer = HubTokenizer(inner, 9, MASK)
+    assert tokenizer.encode("The cats dog").tolist() == [5, 6, 7, UNKNOWN]
+    assert tokenizer.encode("the _ sat", "_").tolist() == [5, MASK, 8]
+    assert tokenizer.decode([5, 6, 7, MASK, 8]) == "the cats_sat"
+    inner.mask_token = None
+    assert HubTokenizer(inner, 9, 8).encode("the _ cat", "_").tolist() == [5, 8, 6]
+
+
+# Runs
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_head_is_trained_saved_without_its_trunk_and_used(
+    source: str, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    command = ["attach", source, "--data", lines, "--out", out, "--rows", "lines"]
+    more = ["--steps", "60", "--batch-size", "16", "--heads", "2", "--device", "cpu"]
+    report = run(capsys, *command, *more, "--merge")
+    assert report["step"] == 60
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    first = next(line["target"] for line in log if "target" in line)
+    assert report["target"] < first - 0.1  # each letter decides the next: there is much to learn
+    assert report["target"] < report["draft"] - 0.1
+    trained = ss.load(out / "model")
+    assert trained.lengths is not None
+    assert {len(text) for text in ss.generate(trained, 20, rounds=2)} <= set(range(5, 14))
+    assert len(ss.generate(trained, length=11, rounds=2).tokens[0]) == 13
+    whole = ss.load(out / "whole", trunk=hubs.roberta())  # which it does not need
+    prompt = {"prompt": "AC_E", "rounds": 2}
+    assert ss.generate(trained, **prompt).text == ss.generate(whole, **prompt).text
+
+
+def test_a_stopped_run_is_resumed_to_the_same_end(source: str, lines: Path, tmp_path: Path):
+    heads = []
+    for name, cuts in (("whole", ()), ("cut", (0.0,))):
+        command = ["attach", source, "--data", str(lines), "--out", str(tmp_path / name), *QUICK]
+        for seconds in cuts:
+            assert main([*command, "--stop-after", str(seconds)]) == 0
+        assert main(command) == 0
+        heads.append(ss.load(tmp_path / name / "model").head)
+    for one, other in zip(*(head.parameters() for head in heads), strict=True):
+        assert one.equal(other)
+
+
+def test_rows_are_made_once_and_of_one_thing(
+    source: str, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["attach", source, "--out", str(tmp_path / "run"), *QUICK]
+    assert main([*command, "--data", str(lines)]) == 0
+    store = RaggedStore(tmp_path / "run" / "data" / "train.bin")
+    assert main([*command, "--data", str(lines)]) == 0
+    assert RaggedStore(tmp_path / "run" / "data" / "train.bin").sha256 == store.sha256
+    capsys.readouterr()
+    assert main([*command, "--data", str(lines), "--rows", "lines"]) == 2
+    assert "`rows` must be packed, as in" in capsys.readouterr().err
+    assert main([*command, "--data", "self"]) == 2
+    assert "`data` must be lines.txt" in capsys.readouterr().err
+
+
+def test_without_data_the_model_teaches_itself(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    command = ["attach", source, "--data", "self", "--num", 100, "--length", 9, "--out", out]
+    assert run(capsys, *command, *QUICK)["step"] == 8
+    store = RaggedStore(out / "data" / "train.bin")
+    assert set(store.lengths.tolist()) == {9}
+    assert len(store) == 98
+    assert (store.tokens.reshape(-1, 9)[:, 1:8] > MASK).all()
+
+
+def test_unknown_words_are_observed(tmp_path: Path):
+    inner = hubs.tokenizer("A")  # [UNK] is what it makes of a word of two letters
+    inner.add_tokens(["BB"])  # no tokenizer of characters any more
+    made: Any = ss.attach_head(hubs.bert(), heads=2, tokenizer=inner)
+    (tmp_path / "text.txt").write_text("A qq BB A qq A\n" * 40)
+    trainer = ss.recipes.attach(
+        made, tmp_path / "text.txt", tmp_path / "run", length=12, steps=2, batch_size=4,
+        device="cpu", progress=False,
+    )  # fmt: skip
+    assert UNKNOWN in np.unique(trainer.feed._batches.batch(0).data)  # type: ignore[attr-defined]
+    assert trainer.objective.observed == (UNKNOWN, CLS, SEP)  # type: ignore[attr-defined]
+    assert trainer.run(progress=False)
+    assert np.isfinite(trainer.validation["target"])
+
+
+def test_settings_can_be_changed():
+    assert settings(steps=50, seed=3).schedule.warmup == 5  # type: ignore[attr-defined]
+    assert settings(muon=None).muon is None
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data nowhere.txt", "nowhere.txt: No such file"),
+        ("--data {empty}", "`data` must give at least 2 rows, got 0"),
+        ("--data {lines} --length 2", "`length` must be in 3..40, got 2"),
+        ("--data {lines} --length 41", "`length` must be in 3..40, got 41"),
+        ("--data {lines} --blocks 0", "`model` must be one from `attach_head`, with a head"),
+        ("--data {foreign} --rows lines", "must consist of the model's characters, got 'b'"),
+        ("--data self --num 1", "`num` must be at least 2, got 1"),
+        ("--data {lines} --merge --stop-after 1", "`merge` goes with a run to its end"),
+        ("--data {dna}", "what looks like DNA"),
+    ],
+)
+def test_bad_input_is_one_line(
+    source: str,
+    lines: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "foreign.txt").write_text("AbC\n")
+    (tmp_path / "dna.fasta").write_text(">gene\n" + "ACGT" * 30 + "\n")
+    names = {name: tmp_path / f"{name}.txt" for name in ("empty", "foreign")}
+    filled = arguments.format(lines=lines, dna=tmp_path / "dna.fasta", **names)
+    capsys.readouterr()
+    assert main(["attach", source, "--out", str(tmp_path / "run"), *filled.split()]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("selfspec: ")
+    assert message in error
+
+
+def test_a_causal_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shape: Any = {"vocab_size": 25, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    hf.GPT2LMHeadModel(hf.GPT2Config(**shape)).save_pretrained(tmp_path / "gpt")
+    out = ["--data", "self", "--out", str(tmp_path / "run")]
+    assert main(["attach", str(tmp_path / "gpt"), *out]) == 2
+    assert "got the causal" in capsys.readouterr().err
+
+
+def test_a_run_is_only_for_models_of_the_hub(tmp_path: Path):
+    import tiny
+
+    with pytest.raises(ValueError, match="`model` must be one from `attach_head`"):
+        ss.train_head(tiny.model(), "self", tmp_path)
