@@ -19,8 +19,9 @@ import torch
 from selfspec import calibration, checkpoint, prompts, recipes
 from selfspec.checkpoint import save as save
 from selfspec.data.corpus import open_corpus
-from selfspec.hub import Reunion
+from selfspec.hub import Reunion, download
 from selfspec.hub import attach_head as attach_head
+from selfspec.hub import push_to_hub as push_to_hub
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
@@ -36,6 +37,7 @@ __all__ = [
     "generate",
     "load",
     "load_judge",
+    "push_to_hub",
     "save",
     "train",
     "train_head",
@@ -50,22 +52,29 @@ def load(
     *,
     trunk: Any = None,
     tokenizer: Any = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> SSMD:
     """A masked diffusion model from a checkpoint, in evaluation mode.
 
     Args:
-        name: of a checkpoint that comes with the package ("books27"), or a folder.
+        name: of a checkpoint that comes with the package ("books27"), a folder, or "owner/name" of
+            one on the Hugging Face Hub.
         device: where to put it.
+        revision: of a checkpoint on the Hub.
         trunk, tokenizer, trust_remote_code: of a head on a model of the Hub, see `hub.Reunion`: by
             default both are loaded from where the checkpoint says.
 
     Raises:
         ValueError: no such checkpoint, a corrupt one, one of an autoregressive judge, or a trunk
             with other weights than those that the head was made for.
+        OSError: no such repository on the Hub.
     """
     reunite = Reunion(trunk, tokenizer, trust_remote_code)
-    model = checkpoint.load(os.fspath(name), device, reunite)
+    folder = os.fspath(name)
+    if folder.count("/") == 1 and not os.path.exists(folder):
+        folder = download(folder, revision)
+    model = checkpoint.load(folder, device, reunite)
     if not isinstance(model, SSMD):
         raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
     return model

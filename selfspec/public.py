@@ -7,6 +7,7 @@ from selfspec.api import calibrate as calibrate
 from selfspec.api import generate as generate
 from selfspec.api import load as load
 from selfspec.api import load_judge as load_judge
+from selfspec.api import push_to_hub as push_to_hub
 from selfspec.api import save as save
 from selfspec.api import train as train
 from selfspec.api import train_head as train_head
