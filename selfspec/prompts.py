@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfspec.data.tokenizers import Tokenizer
 
-__all__ = ["Frame", "decode", "encode", "layout", "shortened"]
+__all__ = ["NO_FRAME", "Frame", "decode", "encode", "framed", "layout", "shortened"]
 
 Frame = tuple[Sequence[int], Sequence[int]]
 NO_FRAME: Frame = ((), ())
@@ -51,7 +51,7 @@ def layout(
     if length is not None and not 1 <= length <= longest:
         raise ValueError(f"`length` must be in 1..{longest}, the model's, got {length}")
     if prompts is None:
-        tokens = _framed(torch.full((length or longest,), mask_id), frame).unsqueeze(0)
+        tokens = framed(torch.full((length or longest,), mask_id), frame).unsqueeze(0)
         return tokens, torch.zeros_like(tokens, dtype=torch.bool)
     if tokenizer is None:
         raise ValueError("`model` must have a tokenizer to read `prompt`, got none")
@@ -61,7 +61,7 @@ def layout(
     if (most := max(map(len, rows))) > longest:
         raise ValueError(f"`prompt` may have at most {longest} characters, the model's length, "
                          f"got {most}")  # fmt: skip
-    rows = [_framed(row, frame) for row in rows]
+    rows = [framed(row, frame) for row in rows]
     sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)
     tokens = pad_sequence(rows, batch_first=True)
     return tokens, torch.arange(tokens.shape[1]) >= sizes
@@ -107,6 +107,7 @@ def decode(
     return [tokenizer.decode(row[before : len(row) - after].numpy(), mask_char) for row in rows]
 
 
-def _framed(row: Tensor, frame: Frame) -> Tensor:
+def framed(row: Tensor, frame: Frame) -> Tensor:
+    """(n,) tokens with the frame around them."""
     begin, end = (torch.tensor(ids, dtype=torch.int64) for ids in frame)
     return torch.cat([begin, row, end])

@@ -5,6 +5,7 @@ from typing import Any
 import hubs
 import numpy as np
 import pytest
+import torch
 import transformers
 from hubs import CLS, MASK, SEP, UNKNOWN
 
@@ -226,3 +227,44 @@ def test_a_run_is_only_for_models_of_the_hub(tmp_path: Path):
 
     with pytest.raises(ValueError, match="`model` must be one from `attach_head`"):
         ss.train_head(tiny.model(), "self", tmp_path)
+
+
+def test_the_verbs_work_on_a_head(
+    source: str, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["attach", source, "--data", str(lines), "--out", str(tmp_path), "--rows", "lines"]
+    assert main([*command, *QUICK]) == 0
+    capsys.readouterr()
+    head = ["--checkpoint", str(tmp_path / "model"), "--rounds", "2", "--device", "cpu"]
+    drawn = run(capsys, "sample", *head, "--length", 9, "--num", 2)["samples"]
+    assert [len(sample["text"]) for sample in drawn] == [9, 9]
+    filled = run(capsys, "infill", "AC__D", *head)["samples"][0]["text"]
+    assert (filled[:2], filled[-1], len(filled)) == ("AC", "D", 5)
+    (tmp_path / "text").write_text(hubs.LETTERS * 3)  # two blocks
+    score = run(capsys, "score", tmp_path / "text", *head, "--window", 1)
+    assert score["characters"] == 60
+    model = ss.load(tmp_path / "model")
+    assert model.tokenizer is not None
+    assert 0 < score["bits"] < 20
+    # A window of one: the draft alone, given what stands around the text.
+    row = ss.generate(model, prompt=hubs.LETTERS, length=20, rounds=1).tokens
+    observed = (row == CLS) | (row == SEP)
+    laws = [ss.log_likelihood(model, row, window=ss.ConstantWindow(1), rounds=0, seeds=seed,
+                              observed=observed) for seed in range(3)]  # fmt: skip
+    (tmp_path / "text").write_text(hubs.LETTERS)
+    short = run(capsys, "score", tmp_path / "text", *head, "--window", 1, "--orders", 30)
+    exact = -sum(law.item() for law in laws) / 3 / 20 / np.log(2)
+    assert short["bits"] == pytest.approx(exact, abs=0.5)
+
+
+def test_the_arena_draws_within_the_frame(source: str, tmp_path: Path):
+    from selfspec.arena import Reference, Setting, Sweep
+
+    made = model(source)
+    setting = Setting("plain", "uniform", {"steps": 2}, ss.FixedCountSampler(made, steps=2))
+    judge = lambda tokens: torch.zeros(tokens.shape)  # noqa: E731
+    sweep = Sweep(made, judge, Reference(), tmp_path, n=2, batch_size=2, length=8)
+    tokens = sweep.run([setting])[0].arrays["tokens"]
+    assert (tokens[:, 0] == CLS).all()
+    assert (tokens[:, -1] == SEP).all()
+    assert (tokens[:, 1:-1] > MASK).all()

@@ -18,7 +18,8 @@ LAYERS = [
     {"model", "prompts"},
     {"inputs"},
     {"checkpoint", "likelihood", "losses", "sampling"},
-    {"calibration", "engine", "hub", "train"},
+    {"calibration", "engine", "train"},
+    {"hub"},
     {"arena", "recipes", "serve"},
     {"api"},
     {"public"},
@@ -87,8 +88,10 @@ def test_a_file_imports_from_lower_layers_only(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_heavy_is_imported_in_functions(path: Path):
     tree = ast.parse(path.read_text())
-    command_line = {"tyro"} if path.is_relative_to(ROOT / "cli") else set()
-    assert third_party(runs_at_import(tree)) <= ALWAYS | command_line
+    theirs = {"tyro"} if path.is_relative_to(ROOT / "cli") else set()
+    if path == ROOT / "hub" / "pretrained.py":  # subclasses of the library, imported by nobody here
+        theirs = {"transformers"}
+    assert third_party(runs_at_import(tree)) <= ALWAYS | theirs
     assert third_party(ast.walk(tree)) <= ALWAYS | LAZY
 
 

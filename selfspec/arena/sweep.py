@@ -41,6 +41,7 @@ from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.metrics.spelling import spelling_counts
 from selfspec.metrics.timing import synchronize
 from selfspec.noise import row_seeds
+from selfspec.prompts import NO_FRAME, layout
 
 __all__ = ["Reference", "Setting", "Sweep", "fingerprint"]
 
@@ -211,10 +212,11 @@ class Sweep:
         """n samples, and the seconds a sample took: see `Row.seconds`."""
         device = torch.device(self.device)
         seeds = row_seeds(self.seed, self.n, device)
-        length = self.length or self.model.length
+        length, frame = self.length or self.model.length, getattr(self.model, "frame", NO_FRAME)
         parts, seconds = [], []
         for rows in seeds.split(self.batch_size):
-            masked = torch.full((len(rows), length), self.model.mask_id, device=device)
+            blank, _ = layout(None, None, self.model.mask_id, length, frame=frame)
+            masked = blank.to(device).expand(len(rows), -1)
             synchronize(device)
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):

@@ -93,8 +93,12 @@ def measure(
     from selfspec.calibration import describe
     from selfspec.likelihood import one_pass_score
     from selfspec.noise import row_seeds
+    from selfspec.prompts import framed
 
-    blocks = [block.unsqueeze(0) for block in tokens.split(model.length)]
+    begin, end = model.frame
+    room = model.length - len(begin) - len(end)
+    blocks = [framed(block.cpu(), model.frame).to(model.device)[None]
+              for block in tokens.split(room)]  # fmt: skip
     # Every block of every order has a seed of its own.
     seeds = row_seeds(seed, orders * len(blocks)).view(orders, len(blocks), 1)
     fixed, one_pass = torch.zeros(2, orders, dtype=torch.float64)
@@ -104,7 +108,7 @@ def measure(
                 fixed[k] += log_law(model, block, sampler, own).item()
                 rule = sampler.order if sampler.order.fixed else None
                 one_pass[k] += one_pass_score(
-                    model, block, rule, seeds=own,
+                    model, block, rule, observed=frame_of(model, block), seeds=own,
                     temperature=sampler.temperature, top_p=sampler.top_p,
                 ).item()  # fmt: skip
                 bar.update()
@@ -122,6 +126,15 @@ def measure(
     }
 
 
+def frame_of(model: SSMD, block: Tensor) -> Tensor:
+    """(1, L) bool: the tokens around the text, which are given."""
+    import torch
+
+    begin, end = model.frame
+    places = torch.arange(block.shape[1], device=block.device).unsqueeze(0)
+    return (places < len(begin)) | (places >= block.shape[1] - len(end))
+
+
 def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tensor:
     """log p(x | σ) of a block (1, L) under a sampler, nats; an estimate for re-chosen orders."""
     from selfspec.likelihood import estimate_log_likelihood, log_likelihood
@@ -135,6 +148,7 @@ def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tens
         sampler.order,
         sampler.window,
         rounds,
+        observed=frame_of(model, block),
         seeds=seeds,
         temperature=sampler.temperature,
         top_p=sampler.top_p,

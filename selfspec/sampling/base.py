@@ -10,6 +10,7 @@ row's own seed and pass, so a row's result depends on nothing else in the batch.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -108,6 +109,7 @@ class Sampler(ABC):
         pad: Tensor | None = None,
         trace: bool = False,
         progress: bool = False,
+        watch: Callable[[Tensor], object] | None = None,
     ) -> Samples:
         """Fill every masked position.
 
@@ -118,6 +120,7 @@ class Sampler(ABC):
             pad: (B, L) bool, True at pads.
             trace: keep what every pass drafted, accepted, rejected and redrew.
             progress: show a progress bar over tokens.
+            watch: is called with all tokens (B, L) after every pass.
 
         Returns:
             `Samples`. With the same seed, a row is the same alone and in any batch.
@@ -141,6 +144,8 @@ class Sampler(ABC):
                 active.passes = active.passes + 1
                 state.put(rows, active)
                 bar.update(int((active.revealed - before).sum()))
+                if watch is not None:
+                    watch(state.tokens)
         return Samples(
             tokens=torch.where(state.pad, tokens, state.tokens),
             trunk_passes=state.trunk_passes,
