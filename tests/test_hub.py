@@ -41,7 +41,9 @@ def attached(name: str, **options: Any) -> Any:
     mask_id = None if name == "MDLM" else MASK
     model = attach_head(MODELS[name](), heads=2, mask_id=mask_id, **options)
     if not untrained:
-        nn.init.normal_(model.head.project.weight)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(9)
+            nn.init.normal_(model.head.project.weight)
     return model
 
 
@@ -128,7 +130,7 @@ def test_a_token_never_moves_the_target_at_its_own_or_an_earlier_place(name: str
             model.target(hidden, x, order, revealed).softmax(-1) for x in (tokens, moved)
         )
         change = (after - before).abs().amax(-1)
-        assert (change[:, : place + 1] == 0).all()
+        assert (change[:, : place + 1] < 1e-13).all()  # of the order of rounding
         assert (change[:, place + 1 :] > 1e-9).all()
 
 

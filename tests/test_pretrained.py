@@ -133,6 +133,15 @@ def test_a_streamer_sees_every_pass(capsys: pytest.CaptureFixture[str]):
     assert hubs.tokenizer().decode(out[0, :3])[:3] in capsys.readouterr().out
 
 
+def test_a_watcher_sees_finished_rows_too():
+    model = tiny.model()
+    ids, seen = masked_ids(model), []
+    ids[1, 4:] = 3  # two places are left, and five passes to come
+    ss.AnyOrderSampler(model).sample(ids, watch=lambda tokens: seen.append(tokens.clone()))
+    assert [tokens.shape for tokens in seen] == [ids.shape] * 7
+    assert all(tokens[1].equal(seen[1][1]) for tokens in seen[1:])
+
+
 def test_a_fresh_model_is_initialised():
     config = SSMDForMaskedLM.of(tiny.model()).config
     fresh: Any = SSMDForMaskedLM(copy.deepcopy(config))

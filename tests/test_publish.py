@@ -73,8 +73,10 @@ def test_a_head_names_its_trunk(shelf: Path, tmp_path: Path):
     hubs.tokenizer().save_pretrained(tmp_path / "bert")
     model = ss.attach_head(tmp_path / "bert", heads=2)
     training = {"step": 7, "validation": {"target": 1.25}}
-    ss.push_to_hub(model, "me/head", training=training)
-    config = checkpoint.load_config(shelf / "me--head")
+    with pytest.raises(ValueError, match="`merge` must be True for a trunk that nobody else"):
+        ss.push_to_hub(model, "me/head", training=training)
+    ss.save(model, tmp_path / "head", training=training)
+    config = checkpoint.load_config(tmp_path / "head")
     assert "base_model" not in front_matter(model_card(config, "me/head"))  # a folder of mine
     config["trunk"] |= {"name": "owner/bert", "revision": "abc"}
     card = model_card(config, "me/head")

@@ -10,6 +10,7 @@ draft until it is trained.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ def attach_head(
         model, tokenizer = load_model(name, tokenizer, dtype=dtype, **load)
     elif config := getattr(model, "config", None):
         name = getattr(config, "name_or_path", None) or ""
+    name = str(Path(name).resolve()) if name and Path(name).is_dir() else name
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)
     trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter, name, commit)
     trunk.check()

@@ -50,7 +50,7 @@ def model_card(config: Mapping[str, Any], repo_id: str, licence: str | None = No
     """
     trunk, head = config["trunk"], config["head"]
     hub = trunk.get("kind") == "hub"
-    base = trunk["name"] if hub and not Path(trunk["name"]).is_dir() else ""
+    base = trunk["name"] if hub and not Path(trunk["name"]).is_absolute() else ""
     metadata = {
         "library_name": "selfspec",
         "license": licence,
@@ -105,7 +105,8 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        ValueError: `repo_id` is no "owner/name", or the library is not installed.
+        ValueError: `repo_id` is no "owner/name", the trunk of a head is in a folder of this
+            machine, or the library is not installed.
     """
     if repo_id.count("/") != 1:
         raise ValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}")
@@ -113,6 +114,10 @@ def push_to_hub(
     with TemporaryDirectory() as folder:
         checkpoint.save(model, folder, merge=merge, **extra)
         config = checkpoint.load_config(Path(folder))
+        trunk = config["trunk"]
+        if trunk.get("kind") == "hub" and not trunk["model"] and Path(trunk["name"]).is_absolute():
+            raise ValueError("`merge` must be True for a trunk that nobody else can load: it is in "
+                             f"the folder {trunk['name']}")  # fmt: skip
         Path(folder, "README.md").write_text(model_card(config, repo_id, licence))
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))

@@ -64,6 +64,9 @@ class Reunion:
         model, tokenizer = self.trunk, self.tokenizer
         if not isinstance(model, nn.Module):
             name = model or source.name
+            if Path(name).is_absolute() and not Path(name).is_dir():
+                raise ValueError(f"{path}: its trunk was in the folder {name}, which is gone: "
+                                 "give where it is as `trunk`")  # fmt: skip
             revision = None if model else source.revision
             model, tokenizer = load_model(name, tokenizer, revision, self.trust, dtype)
         inner = model.model if isinstance(model, HubTrunk) else model

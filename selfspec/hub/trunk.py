@@ -228,9 +228,11 @@ class HubTrunk(nn.Module):
     def check(self) -> None:
         """Compares with the model's own forward on one short row.
 
+        Up to rounding: a kernel may choose its order of summation by where its input lies.
+
         Raises:
-            ValueError: the drafts are not the model's own, bit for bit, or the embedding is not as
-                wide as the hidden states.
+            ValueError: the drafts are not the model's own, or the embedding is not as wide as the
+                hidden states.
         """
         text = (~self.forbidden).nonzero().flatten()[:6].tolist()
         begin, end = self.frame
@@ -243,7 +245,9 @@ class HubTrunk(nn.Module):
                              f"channels, got {embedded} in {name}; {GUIDE}")  # fmt: skip
         own, drafted = self.own_logits(tokens), self.unembed(self(tokens))
         allowed = ~self.forbidden
-        if own.shape != drafted.shape or not own[..., allowed].equal(drafted[..., allowed]):
+        if own.shape != drafted.shape or not own[..., allowed].double().allclose(
+            drafted[..., allowed].double(), rtol=1e-2, atol=1e-2
+        ):
             raise ValueError(f"`model` must split into hidden states and unembedding as "
                              f"{type(self).__name__} does it, got other logits from {name}; "
                              f"{GUIDE}")  # fmt: skip
