@@ -150,8 +150,10 @@ def machine() -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of this package, with "-dirty" if files differ from it.
 
-    Outside its repository what `SELFSPEC_COMMIT` says, which a copy may be given; else None.
+    For a copy that has left its history behind, `SELFSPEC_COMMIT` says it; else None.
     """
+    if told := os.environ.get("SELFSPEC_COMMIT"):
+        return told
     file = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -163,13 +165,13 @@ def commit() -> str | None:
         git("ls-files", "--error-unmatch", file.name)  # an installed copy may lie in another's
         return git("describe", "--always", "--abbrev=40", "--match=", "--dirty")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SELFSPEC_COMMIT")
+        return None
 
 
 def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as an aligned table of text."""
     header = ["sampler", "order", "settings", "NFE", "judge", "95 %", "held-out", "spelling",
-              "words", "distinct", "KL", "accept", "ms"]  # fmt: skip
+              "words", "distinct", "KL", "JSD", "6-mers", "novelty", "accept", "ms"]  # fmt: skip
     return _aligned(
         header,
         [
@@ -185,6 +187,9 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _number(row["word_entropy"], 2),
                 _number(row["distinct_4"], 3),
                 _number(row["kl_4gram"], 3),
+                _number(row.get("composition"), 4),
+                _number(row.get("distinct_kmers"), 3),
+                _number(row.get("novelty"), 3),
                 _number(row["acceptance"], 2),
                 _number(row["seconds"] and 1e3 * row["seconds"], 2),
             ]
