@@ -44,7 +44,7 @@ from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.sampling import FixedCountSampler, SpeculativeSampler
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule
 
-COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
 LINEAR_STEPS = (8, 16, 32, 64, 128)
 SPACED_STEPS = (4, 6, 8, 12, 16, 24, 32, 64)
 PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083))
@@ -71,7 +71,8 @@ def settings(model: SSMD, orders: list[str]) -> list[Setting]:
     for order in orders if model.head is not None else ["uniform"]:
         uniform = order == "uniform"
         for steps in COSINE_STEPS if uniform else SPACED_STEPS:
-            found.append(plain(model, order, "cosine", steps))
+            if steps <= model.length:
+                found.append(plain(model, order, "cosine", steps))
         for steps in LINEAR_STEPS if uniform else ():
             found.append(plain(model, order, "linear", steps))
         if model.head is not None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfspec.data.tokenizers import CharTokenizer
 
-__all__ = ["decode", "encode", "layout"]
+__all__ = ["blank", "decode", "encode", "layout"]
 
 
 def layout(
@@ -57,6 +57,16 @@ def layout(
                          f"got {int(sizes.max())}")  # fmt: skip
     tokens = pad_sequence(rows, batch_first=True)
     return tokens, torch.arange(tokens.shape[1]) >= sizes
+
+
+def blank(lengths: Tensor, mask_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of masked positions: (B,) lengths → (B, L) int64 tokens and (B, L) bool pads.
+
+    L is `width`, by default that of the longest row.
+    """
+    places = torch.arange(width or int(lengths.max()), device=lengths.device)
+    pad = places >= lengths.unsqueeze(1)
+    return torch.full_like(pad, mask_id, dtype=torch.int64), pad
 
 
 def encode(

@@ -35,6 +35,7 @@ from selfspec.metrics.entropy import token_entropy
 from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.metrics.timing import synchronize
 from selfspec.noise import row_seeds
+from selfspec.prompts import blank
 
 __all__ = ["Setting", "Sweep", "fingerprint"]
 
@@ -192,22 +193,22 @@ class Sweep:
         """n samples, and the seconds a sample took: see `Row.seconds`."""
         device = torch.device(self.device)
         seeds = row_seeds(self.seed, self.n, device)
-        length = self.length or self.model.length
+        length = torch.full_like(seeds, self.length or self.model.length)
+        masked, pad = blank(
+            self.lengths.draw(seeds) if self.lengths else length, self.model.mask_id
+        )
         parts, seconds = [], []
-        for rows in seeds.split(self.batch_size):
-            masked = torch.full((len(rows), length), self.model.mask_id, device=device)
-            pads = {}
-            if self.lengths:
-                places = torch.arange(length, device=device)
-                pads["pad"] = places >= self.lengths.draw(rows).unsqueeze(1)
+        for index in torch.arange(self.n, device=device).split(self.batch_size):
+            rows = {"tokens": masked[index], "seeds": seeds[index]}
+            rows |= {"pad": pad[index]} if self.lengths else {}
             synchronize(device)
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-                parts.append(setting.run.sample(masked, rows, **pads))
+                parts.append(setting.run.sample(**rows))
             synchronize(device)
-            seconds.append((time.perf_counter() - start) / len(rows))
+            seconds.append((time.perf_counter() - start) / len(index))
             if bar is not None:
-                bar.update(len(rows))
+                bar.update(len(index))
         # The first batch warms up, and a smaller last one would be slower a sample.
         timed = seconds[1 : self.n // self.batch_size]
         return Samples.concatenate(parts), statistics.median(timed) if len(timed) >= 5 else None
