@@ -12,12 +12,13 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from selfspec import checkpoint
-from selfspec.data.loader import TokenStore
+from selfspec.data.corpus import open_store
 from selfspec.model import SSMD
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import Trunk, is_output
@@ -48,8 +49,10 @@ def source(folder: Path, recipe: Recipe) -> SSMD:
         return SSMD(deepened(model.trunk, recipe.trunk.blocks), model.head if same else None)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(recipes: ModuleType = books27, about: str | None = __doc__) -> None:
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with train.bin, valid.bin")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--device", default=None)
@@ -57,11 +60,11 @@ def main() -> None:
     parser.add_argument("--head", type=json.loads, help="JSON of another HeadConfig")
     parser.add_argument("stages", nargs="+", metavar="stage=steps[@start]")
     args = parser.parse_args()
-    train, valid = (TokenStore(args.data / f"{split}.bin") for split in ("train", "valid"))
+    train, valid = (open_store(args.data / f"{split}.bin") for split in ("train", "valid"))
     for item in args.stages:
         stage, _, rest = item.partition("=")
         steps, _, other = rest.partition("@")
-        recipe = getattr(books27, stage.replace("-", "_"))(steps=int(steps), **args.settings)
+        recipe = getattr(recipes, stage.replace("-", "_"))(steps=int(steps), **args.settings)
         if args.head and recipe.head:
             recipe = replace(recipe, head=HeadConfig(**args.head))
         other = other or START.get(stage)

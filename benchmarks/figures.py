@@ -13,9 +13,10 @@ FIGURES = {"quality": quality_figure, "heldout": heldout_figure, "diversity": di
 
 
 def main() -> None:
-    report = json.loads((ROOT / "benchmarks/results/books27-quality.json").read_text())
-    for name, draw in FIGURES.items():
-        save_figure(draw(report), ROOT / f"docs/figures/books27-{name}")
+    for path in sorted((ROOT / "benchmarks/results").glob("*-quality.json")):
+        report, data = json.loads(path.read_text()), path.stem.removesuffix("-quality")
+        for name, draw in FIGURES.items():
+            save_figure(draw(report), ROOT / f"docs/figures/{data}-{name}")
 
 
 if __name__ == "__main__":

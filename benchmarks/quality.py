@@ -3,15 +3,17 @@
     python benchmarks/quality.py --judge RUNS/judge/model --data DATA --n 8192 \
         --out benchmarks/results/books27-quality.json
 
-Every setting below is drawn from the same weights with the same row seeds and scored by the same
-judge; beside the samples stands the exact likelihood of held-out text under the very law that drew
-them, where σ is fixed in advance. A finished setting is kept in --folder and not drawn again; to
-use several devices, start one process a device with --part 0/2, --part 1/2 and so on, and then once
-without --part, which writes the report.
+DATA is a corpus of `selfspec prepare`, of text or of proteins: what is measured beside the judge
+follows from it. Every setting below is drawn from the same weights with the same row seeds and
+scored by the same judge; beside the samples stands the exact likelihood of held-out rows under the
+very law that drew them, where σ is fixed in advance. A finished setting is kept in --folder and not
+drawn again; to use several devices, start one process a device with --part 0/2, --part 1/2 and so
+on, and then once without --part, which writes the report.
 """
 
 import argparse
 import math
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 
 from selfspec import checkpoint
 from selfspec.arena import (
+    ProteinReference,
     Reference,
     Result,
     Setting,
@@ -32,15 +35,16 @@ from selfspec.arena import (
 )
 from selfspec.calibration import ORDERS
 from selfspec.checkpoint import BUNDLED
-from selfspec.data.loader import TokenStore, spread
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.corpus import Store, open_corpus
+from selfspec.data.ragged import RaggedStore
+from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer
 from selfspec.likelihood import Scores, chain, draw_order, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.sampling import FixedCountSampler, SpeculativeSampler
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule
 
-COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
 LINEAR_STEPS = (8, 16, 32, 64, 128)
 SPACED_STEPS = (4, 6, 8, 12, 16, 24, 32, 64)
 PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083))
@@ -67,7 +71,8 @@ def settings(model: SSMD, orders: list[str]) -> list[Setting]:
     for order in orders if model.head is not None else ["uniform"]:
         uniform = order == "uniform"
         for steps in COSINE_STEPS if uniform else SPACED_STEPS:
-            found.append(plain(model, order, "cosine", steps))
+            if steps <= model.length:
+                found.append(plain(model, order, "cosine", steps))
         for steps in LINEAR_STEPS if uniform else ():
             found.append(plain(model, order, "linear", steps))
         if model.head is not None:
@@ -83,11 +88,13 @@ def _cost(setting: Setting) -> float:
 
 
 class Heldout:
-    """Bits per token of held-out sequences under a setting's exact law."""
+    """Bits per token of held-out sequences, masked at pads, under a setting's exact law."""
 
-    def __init__(self, model: SSMD, tokens: np.ndarray, seed: int):
+    def __init__(self, model: SSMD, rows: np.ndarray, seed: int):
         self.model, self.seed = model, seed
-        self.tokens = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+        whole = np.ma.filled(rows, 0).astype(np.int64)
+        self.tokens = torch.from_numpy(whole).to(model.device)
+        self.pad = torch.from_numpy(np.ma.getmaskarray(rows)).to(model.device)
 
     def __call__(self, setting: Setting) -> np.ndarray | None:
         sampler = setting.run
@@ -96,16 +103,15 @@ class Heldout:
             return None
         rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
         nats = chain(self.table(setting.order), sampler.window, rounds)
-        return (-nats / self.tokens.shape[1] / math.log(2)).cpu().numpy()
+        return (-nats / (~self.pad).sum(1) / math.log(2)).cpu().numpy()
 
     @cache  # noqa: B019
     def table(self, order: str) -> Scores:
         device = self.tokens.device.type
-        sigma, _ = draw_order(ORDERS[order](), self.tokens, self.seed)
+        sigma, _ = draw_order(ORDERS[order](), self.tokens, self.seed, self.pad)
         with torch.autocast(device, torch.bfloat16):
-            return scores(
-                self.model, self.tokens, sigma, batch_size=1024 if device == "cuda" else 64
-            )
+            batch_size = 1024 if device == "cuda" else 64
+            return scores(self.model, self.tokens, sigma, pad=self.pad, batch_size=batch_size)
 
 
 def main() -> None:
@@ -113,9 +119,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
-    heldout = TokenStore(args.data / "test.bin").blocks(args.length)
+    tokenizer, stores = open_corpus(args.data)
     models = [load(name, device) for name in (args.model, args.plain) if name]
-    sweeps = [make_sweep(args, model, judge, heldout) for model in models]
+    length = args.length or models[0].length
+    reference = make_reference(tokenizer, stores, length)
+    sweeps = [make_sweep(args, model, judge, reference, stores["test"], length) for model in models]
     jobs = [
         (sweep, setting)
         for model, sweep in zip(models, sweeps, strict=True)
@@ -129,11 +137,11 @@ def main() -> None:
     results = [result for sweep, s in jobs[part::parts] for result in sweep.run([s])]
     if args.part:
         return
-    data = sweeps[0].measure_data(spread(heldout, args.n))
+    data = sweeps[0].measure_data(stores["test"].excerpt(length, args.n))
     blocks = accounts(models[0].num_trunk_blocks, models[0].num_head_blocks)
     found = compare(results, {"same trunk": blocks["same trunk"]}, args.seed)
     facts = {
-        "judge": judge_facts(args.judge),
+        "judge": judge_facts(args.judge, tokenizer),
         "data": {"split": "test", "rows": data.row.n},
         "heldout": {"split": "test", "rows": args.heldout},
     }
@@ -150,20 +158,33 @@ def load(name: str, device: str) -> SSMD:
     return model
 
 
+def make_reference(
+    tokenizer: CharTokenizer, stores: Mapping[str, Store], length: int
+) -> Reference | ProteinReference:
+    """Proteins are compared with those of training and of the test split, text with the latter."""
+    test, train = stores["test"], stores.get("train")
+    if isinstance(test, RaggedStore):
+        assert isinstance(train, RaggedStore)
+        return ProteinReference(train, test)
+    vocabulary = load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz")
+    return Reference(tokenizer.decode, vocabulary, ngram_counts(test.blocks(length)))
+
+
 def make_sweep(
-    args: argparse.Namespace, model: SSMD, judge: AutoregressiveModel, heldout: np.ndarray
+    args: argparse.Namespace,
+    model: SSMD,
+    judge: AutoregressiveModel,
+    reference: Reference | ProteinReference,
+    test: Store,
+    length: int,
 ) -> Sweep:
-    """How a model is measured."""
-    reference = Reference(
-        CharTokenizer().decode,
-        load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz"),
-        ngram_counts(heldout),
-    )
-    law = Heldout(model, spread(heldout, args.heldout), args.seed)
+    """How a model is measured; sequences of their own lengths are drawn as those of training."""
+    ragged = isinstance(test, RaggedStore) and not args.length
+    law = Heldout(model, test.excerpt(length, args.heldout), args.seed)
     return Sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
-        device=model.device, autocast=True, heldout=law, identity={"heldout": args.heldout},
-        keep_tokens=False,
+        length, model.lengths if ragged else None, model.device, autocast=True, heldout=law,
+        identity={"heldout": args.heldout}, keep_tokens=False,
     )  # fmt: skip
 
 
@@ -185,11 +206,12 @@ def compare(results: list[Result], costs: dict[str, float], seed: int) -> list[d
     return found
 
 
-def judge_facts(folder: Path) -> dict:
+def judge_facts(folder: Path, tokenizer: CharTokenizer) -> dict:
     config = checkpoint.load_config(checkpoint.resolve(folder))
     about = config.get("training") or config.get("source") or {}
     nats = about["validation"]["judge"]
-    return {"trunk": config["trunk"], "sha256": config["sha256"], "unit": "bits per character",
+    unit = "residue" if isinstance(tokenizer, ProteinTokenizer) else "character"
+    return {"trunk": config["trunk"], "sha256": config["sha256"], "unit": f"bits per {unit}",
             "valid_bits": nats / math.log(2)}  # fmt: skip
 
 
@@ -197,9 +219,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="books27", help="a folder, or a bundled name")
     parser.add_argument("--plain", default=None, help="a separately trained model without head")
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--length", type=int, default=None, help="of all samples and test rows")
     parser.add_argument("--judge", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder with test.bin")
+    parser.add_argument("--data", type=Path, required=True, help="of `selfspec prepare`")
     parser.add_argument("--orders", nargs="*", default=["uniform", "van-der-corput", "respaced"])
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--heldout", type=int, default=512, help="held-out sequences")

@@ -151,7 +151,7 @@ def generate(
     tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
     seeds = row_seeds(seed, len(tokens), model.device)
     if prompt is None and length is None and model.lengths is not None:
-        tokens, pad = prompts.shortened(tokens, model.lengths.draw(seeds), model.frame)
+        tokens, pad = prompts.blank(model.lengths.draw(seeds), model.mask_id, frame=model.frame)
     batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
     samples = Samples.concatenate(
         [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]

@@ -13,7 +13,8 @@ with `judge` in bits per token, lower is better. A request picks one row:
     balanced    the cheapest row that is at least three quarters of the way from fast to best:
                 judge ≤ judge(best) + (judge(fast) - judge(best)) / 4
 
-The table is measured on sequences of the model's full length. The cosine window is a share of the
+The table is measured on sequences of the model's full length, or of the lengths of its training
+data where these had their own. The cosine window is a share of the
 tokens to generate, so a shorter text takes fewer passes, but only slightly, until there are about
 as many tokens as passes: a budget that holds at full length holds there too.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from tqdm import tqdm
 
 from selfspec.checkpoint import load_config, resolve
@@ -34,7 +36,7 @@ from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
-from selfspec.prompts import layout
+from selfspec.prompts import blank
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import ConstantWindow, CosineWindow, UnboundedWindow, Window
 
@@ -199,7 +201,7 @@ def measure(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Draws n full-length samples at every setting and scores them: a new table.
+    """Draws n samples at every setting and scores them: a new table.
 
     Args:
         model: with a head; its own table is neither used nor changed.
@@ -225,14 +227,15 @@ def measure(
             for order in ORDERS.values()
             for rounds, dtau in SWEEP
         ]
+    seeds = row_seeds(seed, n, model.device)
+    text = model.length - len(model.frame[0]) - len(model.frame[1])
+    sizes = model.lengths.draw(seeds) if model.lengths else torch.full_like(seeds, text)
+    tokens, pad = blank(sizes, model.mask_id, frame=model.frame)
     rows = []
     bar = tqdm(samplers, desc="calibrating", unit="setting", disable=not progress)
     for sampler in bar:
-        parts = []
-        for seeds in row_seeds(seed, n, model.device).split(batch_size):
-            blank, _ = layout(None, None, model.mask_id, model.length, frame=model.frame)
-            masked = blank.to(model.device).expand(len(seeds), -1)
-            parts.append(sampler.sample(masked, seeds))
+        batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
+        parts = [sampler.sample(*batch) for batch in batches]
         rows.append({**describe(sampler), **_scores(model, judge, Samples.concatenate(parts))})
         bar.set_postfix(nfe=f"{rows[-1]['nfe']:.1f}", judge=f"{rows[-1]['judge']:.3f}")
     return sorted(rows, key=lambda row: row["nfe"])
@@ -259,14 +262,14 @@ def store(checkpoint: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def _scores(model: SSMD, judge: Judge, samples: Samples) -> dict[str, Any]:
     """What a row says of its samples; numbers rounded to what n samples can resolve."""
-    bits = judge_nll(samples.tokens, judge).bits
+    bits = judge_nll(samples.tokens, judge, pad=samples.pad).bits
     scores: dict[str, Any] = {
         "nfe": round(float(samples.nfe.mean()), 2),
         "judge": round(float(bits.mean()), 4),
         "n": len(samples),
     }
     if model.tokenizer is not None:
-        entropy = word_entropy([model.tokenizer.decode(row) for row in samples.tokens.cpu()])
+        entropy = word_entropy([model.tokenizer.decode(row.compressed()) for row in samples.rows])
         scores["word_entropy"] = None if math.isnan(entropy) else round(entropy, 3)
     return scores
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfspec.data.tokenizers import Tokenizer
 
-__all__ = ["NO_FRAME", "Frame", "decode", "encode", "framed", "layout", "shortened"]
+__all__ = ["NO_FRAME", "Frame", "blank", "decode", "encode", "framed", "layout"]
 
 Frame = tuple[Sequence[int], Sequence[int]]
 NO_FRAME: Frame = ((), ())
@@ -67,14 +67,23 @@ def layout(
     return tokens, torch.arange(tokens.shape[1]) >= sizes
 
 
-def shortened(tokens: Tensor, sizes: Tensor, frame: Frame = NO_FRAME) -> tuple[Tensor, Tensor]:
-    """Rows of masks alone (B, L), cut to `sizes` (B,) of them within the frame: tokens and pads."""
+def blank(
+    lengths: Tensor, mask_id: int, width: int | None = None, frame: Frame = NO_FRAME
+) -> tuple[Tensor, Tensor]:
+    """Rows of masked positions: (B,) lengths → (B, L) int64 tokens and (B, L) bool pads.
+
+    L is `width`, by default that of the longest row with its frame, which lengths do not count.
+    """
     begin, end = frame
-    stop = len(begin) + sizes.unsqueeze(1)
-    tokens = tokens.clone()
+    stop = len(begin) + lengths.unsqueeze(1)
+    most = width or int(stop.max()) + len(end)
+    places = torch.arange(most, device=lengths.device).expand(len(lengths), -1)
+    tokens = torch.full_like(places, mask_id)
+    for offset, token in enumerate(begin):
+        tokens[:, offset] = token
     for offset, token in enumerate(end):
-        tokens.scatter_(1, stop + offset, token)
-    return tokens, torch.arange(tokens.shape[1], device=tokens.device) >= stop + len(end)
+        tokens.masked_fill_(places == stop + offset, token)
+    return tokens, places >= stop + len(end)
 
 
 def encode(
@@ -82,15 +91,16 @@ def encode(
 ) -> Tensor:
     """One prompt, continued with masked positions to `length` if that is given: (L,) int64.
 
+    >>> from selfspec.data.tokenizers import CharTokenizer
     >>> encode(CharTokenizer("ab"), "a_b", length=5).tolist()
     [0, 2, 1, 2, 2]
     """
     if not prompt:
         raise ValueError("`prompt` must have at least one character, got none")
-    if length is not None and length < len(prompt):
-        raise ValueError(f"`length` must be at least {len(prompt)}, the prompt's, got {length}")
     tokens = torch.from_numpy(tokenizer.encode(prompt, mask_char))
-    rest = 0 if length is None else length - len(prompt)
+    rest = 0 if length is None else length - len(tokens)
+    if rest < 0:
+        raise ValueError(f"`length` must be at least {len(tokens)}, the prompt's, got {length}")
     return torch.cat([tokens, tokens.new_full((rest,), tokenizer.mask_id)])
 
 

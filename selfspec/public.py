@@ -21,6 +21,7 @@ from selfspec.likelihood import ancestral_log_likelihood as ancestral_log_likeli
 from selfspec.likelihood import elbo as elbo
 from selfspec.likelihood import estimate_log_likelihood as estimate_log_likelihood
 from selfspec.likelihood import log_likelihood as log_likelihood
+from selfspec.likelihood import mutation_effect as mutation_effect
 from selfspec.likelihood import one_pass_score as one_pass_score
 from selfspec.losses import ssmd_loss as ssmd_loss
 from selfspec.model import SSMD as SSMD

@@ -85,6 +85,12 @@ def test_words_are_tokens_of_a_tokenizer_of_words():
     assert tokenizer.encode("The cats dog").tolist() == [5, 6, 7, UNKNOWN]
     assert tokenizer.encode("the _ sat", "_").tolist() == [5, MASK, 8]
     assert tokenizer.decode([5, 6, 7, MASK, 8]) == "the cats_sat"
+    made: Any = ss.attach_head(hubs.bert(vocab_size=9), heads=2, tokenizer=inner)
+    samples = ss.generate(made, prompt="the cats", length=5, rounds=1)  # eight characters
+    assert samples.tokens.shape == (1, 7)
+    assert next(iter(samples)).startswith("the cats")
+    with pytest.raises(ValueError, match="`length` must be at least 3, the prompt's, got 2"):
+        ss.generate(made, prompt="the cats", length=2)
     inner.mask_token = None
     assert HubTokenizer(inner, 9, 8).encode("the _ cat", "_").tolist() == [5, 8, 6]
 

@@ -59,7 +59,7 @@ def test_tokenizer_calibration_and_notes_are_kept(folder: Path):
     loaded = checkpoint.load(folder)
     assert isinstance(loaded, SSMD)
     assert loaded.tokenizer is not None
-    assert loaded.tokenizer.alphabet == "abc"
+    assert loaded.tokenizer.to_config() == {"kind": "char", "alphabet": "abc"}
     assert loaded.calibration == whole().calibration
     assert checkpoint.load_config(folder)["step"] == 7
 

@@ -105,6 +105,21 @@ def test_proteins_come_as_fasta(protein: str, tmp_path: Path, capsys: pytest.Cap
     assert "`format` must be text" in capsys.readouterr().err
 
 
+def test_score_of_mutations(protein: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.fasta").write_text(">wild\nMKTAY\nIAKQR\n")
+    file, of = str(tmp_path / "a.fasta"), ["--checkpoint", protein]
+    told = report(capsys, "score", file, *of, "--mutations", "K2R", "A4G:I6L", "--orders", "3")
+    expected = ss.mutation_effect(ss.load(protein), "MKTAYIAKQR", ["K2R", "A4G:I6L"], orders=3)
+    assert list(told["effects"]) == ["K2R", "A4G:I6L"]
+    assert list(told["effects"].values()) == pytest.approx(expected.tolist())
+    assert report(capsys, "score", file, *of)["characters"] == 10
+    assert main(["score", file, *of, "--mutations", "A2R"]) == 2
+    assert "the wild type, which has K at 2" in capsys.readouterr().err
+    (tmp_path / "a.fasta").write_text(">a\nMK\n>b\nMK\n")
+    assert main(["score", file, *of]) == 2
+    assert "one sequence, got 2" in capsys.readouterr().err
+
+
 def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng = random.Random(0)
     texts = ["".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=40)) for _ in range(60)]

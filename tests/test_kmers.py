@@ -137,3 +137,8 @@ def test_prepare_holds_clusters_out(proteins, tmp_path):
     for name in ("valid", "test"):
         held = kmers(found[name], 20)
         assert (common(held, train) < np.maximum(3, 0.03 * held.counts)).all()
+
+
+def test_copies_of_short_sequences_stay_together():
+    rows = [np.arange(7), np.arange(7), np.arange(7)[::-1], np.arange(5), np.arange(5)]
+    assert cluster(rows, 20).tolist() == [0, 0, 2, 3, 4]  # without a 6-mer there is no relative

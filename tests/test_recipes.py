@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from selfspec.data.loader import TokenStore, spread, write_store
+from selfspec.data.ragged import RaggedStore, write_sequences
+from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
-from selfspec.recipes import ALL, Recipe, books27, text8
+from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.recipes import ALL, Recipe, books27, proteins, text8, uniref50
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +25,75 @@ def shrunk(recipe: Recipe) -> Recipe:
     return recipe.override(steps=2, batch_size=4)
 
 
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory) -> RaggedStore:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(20, size=size) for size in rng.integers(1, 25, size=40)]
+    return write_sequences(tmp_path_factory.mktemp("ragged") / "train.bin", rows, 20)
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_a_recipe_is_complete(name, store):
+def test_a_recipe_is_complete(name, store, ragged):
     recipe = shrunk(ALL[name](seed=3))
+    protein = name.startswith("proteins")
     assert recipe.name == name
     assert recipe.train.seed == 3
-    start = shrunk(books27.trunk()).build() if recipe.needs_start else None
-    trainer = recipe.trainer(None, store, store, start, device="cpu")
+    trunk = proteins.trunk() if protein else books27.trunk()
+    start = shrunk(trunk).build() if recipe.needs_start else None
+    data = ragged if protein else store
+    trainer = recipe.trainer(None, data, data, start, device="cpu")
     assert trainer.run(progress=False)
     assert trainer.validation
-    assert trainer.model.tokenizer.vocab_size == 27
+    assert trainer.model.tokenizer.vocab_size == recipe.trunk.vocab_size == data.vocab_size
+    if isinstance(trainer.model, SSMD):
+        assert trainer.model.lengths == (Lengths.of(ragged.lengths, 16) if protein else None)
+
+
+def test_the_protein_models_have_their_sizes():
+    with torch.device("meta"):
+        model = proteins.joint().build()
+    sizes = {"trunk": 0, "head": 0}
+    for name, weight in model.named_parameters():
+        sizes[name.split(".")[0]] += weight.numel()
+    assert 10e6 < sizes["trunk"] < 20e6
+    assert 0 < sizes["head"] < sizes["trunk"] / 8
+
+
+# UniRef50, on a stand-in for its trunk
+
+
+def esm_store(folder) -> RaggedStore:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(4, 24, size=size) for size in rng.integers(1, 25, size=40)]
+    return write_sequences(folder / "train.bin", rows, 32)
+
+
+def test_uniref50_trains_the_head_alone(tmp_path, ragged):
+    shape = TrunkConfig(vocab_size=32, length=16, width=32, blocks=1, heads=2)
+    model = uniref50.attach(Trunk(shape), replace(uniref50.HEAD, heads=2))
+    assert model.tokenizer is not None
+    assert model.tokenizer.encode("L").tolist() == [4]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = esm_store(tmp_path)
+    changes = {"steps": 3, "batch_size": 8, "accumulate": 2}
+    trainer = uniref50.trainer(model, tmp_path / "run", data, data, "cpu", **changes)
+    assert trainer.run(progress=False)
+    assert trainer.validation.keys() == {"draft", "target"}
+    for name, value in model.state_dict().items():
+        if name.startswith("trunk."):
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(model.state_dict()["head.project.weight"], before["head.project.weight"])
+    assert model.lengths == Lengths.of(data.lengths, 16)
+    with pytest.raises(ValueError, match=r"`trunk.vocab_size` must be 20, .* got 32"):
+        uniref50.trainer(model, None, ragged, device="cpu")
+    with pytest.raises(ValueError, match="`trunk` must have ESM-2's 32 tokens"):
+        uniref50.attach(Trunk(replace(shape, vocab_size=20)), replace(uniref50.HEAD, heads=2))
+
+
+def test_uniref50_is_as_published():
+    made = uniref50.settings()
+    assert (made.adamw.lr, made.adamw.betas, made.clip) == (1.5e-4, (0.9, 0.999), 1.0)
+    assert (uniref50.LENGTH, uniref50.HEAD.blocks) == (1022, 1)
 
 
 def test_shapes():

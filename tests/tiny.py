@@ -37,13 +37,15 @@ def protein(head: bool = True) -> SSMD:
     return made
 
 
-def judge(seed: int = 1) -> AutoregressiveModel:
+def judge(seed: int = 1, vocab: int = 27) -> AutoregressiveModel:
     """An autoregressive model of the same tokens."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        shape = TrunkConfig(vocab_size=27, length=LENGTH, width=16, blocks=1, heads=2, causal=True)
+        shape = TrunkConfig(
+            vocab_size=vocab, length=LENGTH, width=16, blocks=1, heads=2, causal=True
+        )
         made = AutoregressiveModel(Trunk(shape)).eval()
-    made.tokenizer = CharTokenizer()
+    made.tokenizer = CharTokenizer() if vocab == 27 else ProteinTokenizer()
     return made
 
 

@@ -8,6 +8,8 @@ from selfspec.arena.reduction import Frontier as Frontier
 from selfspec.arena.reduction import Point as Point
 from selfspec.arena.reduction import Reduction as Reduction
 from selfspec.arena.reduction import frontier as frontier
+from selfspec.arena.reference import ProteinReference as ProteinReference
+from selfspec.arena.reference import Reference as Reference
 from selfspec.arena.report import accounts as accounts
 from selfspec.arena.report import reduction_table as reduction_table
 from selfspec.arena.report import reductions as reductions
@@ -15,6 +17,5 @@ from selfspec.arena.report import row_table as row_table
 from selfspec.arena.report import write_report as write_report
 from selfspec.arena.results import Result as Result
 from selfspec.arena.results import Row as Row
-from selfspec.arena.sweep import Reference as Reference
 from selfspec.arena.sweep import Setting as Setting
 from selfspec.arena.sweep import Sweep as Sweep

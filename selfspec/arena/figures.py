@@ -51,10 +51,18 @@ STYLE: Any = {
 
 ORDERS = {"van-der-corput": "van der Corput", "respaced": "re-spaced"}
 DIVERSITY = {
-    "word_entropy": "Entropy of words, nats",
-    "distinct_4": "Distinct word 4-grams, share",
-    "kl_4gram": "KL from data, 4-grams, nats",
+    "text": {
+        "word_entropy": "Entropy of words, nats",
+        "distinct_4": "Distinct word 4-grams, share",
+        "kl_4gram": "KL from data, 4-grams, nats",
+    },
+    "proteins": {
+        "novelty": "Novelty, share of 6-mers",
+        "distinct_kmers": "Distinct 6-mers, share",
+        "composition": "Composition, JSD from data, nats",
+    },
 }
+"""What is drawn of diversity, by what was sampled."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +109,19 @@ def quality_figure(report: Mapping[str, Any]) -> "Figure":
 def heldout_figure(report: Mapping[str, Any]) -> "Figure":
     """Exact bits per token of held-out text under each sampler's own law, against NFE."""
     unit = report["judges"].get("judge", {}).get("unit", "bits per token")
-    return _figure(report, "heldout_bits", f"Held-out text, {unit}: lower is better")
+    return _figure(
+        report, "heldout_bits", f"Held-out {_kind(report['rows'])}, {unit}: lower is better"
+    )
 
 
 def diversity_figure(report: Mapping[str, Any]) -> "Figure":
-    """Word entropy, distinct word 4-grams and KL against NFE, at the settings of the frontier."""
+    """Diversity and nearness to data against NFE, at the settings of the frontier."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE | {"font.size": 9.5}):
         figure, axes = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained")
         drawn = []
-        for ax, (name, title) in zip(axes, DIVERSITY.items(), strict=True):
+        for ax, (name, title) in zip(axes, DIVERSITY[_kind(report["rows"])].items(), strict=True):
             drawn.append(_draw(ax, report["rows"], name, score="judge"))
             ax.set_title(title)
             ax.set_xlabel("NFE")
@@ -135,6 +145,11 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
             figure.savefig(file, format=kind, dpi=200, metadata=metadata)
 
 
+def _kind(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was sampled."""
+    return "proteins" if any(row.get("composition") is not None for row in rows) else "text"
+
+
 def _figure(report: Mapping[str, Any], name: str, title: str, note: str = "") -> "Figure":
     import matplotlib.pyplot as plt
 
@@ -154,13 +169,14 @@ def _figure(report: Mapping[str, Any], name: str, title: str, note: str = "") ->
 def _draw(
     ax: "Axes", rows: Sequence[Mapping[str, Any]], name: str, score: str
 ) -> "tuple[list[Line2D], list[Line2D]]":
-    """The lines of the samplers, at the settings that are best by `score`, and of real text."""
+    """The lines of the samplers, at the settings that are best by `score`, and of real data."""
     found = [curve for curve in curves(rows) if any(row[name] is not None for row in curve.rows)]
     if not found:
         raise ValueError(f"`report` must have rows with a number for {name!r}, got none")
     lines = [_draw_curve(ax, curve, name, score) for curve in found]
     real = [row[name] for row in rows if row["sampler"] == "data" and row[name] is not None]
-    data = [ax.axhline(v, color=FAINT, linewidth=1, zorder=1, label="real text") for v in real]
+    name_of_data = f"real {_kind(rows)}"
+    data = [ax.axhline(v, color=FAINT, linewidth=1, zorder=1, label=name_of_data) for v in real]
     _limits(ax, found, name, real)
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)

@@ -171,7 +171,7 @@ def commit() -> str | None:
 def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as an aligned table of text."""
     header = ["sampler", "order", "settings", "NFE", "judge", "95 %", "held-out", "spelling",
-              "words", "distinct", "KL", "accept", "ms"]  # fmt: skip
+              "words", "distinct", "KL", "JSD", "6-mers", "novelty", "accept", "ms"]  # fmt: skip
     return _aligned(
         header,
         [
@@ -187,6 +187,9 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _number(row["word_entropy"], 2),
                 _number(row["distinct_4"], 3),
                 _number(row["kl_4gram"], 3),
+                _number(row.get("composition"), 4),
+                _number(row.get("distinct_kmers"), 3),
+                _number(row.get("novelty"), 3),
                 _number(row["acceptance"], 2),
                 _number(row["seconds"] and 1e3 * row["seconds"], 2),
             ]

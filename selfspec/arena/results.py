@@ -45,6 +45,10 @@ class Row:
     seconds: float | None
     """Wall-clock a sample at the sweep's batch size: median over its full batches without the
     first, which warms up; None where fewer than five are left."""
+    composition: float | None = None
+    """Of proteins: nats from the data's frequencies of residues, see `metrics.proteins`."""
+    distinct_kmers: float | None = None
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Result:
     Attributes:
         row: the means.
         arrays: by name, (n,) each: `judge` (bits), `nfe`, `trunk_passes`, `head_passes`, and where
-            they exist `known_words`, `words`, (m,) `heldout_bits`, (n, L) `tokens`.
+            they exist `known_words`, `words`, `novelty`, (m,) `heldout_bits`, (n, L) `tokens`, and
+            their `lengths` where there are pads.
     """
 
     row: Row

@@ -13,7 +13,6 @@ changed run never meets old files.
 
 import hashlib
 import json
-import math
 import re
 import statistics
 import time
@@ -28,29 +27,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfspec.arena.intervals import mean_interval
+from selfspec.arena.reference import ReferenceLike
 from selfspec.arena.results import Result, Row, load_result, save_result
 from selfspec.interfaces import Samples
-from selfspec.metrics.entropy import (
-    distinct_n,
-    ngram_counts,
-    ngram_kl,
-    token_entropy,
-    word_entropy,
-)
+from selfspec.lengths import Lengths
+from selfspec.metrics.entropy import token_entropy
 from selfspec.metrics.judge import Judge, judge_nll
-from selfspec.metrics.spelling import spelling_counts
 from selfspec.metrics.timing import synchronize
 from selfspec.noise import row_seeds
-from selfspec.prompts import NO_FRAME, layout
+from selfspec.prompts import NO_FRAME, blank
 
-__all__ = ["Reference", "Setting", "Sweep", "fingerprint"]
+__all__ = ["Setting", "Sweep", "fingerprint"]
 
 
 class SamplerLike(Protocol):
     """A sampler, as the sweep needs it."""
 
     def sample(self, tokens: Tensor, seeds: Tensor) -> Samples:
-        """(B, L) masked tokens, (B,) seeds → samples."""
+        """(B, L) masked tokens, (B,) seeds → samples; with `lengths` it is also given (B, L) pads.
+
+        `Samples.pad` must then be set.
+        """
         ...
 
 
@@ -92,39 +89,19 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What text samples are compared with; measures that lack their part are None in the row.
-
-    Attributes:
-        decode: (L,) token ids to text.
-        vocabulary: words that count as spelled right.
-        grams: counts of character 4-grams in real text, from `metrics.ngram_counts`.
-    """
-
-    decode: Callable[[np.ndarray], str] | None = None
-    vocabulary: frozenset[str] | None = None
-    grams: np.ndarray | None = None
-
-    def digest(self) -> str:
-        """A hash of vocabulary and counts."""
-        digest = hashlib.sha256(" ".join(sorted(self.vocabulary or ())).encode())
-        digest.update(b"" if self.grams is None else self.grams.tobytes())
-        return f"{digest.hexdigest()[:16]} {self.decode is not None}"
-
-
-@dataclass(frozen=True)
 class Sweep:
     """How every setting is measured.
 
     Attributes:
         model: for its mask, its length and its weights.
         judge: (B, L) tokens → (B, L) nats; on `device`, in its own precision.
-        reference: of the text measures.
+        reference: of the measures beside the judge.
         folder: of the finished rows; made if it does not exist.
         n: samples a setting.
         batch_size: rows drawn at once.
         seed: of the run.
         length: tokens a sample; the model's by default.
+        lengths: to draw them from instead, a row's from its seed.
         device: of model and judge.
         autocast: draw under bfloat16 autocast; by default on CUDA.
         heldout: (m,) bits per token of held-out sequences under a setting's exact law, or None
@@ -136,12 +113,13 @@ class Sweep:
 
     model: MaskedModel
     judge: Judge
-    reference: Reference
+    reference: ReferenceLike
     folder: Path
     n: int = 8192
     batch_size: int = 256
     seed: int = 0
     length: int | None = None
+    lengths: Lengths | None = None
     device: torch.device | str = "cpu"
     autocast: bool | None = None
     heldout: Callable[[Setting], np.ndarray | None] | None = None
@@ -185,8 +163,9 @@ class Sweep:
         samples, seconds = self._draw(setting, bar)
         arrays = {
             name: getattr(samples, name).cpu().numpy()
-            for name in ("tokens", "nfe", "trunk_passes", "head_passes")
+            for name in ("nfe", "trunk_passes", "head_passes")
         }
+        arrays["tokens"] = samples.rows if self.lengths else samples.tokens.cpu().numpy()
         if self.heldout and (bits := self.heldout(setting)) is not None:
             arrays["heldout_bits"] = np.asarray(bits, np.float64)
         account = {
@@ -201,6 +180,8 @@ class Sweep:
     def measure_data(self, tokens: np.ndarray) -> Result:
         """The same measures of real text, (n, L) tokens: what a perfect sampler would score.
 
+        Pads are masked in a masked array.
+
         Its row has the sampler "data", no order and no cost (nfe 0).
         """
         none = np.zeros(len(tokens))
@@ -212,30 +193,35 @@ class Sweep:
         """n samples, and the seconds a sample took: see `Row.seconds`."""
         device = torch.device(self.device)
         seeds = row_seeds(self.seed, self.n, device)
-        length, frame = self.length or self.model.length, getattr(self.model, "frame", NO_FRAME)
+        frame = getattr(self.model, "frame", NO_FRAME)
+        text = (self.length or self.model.length) - len(frame[0]) - len(frame[1])
+        sizes = self.lengths.draw(seeds) if self.lengths else torch.full_like(seeds, text)
+        masked, pad = blank(sizes, self.model.mask_id, frame=frame)
         parts, seconds = [], []
-        for rows in seeds.split(self.batch_size):
-            blank, _ = layout(None, None, self.model.mask_id, length, frame=frame)
-            masked = blank.to(device).expand(len(rows), -1)
+        for index in torch.arange(self.n, device=device).split(self.batch_size):
+            rows = {"tokens": masked[index], "seeds": seeds[index]}
+            rows |= {"pad": pad[index]} if self.lengths else {}
             synchronize(device)
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-                parts.append(setting.run.sample(masked, rows))
+                parts.append(setting.run.sample(**rows))
             synchronize(device)
-            seconds.append((time.perf_counter() - start) / len(rows))
+            seconds.append((time.perf_counter() - start) / len(index))
             if bar is not None:
-                bar.update(len(rows))
+                bar.update(len(index))
         # The first batch warms up, and a smaller last one would be slower a sample.
         timed = seconds[1 : self.n // self.batch_size]
         return Samples.concatenate(parts), statistics.median(timed) if len(timed) >= 5 else None
 
     def _result(self, arrays: dict[str, np.ndarray], account: dict[str, Any]) -> Result:
         tokens = arrays.pop("tokens")
-        drawn = torch.from_numpy(tokens.astype(np.int64))
-        scores = judge_nll(drawn, self.judge, self.batch_size, device=self.device)
+        drawn = torch.from_numpy(np.ma.getdata(tokens).astype(np.int64))
+        pad = torch.from_numpy(np.ma.getmaskarray(tokens))
+        scores = judge_nll(drawn, self.judge, self.batch_size, pad, self.device)
         interval = mean_interval(scores.bits, seed=self.seed)
         arrays["judge"] = scores.bits
-        text = self._text_measures(tokens, arrays)
+        measures, behind = self.reference.measure(tokens)
+        arrays |= behind
         heldout = arrays.get("heldout_bits")
         row = Row(
             **{name: float(arrays[name].mean()) for name in ("nfe", "trunk_passes", "head_passes")},
@@ -245,30 +231,15 @@ class Sweep:
             heldout_bits=None if heldout is None else float(heldout.mean()),
             entropy=float(token_entropy(tokens).mean()),
             n=len(tokens),
-            **text,
+            **measures,
             **account,
         )
         if self.keep_tokens:
-            arrays["tokens"] = tokens.astype(np.min_scalar_type(int(tokens.max())))
+            whole = np.ma.filled(tokens, 0)
+            arrays["tokens"] = whole.astype(np.min_scalar_type(int(whole.max())))
+            if isinstance(tokens, np.ma.MaskedArray):
+                arrays["lengths"] = tokens.count(axis=1)
         return Result(row, arrays)
-
-    def _text_measures(
-        self, tokens: np.ndarray, arrays: dict[str, np.ndarray]
-    ) -> dict[str, float | None]:
-        """What `reference` allows; adds the word counts to `arrays`."""
-        reference = self.reference
-        out = dict.fromkeys(("spelling", "word_entropy", "distinct_4", "kl_4gram"), math.nan)
-        if reference.grams is not None:
-            symbols = round(len(reference.grams) ** 0.25)
-            out["kl_4gram"] = ngram_kl(reference.grams, ngram_counts(tokens, symbols))
-        if reference.decode is not None:
-            texts = [reference.decode(row) for row in tokens]
-            out |= {"word_entropy": word_entropy(texts), "distinct_4": distinct_n(texts, 4)}
-            if reference.vocabulary is not None:
-                known, total = spelling_counts(texts, reference.vocabulary)
-                arrays |= {"known_words": known, "words": total}
-                out["spelling"] = known.sum() / total.sum() if total.sum() else math.nan
-        return {name: None if math.isnan(v) else float(v) for name, v in out.items()}
 
     @property
     def _autocast(self) -> bool:
@@ -286,6 +257,7 @@ class Sweep:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "length": self.length or self.model.length,
+            **({"lengths": self.lengths.to_config()} if self.lengths else {}),
             "device": torch.device(self.device).type,
             "autocast": self._autocast,
             **self.identity,

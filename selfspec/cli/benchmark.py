@@ -100,6 +100,7 @@ def make_sweep(
         num,
         batch_size,
         run.seed,
+        lengths=model.lengths,
         device=model.device,
         keep_tokens=False,
     )

@@ -7,7 +7,8 @@ Two scores, each with its standard error over orders:
     one pass    Σ log q(d, x_σ(d)) from a single trunk pass: the law of a sampler whose one trunk
                 pass is followed by as many rounds as it takes
 
-Texts longer than the model are scored in blocks.
+Texts longer than the model are scored in blocks. With `--mutations` a protein is scored instead
+against its mutants, by `likelihood/mutations.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec.cli.common import Run, Sampling, note, to_json
+from selfspec.cli.common import Run, Sampling, note, table, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +36,21 @@ def score(
     orders: int = 4,
     limit: int = 1024,
     normalise: bool = False,
+    mutations: tuple[str, ...] = (),
 ) -> None:
     """Score a text: exactly, as the sampler would draw it, and by a single pass.
 
     Args:
-        file: a text file, or - for standard input.
+        file: a text file, or - for standard input; for a model of proteins one sequence, as FASTA
+            or alone.
         sampling: the sampler that is scored; the order is uniform unless given.
         run: where and from which seed.
         checkpoint: the name of a bundled checkpoint, or a folder.
         orders: how many orders to average over, at least 2.
         limit: characters to score, from the start of the text.
         normalise: map the text to the 27 symbols first: lower case, digits spelled out.
+        mutations: such as A42G, or A42G:K7R for two at once: instead of the score of the text the
+            log-ratio of each mutant and the text, in nats, by a single pass.
     """
     if orders < 2:
         raise ValueError(f"`orders` must be at least 2, got {orders}")
@@ -53,10 +58,15 @@ def score(
         raise ValueError(f"`limit` must be at least 1, got {limit}")
     text = read(file, normalise)
     from selfspec import api
+    from selfspec.data.tokenizers import ProteinTokenizer
 
     model = api.load(checkpoint, run.where())
     if model.tokenizer is None:
         raise ValueError("`checkpoint` must have a tokenizer to score text, got none")
+    if isinstance(model.tokenizer, ProteinTokenizer):
+        text = one_sequence(text, file)
+    if mutations:
+        return score_mutations(model, text, mutations, orders, run)
     import torch
 
     tokens = torch.from_numpy(model.tokenizer.encode(text))[:limit].to(model.device)
@@ -81,6 +91,28 @@ def read(file: str, normalise: bool) -> str:
     if not text:
         raise ValueError(f"`file` must hold at least one character, got an empty {file}")
     return text
+
+
+def one_sequence(text: str, file: str) -> str:
+    """The residues of a text that is one FASTA record, or has no header at all."""
+    lines = [line.strip() for line in text.splitlines()]
+    headers = [line for line in lines if line.startswith(">")]
+    if len(headers) > 1 or (headers and lines[0] != headers[0]):
+        raise ValueError(f"`file` must hold one sequence, got {len(headers)} in {file}")
+    return "".join(line for line in lines if line not in headers)
+
+
+def score_mutations(
+    model: SSMD, wild_type: str, mutations: tuple[str, ...], orders: int, run: Run
+) -> None:
+    """Print the effect of each mutation."""
+    from selfspec.likelihood import mutation_effect
+
+    nats = mutation_effect(model, wild_type, mutations, orders=orders, seed=run.seed).tolist()
+    effects = dict(zip(mutations, nats, strict=True))
+    if run.json:
+        return print(to_json({"effects": effects, "orders": orders, "seed": run.seed}))
+    print(table(["mutation", "log-ratio"], [[k, f"{v:+.4f}"] for k, v in effects.items()]))
 
 
 def measure(

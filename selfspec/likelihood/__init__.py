@@ -4,6 +4,7 @@ tables      log p_i(d, x_σ(d)) and log q_i(d, x_σ(d)) for every i and d, from 
 chains      from such a table to log p(x | σ), for each kind of sampler
 exact       both together; the bound over orders; the score of a single pass
 estimate    for orders that are re-chosen between passes, which have no such chain
+mutations   log-ratios of mutants and wild type, given the rest of a sequence
 """
 
 from selfspec.likelihood.chains import ancestral_chain, chain, transition
@@ -15,6 +16,7 @@ from selfspec.likelihood.exact import (
     log_likelihood,
     one_pass_score,
 )
+from selfspec.likelihood.mutations import mutation_effect
 from selfspec.likelihood.tables import Scores, draw_order, scores
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "elbo",
     "estimate_log_likelihood",
     "log_likelihood",
+    "mutation_effect",
     "one_pass_score",
     "scores",
     "transition",

@@ -9,6 +9,11 @@ from selfspec.metrics.judge import HuggingFaceJudge as HuggingFaceJudge
 from selfspec.metrics.judge import Judge as Judge
 from selfspec.metrics.judge import JudgeScores as JudgeScores
 from selfspec.metrics.judge import judge_nll as judge_nll
+from selfspec.metrics.proteins import ESMFold as ESMFold
+from selfspec.metrics.proteins import Folded as Folded
+from selfspec.metrics.proteins import distinct_kmers as distinct_kmers
+from selfspec.metrics.proteins import jensen_shannon as jensen_shannon
+from selfspec.metrics.proteins import novelty as novelty
 from selfspec.metrics.spelling import count_words as count_words
 from selfspec.metrics.spelling import decoded as decoded
 from selfspec.metrics.spelling import load_vocabulary as load_vocabulary

@@ -7,6 +7,8 @@ books27.trunk(steps=2000).trainer("runs/trunk", train, valid).run()
 from collections.abc import Callable
 
 from selfspec.recipes import books27 as books27
+from selfspec.recipes import proteins as proteins
+from selfspec.recipes import uniref50 as uniref50
 from selfspec.recipes.attach import attach as attach
 from selfspec.recipes.recipe import Recipe as Recipe
 from selfspec.recipes.text8 import text8 as text8
@@ -19,5 +21,10 @@ ALL: dict[str, Callable[..., Recipe]] = {
     "books27-plain12": books27.plain12,
     "books27-judge": books27.judge,
     "books27-small-judge": books27.small_judge,
+    "proteins-trunk": proteins.trunk,
+    "proteins-head": proteins.head,
+    "proteins-joint": proteins.joint,
+    "proteins-windows": proteins.windows,
+    "proteins-judge": proteins.judge,
     "text8": text8,
 }

@@ -106,26 +106,48 @@ class Recipe:
         """
         if self.needs_start and start is None:
             raise ValueError("`start` must be a trained model for this recipe, got None")
-        for store in filter(None, (train, valid)):
-            if store.vocab_size != self.trunk.vocab_size:
-                raise ValueError(
-                    f"`trunk.vocab_size` must be {store.vocab_size}, that of {store.path}, "
-                    f"got {self.trunk.vocab_size}"
-                )
-        if self.train.batch_size % (world * self.train.accumulate):
-            raise ValueError(
-                f"`batch_size` must be a multiple of processes × `accumulate` = "
-                f"{world * self.train.accumulate}, got {self.train.batch_size}"
-            )
         model = self.build()
-        if isinstance(model, SSMD) and isinstance(train, RaggedStore):
-            model.lengths = Lengths.of(train.lengths, self.trunk.length)
         if start is not None:
             initialise(model, start)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        length, seed = self.trunk.length, self.train.seed
-        batches = train.loader(length, self.train.batch_size // world, seed, rank, world)
-        rows = None if valid is None else valid.excerpt(length, self.valid_rows)
-        return Trainer(
-            model.to(device), self.objective, self.train, batches, folder, rows, rank, world
+        return make_trainer(
+            model, self.objective, self.train, folder, train, valid, self.trunk.length,
+            self.valid_rows, device, rank, world,
+        )  # fmt: skip
+
+
+def make_trainer(
+    model: SSMD | AutoregressiveModel,
+    objective: Objective,
+    settings: TrainConfig,
+    folder: str | os.PathLike[str] | None,
+    train: Store,
+    valid: Store | None,
+    length: int,
+    valid_rows: int,
+    device: str | torch.device | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Trainer:
+    """A trainer of any model on rows of at most `length` tokens; arguments as in `Recipe`.
+
+    Raises:
+        ValueError: the data have another vocabulary, or the batch does not split over the
+            processes.
+    """
+    size = model.trunk.vocab_size
+    for store in filter(None, (train, valid)):
+        if store.vocab_size != size:
+            raise ValueError(
+                f"`trunk.vocab_size` must be {store.vocab_size}, that of {store.path}, got {size}"
+            )
+    if settings.batch_size % (world * settings.accumulate):
+        raise ValueError(
+            f"`batch_size` must be a multiple of processes × `accumulate` = "
+            f"{world * settings.accumulate}, got {settings.batch_size}"
         )
+    if isinstance(model, SSMD) and isinstance(train, RaggedStore):
+        model.lengths = Lengths.of(train.lengths, length)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    batches = train.loader(length, settings.batch_size // world, settings.seed, rank, world)
+    rows = None if valid is None else valid.excerpt(length, valid_rows)
+    return Trainer(model.to(device), objective, settings, batches, folder, rows, rank, world)

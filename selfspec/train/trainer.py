@@ -279,15 +279,18 @@ class Trainer:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's transformer blocks are compiled, for shapes that stay the same.
+    """Within the block the model's transformer blocks are compiled, once for each shape.
 
-    Afterwards they are not: a sampler's batches have another shape at every pass.
+    There are few: one width or, with pads, one a bucket; of trunk and head, with and without
+    gradients.
+    Afterwards they are not compiled: a sampler's batches have another shape at every pass.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.compile(dynamic=False)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=64):  # beyond it blocks would run eagerly
+            yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None  # `Module.compile` has no inverse
