@@ -57,7 +57,7 @@ def test_a_line_is_a_row_within_its_frame(source: str, tmp_path: Path):
 def test_documents_are_packed_with_the_separator_between(source: str):
     rows = [row.tolist() for row in text_rows(model(source), ["ACD", "", "EFGHI", "K"], 4)]
     packed = [5, 6, 7, SEP, 8, 9, 10, 11, 12, SEP, 13]
-    assert rows == [[CLS, *packed[i : i + 4], SEP] for i in (0, 4, 8)]
+    assert rows == [[CLS, *packed[i : i + 4], SEP] for i in (0, 4)]  # the rest fills no row
 
 
 def test_documents_of_every_kind_of_file(tmp_path: Path):
@@ -161,6 +161,26 @@ def test_without_data_the_model_teaches_itself(
     assert set(store.lengths.tolist()) == {9}
     assert len(store) == 98
     assert (store.tokens.reshape(-1, 9)[:, 1:8] > MASK).all()
+
+
+@pytest.mark.parametrize("rows", ["packed", "lines"])
+def test_only_rows_of_their_own_lengths_have_pads(
+    source: str, lines: Path, tmp_path: Path, rows: Any
+):
+    trainer = ss.recipes.attach(
+        model(source), lines, tmp_path / "run", rows=rows, length=12, steps=1, batch_size=8,
+        device="cpu", progress=False,
+    )  # fmt: skip
+    assert (trainer.feed(0).pad is None) == (rows == "packed")
+    assert np.ma.isMaskedArray(trainer.valid) == (rows == "lines")
+    trainer.feed.close()
+
+
+def test_a_trunk_that_sees_pads_is_trained_on_full_rows(tmp_path: Path):
+    made: Any = ss.attach_head(hubs.llada(), heads=2, tokenizer=hubs.tokenizer())
+    options: Any = {"num": 60, "length": 9, "steps": 2, "batch_size": 4, "device": "cpu"}
+    ss.train_head(made, "self", tmp_path, progress=False, **options)
+    assert ss.generate(made, 2, length=9, rounds=1).tokens.shape == (2, 9)
 
 
 def test_unknown_words_are_observed(tmp_path: Path):

@@ -175,9 +175,13 @@ def test_an_adapter_of_ones_own_is_handed_in(source: Path, tmp_path: Path):
 def test_remote_code_is_not_written_whole(tmp_path: Path):
     model = attached(hubs.llada())
     assert isinstance(model.trunk, LLaDATrunk)
-    with pytest.raises(ValueError, match="`merge` must be False"):
+    with pytest.raises(ValueError, match="and `merge` be False, where the trunk is remote code"):
         ss.save(model, tmp_path, merge=True)
     assert not (tmp_path / "config.json").exists()
+    ss.save(model, tmp_path)
+    with pytest.raises(ValueError, match="its trunk has no name: give the model as `trunk`"):
+        ss.load(tmp_path)
+    assert same(model, ss.load(tmp_path, trunk=hubs.llada()))
 
 
 def test_the_core_refuses_what_it_cannot_reunite(source: Path, tmp_path: Path):

@@ -64,6 +64,8 @@ class Reunion:
         model, tokenizer = self.trunk, self.tokenizer
         if not isinstance(model, nn.Module):
             name = model or source.name
+            if not name:
+                raise ValueError(f"{path}: its trunk has no name: give the model as `trunk`")
             if Path(name).is_absolute() and not Path(name).is_dir():
                 raise ValueError(f"{path}: its trunk was in the folder {name}, which is gone: "
                                  "give where it is as `trunk`")  # fmt: skip

@@ -179,11 +179,13 @@ class HubTrunk(nn.Module):
 
     @property
     def stands_elsewhere(self) -> bool:
-        """Whether the weights can be had again from their source: it has a name and they are its.
+        """Whether the weights are their source's still, and that has a name to find it by.
 
-        Reads all weights.
+        Remote code needs no name: it cannot be written, so it has to be handed in. Reads all
+        weights.
         """
-        return bool(self.source.name) and fingerprint(self.model.parameters()) == self.source.sha256
+        found = bool(self.source.name) or self.remote_code
+        return found and fingerprint(self.model.parameters()) == self.source.sha256
 
     def to_config(self, whole: bool) -> dict[str, Any]:
         """A JSON-ready description, from which `reunite` makes an equal trunk.
@@ -195,8 +197,8 @@ class HubTrunk(nn.Module):
             ValueError: `whole`, for a class that is remote code.
         """
         if whole and self.remote_code:
-            raise ValueError("`merge` must be False for a model whose class is remote code, "
-                             "which has to be loaded with it, got True")  # fmt: skip
+            raise ValueError("`model` must have the trunk's own weights, and `merge` be False, "
+                             "where the trunk is remote code: it cannot be written")  # fmt: skip
         source = asdict(self.source)
         if whole and source["sha256"] != (now := fingerprint(self.model.parameters())):
             source = asdict(Source("", None, now))  # it was trained further

@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +46,7 @@ from selfspec.train import (
     Trainer,
     WarmupStableDecay,
 )
+from selfspec.train.feed import Batches
 
 __all__ = ["Rows", "attach", "open_rows", "own_rows", "settings", "text_rows"]
 
@@ -105,35 +107,40 @@ def attach(
         raise ValueError("`model` must be one from `attach_head`, with a head")
     if rows not in get_args(Rows):
         raise ValueError(f"`rows` must be one of {get_args(Rows)}, got {rows!r}")
+    frame = sum(map(len, model.frame))
     length = min(model.length, 512) if length is None else length
-    room = length - sum(map(len, model.frame))
-    if not (room >= 1 and length <= model.length):
-        least = 1 + sum(map(len, model.frame))
-        raise ValueError(f"`length` must be in {least}..{model.length}, got {length}")
-    config = settings(**changes)
+    if not frame < length <= model.length:
+        raise ValueError(f"`length` must be in {frame + 1}..{model.length}, got {length}")
+    config, room = settings(**changes), length - frame
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts = {"length": length, "trunk": model.trunk.source.sha256}
+    facts: dict[str, Any] = {"length": length, "trunk": model.trunk.source.sha256}
     if data == "self":
         facts |= {"data": "self", "num": num, "seed": config.seed}
-        stores = open_rows(
-            Path(folder, "data"), facts, model.vocab_size,
-            lambda: own_rows(model, num, room, config.seed, progress=progress),
-        )  # fmt: skip
+        make = partial(own_rows, model, num, room, config.seed, progress=progress)
     else:
         size = Path(data).stat().st_size
         facts |= {"data": Path(data).name, "bytes": size, "rows": rows}
-        stores = open_rows(
-            Path(folder, "data"), facts, model.vocab_size,
-            lambda: text_rows(model, documents(data, rows, field, progress), room, rows),
-        )  # fmt: skip
-    train, valid = stores
-    sizes = train.lengths - sum(map(len, model.frame))
-    if rows == "lines" and data != "self":
-        model.lengths = Lengths.of(sizes, model.length - sum(map(len, model.frame)))
-    objective = Diffusion(True, window_weight, observed=_observed(model, train))
-    batches = train.loader(length, config.batch_size, config.seed)
+        make = partial(text_rows, model, documents(data, rows, field, progress), room, rows)
+    train, valid = open_rows(Path(folder, "data"), facts, model.vocab_size, make)
+    batches: Batches = train.loader(length, config.batch_size, config.seed)
     held_out = valid.excerpt(length, MOST_HELD_OUT)
+    if data != "self" and rows == "lines":
+        model.lengths = Lengths.of(train.lengths - frame, model.length - frame)
+    else:
+        batches, held_out = Full(batches), held_out.data
+    objective = Diffusion(True, window_weight, observed=_observed(model, train, valid))
     return Trainer(model, objective, config, batches, folder, held_out)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Batches in which every row is full: without a mask attention is faster."""
+
+    source: Batches
+
+    def batch(self, step: int) -> np.ndarray:
+        """Tokens (B, L) of a step."""
+        return np.ma.getdata(self.source.batch(step))
 
 
 def documents(
@@ -244,21 +251,20 @@ def open_rows(
 def _packed(
     encoded: Iterable[np.ndarray], separator: np.ndarray, room: int
 ) -> Iterator[np.ndarray]:
-    """All ids one after another in pieces of `room`; the last may be shorter."""
+    """All ids one after another in pieces of `room`; what is left at the end is left out."""
     left = np.empty(0, dtype=np.int64)
     for ids in encoded:
         left = np.concatenate([left, separator, ids] if len(left) else [ids])
         whole = len(left) // room * room
         yield from left[:whole].reshape(-1, room)
         left = left[whole:]
-    if len(left):
-        yield left
 
 
-def _observed(model: SSMD, store: RaggedStore) -> tuple[int, ...]:
+def _observed(model: SSMD, *stores: RaggedStore) -> tuple[int, ...]:
     """The forbidden tokens that occur: no draft could be right there."""
     assert isinstance(model.trunk, HubTrunk)
     seen = np.zeros(model.vocab_size, dtype=bool)
-    for start in range(0, len(store.tokens), 1 << 24):
-        seen[store.tokens[start : start + (1 << 24)]] = True
+    for tokens in (store.tokens for store in stores):
+        for start in range(0, len(tokens), 1 << 24):
+            seen[tokens[start : start + (1 << 24)]] = True
     return tuple(i for i in model.trunk.vocabulary.forbidden if seen[i])
