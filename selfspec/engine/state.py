@@ -132,15 +132,16 @@ class Pool:
         return int(torch.where(rows.revealed < rows.end, rows.window, 1).max())
 
     def upload(self, index: Tensor, rows: Rows, places: Tensor) -> None:
-        """Put new requests at the pool rows `index` and queue them at `places` of the ring."""
+        """Put new requests at the pool rows `index`, queued at `places` of the ring."""
         if missing := len(self.every_slot) - len(self.slots):
             self.slots = F.pad(self.slots, (0, missing), value=self.idle)
         self.rows.put(index, rows)
         self.queue[places] = index
         self.tail += len(index)
+        self.admit(self.slots == self.idle)
 
     def admit(self, finished: Tensor) -> None:
-        """Slots that are finished, or idle, take the next rows of the queue."""
+        """Slots that are `finished` (S,), or idle, take the next rows of the queue."""
         wanted = self.head + finished.cumsum(0) - 1
         given = finished & (wanted < self.tail)
         following = self.queue[wanted % len(self.queue)]
