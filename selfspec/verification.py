@@ -22,7 +22,7 @@ from torch import Tensor
 
 from selfspec.ops import draw, take
 
-__all__ = ["Verdict", "accept_draft", "residual"]
+__all__ = ["Verdict", "accept_draft", "first_rejection", "residual"]
 
 
 class Verdict(NamedTuple):
@@ -49,6 +49,23 @@ def residual(draft: Tensor, target: Tensor) -> Tensor:
     return torch.where(weights.sum(-1, keepdim=True) > 0, weights, target.exp())
 
 
+def first_rejection(
+    draft: Tensor, target: Tensor, open_: Tensor, u_accept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where u > q(y) / p(y) for the first time, from log p(y) and log q(y) of the drafted tokens.
+
+    Args:
+        draft, target: (B, W) nats, float64.
+        open_: (B, W) bool, the places to verify.
+        u_accept: (B, W) uniform numbers in (0, 1).
+
+    Returns:
+        (B,) bool, whether some open draft is rejected, and (B,) its index in the window.
+    """
+    reject = open_ & (u_accept.log() + draft > target)
+    return reject.any(dim=1), reject.int().argmax(dim=1)
+
+
 def accept_draft(
     draft: Tensor,
     target: Tensor,
@@ -71,8 +88,6 @@ def accept_draft(
         A `Verdict`; row by row, independent of the other rows.
     """
     rows = torch.arange(len(tokens), device=tokens.device)
-    reject = open_ & (u_accept.log() + take(draft, tokens) > take(target, tokens))
-    rejected = reject.any(dim=1)
-    first = reject.int().argmax(dim=1)
+    rejected, first = first_rejection(take(draft, tokens), take(target, tokens), open_, u_accept)
     redrawn = draw(residual(draft[rows, first], target[rows, first]), u_residual)
     return Verdict(rejected, torch.where(rejected, first, tokens.shape[1]), redrawn)

@@ -12,6 +12,7 @@ row's own seed and pass, so a row's result depends on nothing else in the batch.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from selfspec.orders import Order, UniformOrder, initial_order, rearranged
 from selfspec.schedules import Window, stacked_tables
 
 __all__ = ["Sampler", "State"]
+
+Rows = TypeVar("Rows", bound="State")
 
 
 @dataclass
@@ -61,11 +64,11 @@ class State:
         """(B,) int64: the most tokens that the coming pass may reveal."""
         return self.windows.gather(1, (self.revealed - self.observed).unsqueeze(1)).squeeze(1)
 
-    def rows(self, index: Tensor) -> "State":
+    def rows(self: Rows, index: Tensor) -> Rows:
         """The rows at `index` (R,), as copies."""
-        return State(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def put(self, index: Tensor, rows: "State") -> None:
+    def put(self: Rows, index: Tensor, rows: Rows) -> None:
         """Write `rows` back."""
         for f in fields(self):
             getattr(self, f.name)[index] = getattr(rows, f.name)

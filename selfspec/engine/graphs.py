@@ -1,0 +1,118 @@
+"""Steps, made fast: compiled, and on CUDA recorded once and replayed.
+
+A variant's first passes run as they are and warm up kernels and allocator; the next is recorded as
+a CUDA graph, and from then on a pass is one launch. Where that is not possible passes keep running
+as they are, and a warning says why.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfspec.engine.state import Pool
+from selfspec.engine.step import Step, Variant
+from selfspec.model import SSMD
+from selfspec.nn.transformer import Block
+
+__all__ = ["Steps", "copied"]
+
+WARM = 2
+"""Passes of a variant before it is recorded."""
+log = logging.getLogger("selfspec.engine")
+
+
+class Steps:
+    """The passes of an engine, one step a variant.
+
+    Args:
+        model: an `SSMD`; compiled in place if `compile`.
+        pool: whose rows they advance.
+        compile: by `torch.compile`: a minute a variant, for long runs.
+        graphs: record CUDA graphs.
+        autocast: matrix products in bfloat16.
+    """
+
+    def __init__(self, model: SSMD, pool: Pool, compile: bool, graphs: bool, autocast: bool):
+        self.model, self.pool, self.autocast = model, pool, autocast
+        self.compile, self.graphs = compile, graphs
+        self.reason: str | None = None
+        """Why graphs or compiling were given up."""
+        self._made: dict[Variant, Step] = {}
+        self._uses: dict[Variant, int] = {}
+        self._recorded: dict[Variant, torch.cuda.CUDAGraph] = {}
+        if compile:
+            # A step is compiled anew for every variant; beyond the limit it would run uncompiled.
+            torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+            for module in model.modules():
+                if isinstance(module, Block):
+                    module.compile(dynamic=False)
+
+    def __call__(self, variant: Variant) -> None:
+        """One pass."""
+        graph = self._recorded.get(variant)
+        if graph is not None:
+            return graph.replay()
+        uses = self._uses[variant] = self._uses.get(variant, 0) + 1
+        if self.graphs and uses > WARM and self._record(variant):
+            return self._recorded[variant].replay()
+        with self._settings():
+            self._step(variant)(self.pool)
+
+    def forget(self) -> None:
+        """Drop what was made for the pool's present shape."""
+        self._made.clear()
+        self._uses.clear()
+        self._recorded.clear()
+
+    def _record(self, variant: Variant) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        memory = next(iter(self._recorded.values())).pool() if self._recorded else None
+        stream = torch.cuda.current_stream()
+        try:
+            with self._settings(), torch.cuda.graph(graph, pool=memory, stream=stream):
+                self._step(variant)(self.pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._give_up("graphs", error)
+            return False
+        self._recorded[variant] = graph
+        return True
+
+    def _step(self, variant: Variant) -> Step:
+        if variant not in self._made:
+            early = self.pool.slots.device.type != "cuda"
+            wrap: Callable = self._compiled if self.compile else lambda function: function
+            self._made[variant] = Step(self.model, variant, early, wrap)
+        return self._made[variant]
+
+    def _compiled(self, function: Callable) -> Any:
+        return torch.compile(function, dynamic=False)
+
+    def _settings(self) -> AbstractContextManager[Any]:
+        if not self.autocast:
+            return nullcontext()
+        # Weights are lowered once, not cast in every pass, so there is nothing to cache.
+        device = self.pool.slots.device.type
+        return torch.autocast(device, torch.bfloat16, cache_enabled=False)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self.graphs, self.reason = False, f"no {what}: {str(error).splitlines()[0]}"
+        log.warning("the engine runs passes one kernel at a time (%s)", self.reason)
+
+
+def copied(model: SSMD, bfloat16: bool) -> SSMD:
+    """A copy; in bfloat16 only its matrices, as autocast would make them in every pass.
+
+    Norms, embeddings and the residual stream stay as they are.
+    """
+    made = copy.deepcopy(model)
+    for module in made.modules():
+        if bfloat16 and isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return made.eval().requires_grad_(False)

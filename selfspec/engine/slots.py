@@ -1,0 +1,355 @@
+"""The engine's host side: requests in, finished rows out, no waiting in between.
+
+    submit      rows are checked, laid out and queued; the device takes them as slots fall free
+    results     passes are launched ahead of the device; every few of them the flags of finished
+                rows are copied back beside the work, and read when they have arrived
+
+The host therefore learns late that a row is finished; the device has already given its slot away.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selfspec.engine.graphs import Steps, copied
+from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
+from selfspec.engine.step import Variant
+from selfspec.inputs import seeds_of
+from selfspec.interfaces import Samples
+from selfspec.model import SSMD
+from selfspec.sampling import Sampler
+
+__all__ = ["Engine"]
+
+AHEAD = 4
+"""Passes between two looks at what is finished, while there is more to do."""
+WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128)
+log = logging.getLogger("selfspec.engine")
+
+
+class Poll(NamedTuple):
+    """Flags of the pool's finished rows, on their way to the host."""
+
+    turn: int
+    done: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class Parcel(NamedTuple):
+    """Finished rows, on their way to the host."""
+
+    rows: Rows
+    arrived: torch.cuda.Event | None
+
+
+@dataclass
+class Waiting:
+    """Rows that are not on the device yet."""
+
+    rows: Rows
+    variant: Variant
+
+
+class Engine:
+    """Draws the samples of `sampling/`, faster.
+
+    Args:
+        model: an `SSMD`; on CUDA a copy of it is used, later changes of its weights do not count.
+        slots: S, rows that a pass works on.
+        length: L, the longest row; the model's by default. Shorter rows are padded.
+        waiting: requests on the device beside those in slots; four a slot by default.
+        bfloat16: matrix products in bfloat16, as in training; by default on CUDA only.
+        compile: compile the passes, which takes a minute or two before the first.
+        graphs: record passes as CUDA graphs; by default on CUDA.
+        variant: run every pass as this one, instead of as what the rows in hand need. A row is
+            then the same bit for bit whatever its neighbours are.
+
+    Raises:
+        ValueError: `slots`, `length` or `waiting` out of range.
+    """
+
+    def __init__(
+        self,
+        model: SSMD,
+        slots: int = 64,
+        length: int | None = None,
+        waiting: int | None = None,
+        bfloat16: bool | None = None,
+        compile: bool = False,
+        graphs: bool | None = None,
+        variant: Variant | None = None,
+    ):
+        length = model.length if length is None else length
+        waiting = 4 * slots if waiting is None else waiting
+        for name, value in {"slots": slots, "length": length, "waiting": waiting}.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if length > model.length:
+            raise ValueError(f"`length` must be at most {model.length}, the model's, got {length}")
+        self.model, self.length, self.fixed = model, length, variant
+        self.device = model.device
+        cuda = self.device.type == "cuda"
+        bfloat16 = cuda if bfloat16 is None else bfloat16
+        self.size = slots + waiting
+        self.pool = Pool(self.size, slots, length, self.device)
+        used = copied(model, bfloat16) if bfloat16 or compile else model
+        graphs = cuda if graphs is None else graphs
+        self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
+        self.stream = torch.cuda.Stream(self.device) if cuda else None
+        self._waiting: deque[Waiting] = deque()
+        self._cancelled: set[int] = set()
+        self._polls: deque[Poll] = deque()
+        self._parcels: deque[Parcel] = deque()
+        self._rules: list[Any] = []
+        self._next = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        """Nothing is on the device."""
+        self._free = list(range(self.size))
+        self._held: dict[int, tuple[int, int]] = {}
+        """Pool row → (request number, turn at which it was uploaded)."""
+        self._turn = self._entered = 0
+        self._variant = Variant()
+        self.pool.clear()
+
+    @property
+    def slots(self) -> int:
+        """S; half of what was asked for after the device had too little memory."""
+        return len(self.pool.every_slot)
+
+    def submit(
+        self, sampler: Sampler, tokens: Tensor, seeds: Tensor | int = 0, pad: Tensor | None = None
+    ) -> range:
+        """Queue rows; arguments as in `Sampler.sample`.
+
+        Returns:
+            The numbers of the requests, one a row.
+
+        Raises:
+            ValueError: what `Sampler.sample` raises, a row longer than the engine's, a sampler of
+                another model or one that the engine cannot run. What was queued before stays.
+        """
+        if sampler.model is not self.model:
+            raise ValueError("`sampler` must have the engine's model, got another")
+        if reason := unsupported(sampler):
+            raise ValueError(f"`sampler` must be one that the engine runs, got another: {reason}")
+        if tokens.dim() == 2 and tokens.shape[1] > self.length:
+            raise ValueError(f"`tokens` may be at most {self.length} long, got {tokens.shape[1]}")
+        near = (None if x is None else x.cpu() for x in (tokens, seeds_of(seeds, tokens), pad))
+        rows = prepare(sampler, *near, self.length)  # type: ignore[arg-type]
+        variant = Variant.of(rows, self._known(rechosen_rule(sampler)))
+        if self.fixed is not None and variant.joined(self.fixed) != self.fixed:
+            raise ValueError(f"`sampler` must need no more than {self.fixed}, got {variant}")
+        numbers = range(self._next, self._next + len(tokens))
+        self._next = numbers.stop
+        rows.index = torch.arange(numbers.start, numbers.stop)
+        self._waiting.append(Waiting(rows, variant))
+        return numbers
+
+    def cancel(self, number: int) -> None:
+        """Give a request up, wherever it is; it has no result."""
+        self._cancelled.add(number)
+        for row, (held, _) in self._held.items():
+            if held == number:
+                with self._on_stream():
+                    self.pool.rows.end[row : row + 1] = self.pool.rows.revealed[row : row + 1]
+
+    def results(self) -> Iterator[Rows]:
+        """Finished rows as they come, on the CPU; `index` holds the numbers of the requests.
+
+        What is submitted meanwhile is run too. Ends when nothing is left.
+        """
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        while self._waiting or self._held or self._parcels:
+            with self._on_stream():
+                self._upload()
+                if self._held:
+                    self._advance()
+                self._look()
+            while self._parcels and self._has_come(self._parcels[0].arrived):
+                rows = self._parcels.popleft().rows
+                kept = torch.tensor([i not in self._cancelled for i in rows.index.tolist()])
+                self._cancelled.difference_update(rows.index.tolist())
+                if bool(kept.any()):
+                    yield rows.rows(kept.nonzero().squeeze(1))
+
+    def sample(
+        self,
+        sampler: Sampler,
+        tokens: Tensor,
+        seeds: Tensor | int = 0,
+        pad: Tensor | None = None,
+        progress: bool = False,
+    ) -> Samples:
+        """Fill every masked position: arguments, result and errors of `Sampler.sample`.
+
+        With the same seed a row is the one that `sampler` draws, up to rounding.
+
+        Raises:
+            ValueError: requests of somebody else are in hand.
+        """
+        if self._waiting or self._held:
+            raise ValueError("`sample` must find the engine idle, got requests in hand")
+        numbers = self.submit(sampler, tokens, seeds, pad)
+        found = []
+        with tqdm(total=len(numbers), unit="row", disable=not progress, leave=False) as bar:
+            for rows in self.results():
+                found.append(rows)
+                bar.update(len(rows.index))
+        return as_samples(self.model, found, tokens, pad)
+
+    def _upload(self) -> None:
+        """Put waiting rows where there is room."""
+        if not self._held and not self._polls:
+            self._clear()
+        while self._waiting and self._free:
+            rows, variant = self._waiting[0].rows, self._waiting[0].variant
+            if self._held and not self._variant.agrees(variant):
+                return  # a second rule for σ waits until the rows of the first are finished
+            count = min(len(self._free), len(rows.index))
+            now, later = slice(None, count), slice(count, None)
+            if count == len(rows.index):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = Waiting(rows.rows(later), variant)  # type: ignore[arg-type]
+            self._variant = variant.joined(self._variant) if self._held else variant
+            self._put(rows.rows(now))  # type: ignore[arg-type]
+
+    def _put(self, rows: Rows) -> None:
+        count = len(rows.index)
+        at, self._free = self._free[:count], self._free[count:]
+        for row, number in zip(at, rows.index.tolist(), strict=True):
+            self._held[row] = (number, self._turn)
+        places = [(self._entered + k) % self.size for k in range(count)]
+        self._entered += count
+        far = replace(rows, **{f.name: self._far(getattr(rows, f.name)) for f in fields(rows)})
+        self.pool.upload(self._far(torch.tensor(at)), far, self._far(torch.tensor(places)))
+
+    def _advance(self) -> None:
+        """Launch passes, and ask which rows are finished after them."""
+        for _ in range(AHEAD if self._waiting and self.device.type == "cuda" else 1):
+            try:
+                self.steps(self._present())
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+        self._turn += 1
+        self._polls.append(Poll(self._turn, *self._near(self.pool.rows.done)))
+
+    def _present(self) -> Variant:
+        """The variant of the coming pass: windows in a few sizes on CUDA, else as they are."""
+        if self.fixed is not None:
+            return self.fixed
+        if self.device.type == "cuda":
+            return replace(self._variant, width=_rounded_up(self._variant.width, self.length))
+        return replace(self._variant, width=self.pool.shrink())
+
+    def _look(self) -> None:
+        """Send for the rows that a poll, which has arrived, reports as finished."""
+        while self._polls:
+            # The device has work queued behind the last poll but one: waiting for it costs nothing.
+            if len(self._polls) < 2 and self._held and not self._has_come(self._polls[0].arrived):
+                return
+            turn, done, arrived = self._polls.popleft()
+            self._wait_for(arrived)
+            flags = done.tolist()
+            ready = [row for row, (_, since) in self._held.items() if flags[row] and since < turn]
+            if not ready:
+                continue
+            rows = self.pool.rows.rows(self._far(torch.tensor(ready)))
+            near = {f.name: self._near(getattr(rows, f.name)) for f in fields(rows)}
+            *_, arrived = (event for _, event in near.values())
+            self._parcels.append(Parcel(Rows(**{k: v for k, (v, _) in near.items()}), arrived))
+            for row in ready:
+                del self._held[row]
+            self._free += ready
+        if not self._held:
+            for parcel in self._parcels:
+                self._wait_for(parcel.arrived)
+
+    def _halve(self, error: Exception) -> None:
+        """Go on with half of the slots; rows that lose theirs are queued again, in front."""
+        slots = self.slots
+        if slots == 1:
+            raise error
+        log.warning("out of memory with %d slots: going on with %d", slots, slots // 2)
+        self.steps.forget()
+        pool, size = self.pool, self.size
+        kept, lost = pool.slots[: slots // 2].clone(), pool.slots[slots // 2 :].tolist()
+        head, tail, ring = int(pool.head), int(pool.tail), pool.queue.tolist()
+        behind = [ring[k % size] for k in range(head, tail)]
+        queued = [row for row in lost if row != pool.idle] + behind
+        pool.slots = pool.every_slot = kept
+        pool.queue[: len(queued)] = torch.tensor(queued, dtype=torch.int64, device=self.device)
+        pool.head.zero_()
+        pool.tail.fill_(len(queued))
+        self._entered = len(queued)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _known(self, rule: Any) -> Any:
+        """The first rule seen that equals this one, so that equal rules share a step."""
+        for known in self._rules:
+            if type(known) is type(rule) and (rule is None or vars(known) == vars(rule)):
+                return known
+        self._rules.append(rule)
+        return rule
+
+    def _on_stream(self) -> Any:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def _far(self, x: Tensor) -> Tensor:
+        """To the device, without waiting for it."""
+        if self.device.type != "cuda":
+            return x.to(self.device)
+        return x.pin_memory().to(self.device, non_blocking=True)
+
+    def _near(self, x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """To the host: where it will be, and the event after which it is there."""
+        if self.device.type != "cuda":
+            return x.cpu(), None
+        near = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        near.copy_(x, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return near, arrived
+
+    @staticmethod
+    def _has_come(arrived: torch.cuda.Event | None) -> bool:
+        return arrived is None or arrived.query()
+
+    @staticmethod
+    def _wait_for(arrived: torch.cuda.Event | None) -> None:
+        if arrived is not None:
+            arrived.synchronize()
+
+
+def as_samples(model: SSMD, parts: list[Rows], tokens: Tensor, pad: Tensor | None) -> Samples:
+    """Finished rows of one call, in the order of their requests, on the device of `tokens`."""
+    order = torch.cat([rows.index for rows in parts]).argsort()
+    names = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
+    columns = {
+        name: torch.cat([getattr(rows, name) for rows in parts])[order].to(tokens.device)
+        for name in names
+    }
+    drawn = columns["tokens"][:, : tokens.shape[1]]
+    columns["tokens"] = drawn if pad is None else torch.where(pad.to(tokens.device), tokens, drawn)
+    blocks: dict[str, Any] = {
+        "trunk_blocks": model.num_trunk_blocks,
+        "head_blocks": model.num_head_blocks,
+    }
+    return Samples(**columns, **blocks)
+
+
+def _rounded_up(width: int, length: int) -> int:
+    """The next of a few window sizes."""
+    larger = next((w for w in WIDTHS if w >= width), -(-width // 64) * 64)
+    return min(larger, length)

@@ -1,0 +1,150 @@
+"""What is on the device: a pool of requests, and the slots that work on some of them.
+
+    pool    P rows, each a request with its progress, and an idle one behind them
+    slots   S pool rows at a time: what a pass works on
+    queue   the pool rows that wait, in order; a slot whose row is finished takes the next at once
+
+All of it is tensors of fixed shape, so that a pass needs no answer from the host.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfspec.orders import Order
+from selfspec.sampling import FixedCountSampler, Sampler, SpeculativeSampler
+from selfspec.sampling.base import State
+
+__all__ = ["Pool", "Rows", "prepare", "rechosen_rule", "unsupported"]
+
+
+@dataclass
+class Rows(State):
+    """Where rows stand, and the settings of each."""
+
+    rounds: Tensor
+    """(B,) int64 the most head passes per trunk pass; 0 for plain samplers."""
+    temperature: Tensor
+    """(B,) float64."""
+    top_p: Tensor
+    """(B,) float64."""
+    rechosen: Tensor
+    """(B,) bool: the rest of σ is drawn anew before every pass."""
+    done: Tensor
+    """(B,) bool: a slot has finished it."""
+
+
+def unsupported(sampler: Sampler) -> str | None:
+    """Why the engine cannot run a sampler, or None where it can."""
+    model = sampler.model
+    if type(sampler).step not in (SpeculativeSampler.step, FixedCountSampler.step):
+        return f"{type(sampler).__name__} has a pass of its own"
+    if type(sampler) is SpeculativeSampler and model.num_head_blocks > 1:
+        return f"the head has {model.num_head_blocks} blocks: keys of later rounds are not kept"
+    return None
+
+
+def rechosen_rule(sampler: Sampler) -> Order | None:
+    """The order's rule, if it draws σ anew before every pass."""
+    return None if sampler.order.fixed else sampler.order
+
+
+def prepare(
+    sampler: Sampler, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None, length: int
+) -> Rows:
+    """Rows before their first pass, padded on the right to `length`; on the device of `tokens`.
+
+    Raises:
+        ValueError: what `Sampler.sample` raises.
+    """
+    state = sampler.start(tokens, seeds, pad)
+    more = length - tokens.shape[1]
+    given = {f.name: getattr(state, f.name) for f in fields(state)}
+    behind = torch.arange(length - more, length, device=tokens.device).expand(len(tokens), -1)
+    full = {
+        "tokens": F.pad(state.tokens, (0, more)),
+        "pad": F.pad(state.pad, (0, more), value=True),
+        "order": torch.cat([state.order, behind], dim=1),
+        "windows": F.pad(state.windows, (0, length + 1 - state.windows.shape[1]), value=1),
+    }
+    rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
+    same = torch.ones_like(state.end, dtype=torch.float64)
+    return Rows(
+        **{**given, **full},
+        rounds=torch.full_like(state.end, rounds),
+        temperature=same * sampler.temperature,
+        top_p=same * sampler.top_p,
+        rechosen=torch.full_like(state.end, not sampler.order.fixed, dtype=torch.bool),
+        done=torch.zeros_like(state.end, dtype=torch.bool),  # only a slot can say so
+    )
+
+
+class Pool:
+    """Requests on the device.
+
+    Args:
+        size: P, requests at a time.
+        slots: S, those that a pass works on.
+        length: L, of every row.
+        device: where to put it.
+    """
+
+    def __init__(self, size: int, slots: int, length: int, device: torch.device):
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        many, per_row = size + 1, {"temperature": torch.float64, "top_p": torch.float64}
+        shapes = {"tokens": (length,), "pad": (length,), "order": (length,),
+                  "windows": (length + 1,)}  # fmt: skip
+        types = {"pad": torch.bool, "rechosen": torch.bool, "done": torch.bool, **per_row}
+        self.rows = Rows(**{
+            f.name: zeros(many, *shapes.get(f.name, ()), dtype=types.get(f.name, torch.int64))
+            for f in fields(Rows)
+        })  # fmt: skip
+        self.rows.order += torch.arange(length, device=device)
+        for name in per_row:
+            getattr(self.rows, name).fill_(1)
+        self.idle = size
+        self.every_slot = torch.full((slots,), size, dtype=torch.int64, device=device)
+        self.slots = self.every_slot
+        """(S,) the pool row of each slot; `idle` where there is none."""
+        self.queue = zeros(size)
+        """A ring of pool rows."""
+        self.head, self.tail = zeros(1), zeros(1)
+        """How many rows have left the queue, and how many have ever entered it."""
+
+    def clear(self) -> None:
+        """Nothing waits, and every slot is idle."""
+        self.slots = self.every_slot.fill_(self.idle)
+        self.head.zero_()
+        self.tail.zero_()
+
+    def shrink(self) -> int:
+        """Give up slots that nothing waits for; returns the widest window of the others.
+
+        For devices whose answer costs nothing.
+        """
+        if bool(self.head == self.tail):
+            self.slots = self.slots[self.slots != self.idle]
+        rows = self.rows.rows(self.slots)
+        return int(torch.where(rows.revealed < rows.end, rows.window, 1).max())
+
+    def upload(self, index: Tensor, rows: Rows, places: Tensor) -> None:
+        """Put new requests at the pool rows `index`, queued at `places` of the ring."""
+        if missing := len(self.every_slot) - len(self.slots):
+            self.slots = F.pad(self.slots, (0, missing), value=self.idle)
+        self.rows.put(index, rows)
+        self.queue[places] = index
+        self.tail += len(index)
+        self.admit(self.slots == self.idle)
+
+    def admit(self, finished: Tensor) -> None:
+        """Slots that are `finished` (S,), or idle, take the next rows of the queue."""
+        wanted = self.head + finished.cumsum(0) - 1
+        given = finished & (wanted < self.tail)
+        following = self.queue[wanted % len(self.queue)]
+        kept = torch.where(finished, self.idle, self.slots)
+        self.slots.copy_(torch.where(given, following, kept))
+        self.head += given.sum()

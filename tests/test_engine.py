@@ -1,0 +1,333 @@
+"""The engine draws what the samplers draw: number by number, and therefore in law."""
+
+import copy
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_toy
+from reference import BINARY, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
+from test_sampling import LISTED, ROWS, SAMPLERS, likelihood_law, stacked
+
+from selfspec.engine import Engine, Variant, unsupported
+from selfspec.engine.law import CHUNK, SMALL, law_of
+from selfspec.model import SSMD
+from selfspec.nn.head import CausalHead
+from selfspec.noise import row_seeds
+from selfspec.ops import draw, log_probs, take
+from selfspec.orders import Order
+from selfspec.sampling import (
+    AncestralSampler,
+    AnyOrderSampler,
+    FixedCountSampler,
+    Sampler,
+    SpeculativeSampler,
+)
+from selfspec.schedules import (
+    ConstantWindow,
+    CosineSchedule,
+    CosineWindow,
+    ScheduleWindow,
+    UnboundedWindow,
+    Window,
+)
+
+FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
+MASK = 3
+MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
+    **SAMPLERS,
+    "more rounds": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), rounds=6),
+    "temperature": lambda m, o: SpeculativeSampler(m, o, CosineWindow(0.5), 3, temperature=0.6),
+    "nucleus": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), 2, 1.5, top_p=0.8),
+    "plain nucleus": lambda m, o: FixedCountSampler(m, o, steps=2, top_p=0.7),
+    "window of one": lambda m, o: SpeculativeSampler(m, o, ConstantWindow(1)),
+}
+
+
+def same(ours, theirs) -> bool:
+    return all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in FIELDS)
+
+
+@pytest.mark.parametrize("order", [UNIFORM, SPACED, RESPACED], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_engine_draws_what_the_sampler_draws(ternary: SSMD, make: Callable, order: Order):
+    sampler, (tokens, pad) = make(ternary, order), stacked(ROWS * 8)
+    theirs = sampler.sample(tokens, 5, pad)
+    for slots, waiting in ((64, 1), (7, 3), (1, 64)):
+        ours = Engine(ternary, slots, waiting=waiting).sample(sampler, tokens, 5, pad)
+        assert same(ours, theirs)
+
+
+def engine_counts(sampler: Sampler, puzzle: Puzzle, draws: int = 50_000) -> np.ndarray:
+    engine = Engine(sampler.model, slots=10_000, length=len(puzzle.text))
+    rows, pad = (x.repeat(draws, 1) for x in (puzzle.tokens, puzzle.pad))
+    drawn = puzzle.index(engine.sample(sampler, rows, 0, pad).tokens)
+    return np.bincount(drawn, minlength=puzzle.vocab ** len(puzzle.masked))
+
+
+@pytest.mark.parametrize(
+    ("puzzle", "rule", "window", "rounds"),
+    [(PLAIN, UNIFORM, ConstantWindow(3), 2),
+     (PLAIN, SPACED, UnboundedWindow(), 5),
+     (INFILL, UNIFORM, ConstantWindow(3), 1),
+     (BINARY, LISTED, CosineWindow(0.5), 3),
+     (PLAIN, UNIFORM, ScheduleWindow(CosineSchedule(), 2), 0)],
+)  # fmt: skip
+def test_samples_of_the_engine_have_the_law_of_the_likelihood(
+    toys: Callable[[int], SSMD], puzzle: Puzzle, rule: Order, window: Window, rounds: int
+):
+    model = toys(puzzle.vocab)
+    law = likelihood_law(model, puzzle, rule, window, rounds)
+    sampler = FixedCountSampler(model, rule, CosineSchedule(), 2)
+    if rounds:
+        sampler = SpeculativeSampler(model, rule, window, rounds)
+    assert p_value(engine_counts(sampler, puzzle), law) > 1e-3
+
+
+def requests(engine: Engine, model: SSMD) -> dict[int, tuple[Sampler, torch.Tensor, int]]:
+    """Every kind of request, in one engine: number → (sampler, row, seed)."""
+    made = {}
+    for k, (make, puzzle) in enumerate(zip(list(MAKERS.values()) * 2, ROWS * 3)):  # noqa: B905
+        sampler = make(model, (UNIFORM, SPACED, RESPACED)[k % 3])
+        row = puzzle.tokens[~puzzle.pad][None]
+        (number,) = engine.submit(sampler, row, seed := row_seeds(k, 1))
+        made[number] = (sampler, row, int(seed))
+    return made
+
+
+def drain(engine: Engine) -> dict[int, list[int]]:
+    """Finished rows by number, without pads."""
+    return {
+        number: row[~pad].tolist()
+        for rows in engine.results()
+        for number, row, pad in zip(rows.index.tolist(), rows.tokens, rows.pad)  # noqa: B905
+    }
+
+
+def alone(sampler: Sampler, row: torch.Tensor, seed: int) -> list[int]:
+    return sampler.sample(row, torch.tensor([seed])).tokens[0].tolist()
+
+
+@pytest.mark.parametrize(("slots", "waiting"), [(1, 1), (3, 2), (100, 1)])
+def test_slots_serve_requests_of_every_kind(ternary: SSMD, slots: int, waiting: int):
+    engine = Engine(ternary, slots, waiting=waiting)
+    made = requests(engine, ternary)
+    found = drain(engine)
+    assert found == {number: alone(*request) for number, request in made.items()}
+    assert drain(engine) == {}
+    again = requests(engine, ternary)
+    assert list(drain(engine).values()) or again
+
+
+def test_what_is_submitted_meanwhile_is_run_too(ternary: SSMD):
+    engine, sampler = Engine(ternary, 2), AnyOrderSampler(ternary)
+    engine.submit(sampler, torch.full((3, 6), MASK))
+    numbers = []
+    for rows in engine.results():
+        numbers += rows.index.tolist()
+        if len(numbers) <= 3:
+            engine.submit(sampler, torch.full((2, 4), MASK))
+    assert sorted(numbers) == list(range(len(numbers)))
+    assert len(numbers) > 5
+
+
+VARIANT = Variant(width=6, rounds=3, padded=True, nucleus=True)
+
+
+def test_a_row_is_the_same_bit_for_bit_whatever_its_neighbours_are(ternary: SSMD):
+    single = copy.deepcopy(ternary).float()
+    sampler = SpeculativeSampler(single, window=UnboundedWindow(), rounds=3)
+    others = [SpeculativeSampler(single, window=ConstantWindow(2), rounds=1, top_p=0.5),
+              FixedCountSampler(single, steps=2, temperature=2.0)]  # fmt: skip
+
+    def hidden_states(neighbours: list[Sampler], place: int) -> list[torch.Tensor]:
+        """What the model computes for our row, pass after pass."""
+        engine, seen = Engine(single, 4, waiting=4, variant=VARIANT), []
+        for k in range(place):
+            engine.submit(neighbours[k % 2], torch.full((1, 6 - k), MASK), k + 7)
+        (ours,) = engine.submit(sampler, torch.full((1, 6), MASK), 1)
+        for k in range(3):
+            engine.submit(neighbours[k % 2], torch.full((1, 3 + k), MASK), k)
+        encode = single.encode
+
+        def spied(tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+            states = encode(tokens, pad)
+            holders = engine.pool.rows.index[engine.pool.slots] == ours
+            holders &= engine.pool.slots != engine.pool.idle
+            seen.extend(states[holders])
+            return states
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine.steps.model, "encode", spied)
+            seen.append(torch.tensor(drain(engine)[ours]))
+        return seen
+
+    first = hidden_states(others, 0)
+    for neighbours, place in ((others[::-1], 0), (others, 2), (others, 3)):
+        again = hidden_states(neighbours, place)
+        assert len(again) == len(first)
+        assert all(torch.equal(a, b) for a, b in zip(first, again))  # noqa: B905
+
+
+def test_a_cancelled_request_leaves_the_others_alone(ternary: SSMD):
+    engine, sampler = Engine(ternary, 2, waiting=4), AnyOrderSampler(ternary)
+    rows, seeds = torch.full((10, 6), MASK), row_seeds(0, 10)
+    engine.submit(sampler, rows, seeds)
+    engine.cancel(8)  # waits on the host
+    stream = engine.results()
+    first = next(stream)
+    assert first.index.tolist() == [0, 1]
+    assert engine.pool.rows.index[engine.pool.slots].tolist() == [2, 3]
+    engine.cancel(3)  # in the middle of its run
+    engine.cancel(4)  # waits on the device
+    found = {n: row for part in stream for n, row in zip(part.index.tolist(), part.tokens)}  # noqa: B905
+    assert found.keys() == {2, 5, 6, 7, 9}
+    expected = sampler.sample(rows, seeds).tokens
+    assert all(torch.equal(row, expected[n]) for n, row in found.items())
+    assert drain(engine) == {}
+
+
+def test_a_bad_request_leaves_the_others_alone(ternary: SSMD, binary: SSMD):
+    engine, sampler = Engine(ternary, 2, length=4), AnyOrderSampler(ternary)
+    row = torch.full((1, 4), MASK)
+    engine.submit(sampler, row, 3)
+    for bad, tokens, message in (
+        (sampler, torch.full((1, 5), MASK), "`tokens` may be at most 4 long, got 5"),
+        (sampler, row + 1, "`tokens` must be in 0..2"),
+        (sampler, row[0], r"`tokens` must be \(B, L\)"),
+        (AnyOrderSampler(binary), row, "`sampler` must have the engine's model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(bad, tokens)
+    assert drain(engine) == {0: alone(sampler, row, int(row_seeds(3, 1)))}
+
+
+def test_a_request_beyond_the_fixed_variant_is_named(ternary: SSMD):
+    engine = Engine(ternary, 2, variant=Variant(width=2))
+    engine.submit(AnyOrderSampler(ternary), torch.full((1, 6), MASK))
+    with pytest.raises(ValueError, match="`sampler` must need no more than"):
+        engine.submit(SpeculativeSampler(ternary), torch.full((1, 6), MASK))
+
+
+def test_out_of_memory_halves_the_slots_and_harms_no_row(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    sampler = SpeculativeSampler(ternary, RESPACED, ConstantWindow(2), rounds=1)
+    tokens, encode, calls = torch.full((20, 6), MASK), SSMD.encode, []
+
+    def small(model: SSMD, tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+        calls.append(len(tokens))
+        if len(tokens) > 3 and len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, tokens, pad)
+
+    expected = sampler.sample(tokens, 4)
+    engine = Engine(ternary, 13, waiting=2)
+    monkeypatch.setattr(SSMD, "encode", small)
+    with caplog.at_level(logging.WARNING, "selfspec.engine"):
+        assert same(engine.sample(sampler, tokens, 4), expected)
+    assert engine.slots == 3
+    assert calls[:4] == [13, 13, 13, 6]
+    assert "out of memory with 13 slots: going on with 6" in caplog.text
+
+
+def test_out_of_memory_with_one_slot_is_an_error(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    def none(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SSMD, "encode", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(ternary, 2).sample(AnyOrderSampler(ternary), torch.full((2, 6), MASK))
+
+
+# No wasted work.
+
+
+def test_a_pass_computes_what_the_window_needs(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    seen: list[torch.Size] = []
+    unembed = type(ternary.trunk).unembed
+
+    def spied(trunk, hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden.shape)
+        return unembed(trunk, hidden)
+
+    monkeypatch.setattr(type(ternary.trunk), "unembed", spied)
+    sampler = SpeculativeSampler(ternary, window=ConstantWindow(3), rounds=2)
+    Engine(ternary, 5).sample(sampler, torch.full((5, 6), MASK))
+    assert seen[0] == (5, 3, 8)
+    assert {shape[1] for shape in seen} <= {1, 2, 3}
+    seen.clear()
+    Engine(ternary, 5).sample(AnyOrderSampler(ternary), torch.full((5, 6), MASK))
+    assert seen == [(5, 1, 8)] * 6
+
+
+def test_a_window_of_one_needs_no_head_pass(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(CausalHead, "add_residual")
+    sampler = SpeculativeSampler(ternary, window=ConstantWindow(1))
+    Engine(ternary, 5).sample(sampler, torch.full((5, 6), MASK))
+
+
+def test_what_the_engine_cannot_run_has_a_reason(ternary: SSMD):
+    class Own(AnyOrderSampler):
+        def step(self, state, trace) -> None:
+            raise NotImplementedError
+
+    assert unsupported(AncestralSampler(ternary)) is None
+    assert unsupported(Own(ternary)) == "Own has a pass of its own"
+    deep = make_toy(head_blocks=2)
+    assert "the head has 2 blocks" in str(unsupported(SpeculativeSampler(deep)))
+    assert unsupported(AnyOrderSampler(deep)) is None
+    with pytest.raises(ValueError, match="`sampler` must be one that the engine runs"):
+        Engine(ternary).submit(Own(ternary), torch.full((1, 6), MASK))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"slots": 0}, "`slots` must be at least 1, got 0"),
+     ({"waiting": 0}, "`waiting` must be at least 1, got 0"),
+     ({"length": 7}, "`length` must be at most 6, the model's, got 7")],
+)  # fmt: skip
+def test_bad_arguments_are_named(ternary: SSMD, options: dict[str, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        Engine(ternary, **options)  # type: ignore[arg-type]
+
+
+# Laws that are never written out.
+
+
+@pytest.mark.parametrize("size", [5, SMALL + 1, 3 * CHUNK + SMALL])
+def test_draws_by_chunks_are_draws_by_inversion(size: int):
+    torch.manual_seed(0)
+    logits = torch.randn(4, 7, size) * 4
+    logits[..., 1::3] = -torch.inf
+    temperature = torch.tensor([0.5, 1.0, 1.0, 2.0], dtype=torch.float64)
+    law = law_of(logits, temperature)
+    expected = torch.stack([log_probs(row, float(t)) for row, t in zip(logits, temperature)])  # noqa: B905
+    cdf = expected.exp().cumsum(-1)
+    u = torch.rand(200, 4, 7, dtype=torch.float64)
+    edges = torch.tensor([2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+    u[:3] = edges[:, None, None]
+    for numbers in u:
+        tokens = law.draw(numbers)
+        # Where they differ, the mass between them is rounding.
+        between = (take(cdf, tokens) - take(cdf, draw(expected.exp(), numbers))).abs()
+        assert between.max() < 1e-14
+        assert bool((take(expected, tokens) > -torch.inf).all())
+        torch.testing.assert_close(law.of(tokens), take(expected, tokens))
+    column = torch.tensor([0, 6, 3, 3])
+    torch.testing.assert_close(law.at(column), expected[torch.arange(4), column])
+
+
+def test_the_nucleus_of_each_row_is_its_own():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5, 11, dtype=torch.float64)
+    given = [(0.5, 0.3), (1.0, 1.0), (2.0, 0.9)]
+    law = law_of(logits, *torch.tensor(given, dtype=torch.float64).T)
+    for b, (temperature, top_p) in enumerate(given):
+        expected = log_probs(logits[b], temperature, top_p)
+        for token in range(11):
+            found = law.of(torch.full((3, 5), token))[b]
+            torch.testing.assert_close(found, expected[:, token])
+    assert torch.equal(law.logits[1], logits[1])  # to the bit, whatever its neighbours ask for
