@@ -8,16 +8,19 @@
 Everything here is a few lines over the layers below, which stay usable on their own.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from selfspec import calibration, checkpoint, prompts
 from selfspec.checkpoint import save as save
 from selfspec.data.loader import open_corpus
+from selfspec.engine import Engine, engine_for, unsupported
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
@@ -30,6 +33,7 @@ from selfspec.train import Objective
 __all__ = ["calibrate", "generate", "load", "load_judge", "save", "train"]
 
 Path = str | os.PathLike[str]
+log = logging.getLogger("selfspec")
 
 
 def load(name: Path, device: torch.device | str = "cpu") -> SSMD:
@@ -73,6 +77,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    engine: Engine | Literal["reference"] | None = None,
     trace: bool = False,
     progress: bool = False,
 ) -> Samples:
@@ -92,7 +97,9 @@ def generate(
         seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
             the rounding of float32, which may differ from one batch shape to another).
         batch_size: rows drawn at once.
-        trace: keep every pass, for a user interface to replay.
+        engine: what draws; one for this model by default. "reference" is the plain loop of
+            `sampling/`, in the model's own precision also on CUDA.
+        trace: keep every pass, for a user interface to replay; drawn by the reference.
         progress: show a bar.
 
     Returns:
@@ -115,13 +122,34 @@ def generate(
     masks = prompts.layout(texts, model.tokenizer, model.mask_id, model.length, mask_char, length)
     tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
     seeds = row_seeds(seed, len(tokens), model.device)
-    batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
-    samples = Samples.concatenate(
-        [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
-    )
+    samples = _draw(sampler, tokens, seeds, pad, batch_size, engine, trace, progress)
     if model.tokenizer is not None:
         samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char)
     return samples
+
+
+def _draw(
+    sampler: Sampler,
+    tokens: Tensor,
+    seeds: Tensor,
+    pad: Tensor,
+    batch_size: int,
+    engine: Engine | Literal["reference"] | None,
+    trace: bool,
+    progress: bool,
+) -> Samples:
+    """By the engine, where it can."""
+    reason = unsupported(sampler)
+    if engine != "reference" and not trace and reason is None:
+        rows = min(batch_size, len(tokens))
+        engine = engine or engine_for(sampler.model, rows, tokens.shape[1])
+        return engine.sample(sampler, tokens, seeds, pad, progress)
+    if engine != "reference" and reason is not None:
+        log.warning("drawn by the reference, not by the engine: %s", reason)
+    batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
+    return Samples.concatenate(
+        [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
+    )
 
 
 def calibrate(

@@ -88,11 +88,11 @@ class Engine:
     ):
         length = model.length if length is None else length
         waiting = 4 * slots if waiting is None else waiting
-        for name, value in {"slots": slots, "length": length, "waiting": waiting}.items():
+        for name, value in {"slots": slots, "waiting": waiting}.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
-        if length > model.length:
-            raise ValueError(f"`length` must be at most {model.length}, the model's, got {length}")
+        if not 1 <= length <= model.length:
+            raise ValueError(f"`length` must be in 1..{model.length}, the model's, got {length}")
         self.model, self.length, self.fixed = model, length, variant
         self.device = model.device
         cuda = self.device.type == "cuda"
@@ -124,6 +124,16 @@ class Engine:
     def slots(self) -> int:
         """S; half of what was asked for after the device had too little memory."""
         return len(self.pool.every_slot)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not on the device yet."""
+        return sum(len(batch.rows.index) for batch in self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in hand."""
+        return not (self._waiting or self._held or self._parcels)
 
     def submit(
         self, sampler: Sampler, tokens: Tensor, seeds: Tensor | int = 0, pad: Tensor | None = None
@@ -169,7 +179,7 @@ class Engine:
         """
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        while self._waiting or self._held or self._parcels:
+        while not self.idle:
             with self._on_stream():
                 self._upload()
                 if self._held:
@@ -197,7 +207,7 @@ class Engine:
         Raises:
             ValueError: requests of somebody else are in hand.
         """
-        if self._waiting or self._held:
+        if not self.idle:
             raise ValueError("`sample` must find the engine idle, got requests in hand")
         numbers = self.submit(sampler, tokens, seeds, pad)
         found = []
