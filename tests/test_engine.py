@@ -282,6 +282,16 @@ def test_a_pass_computes_what_the_window_needs(ternary: SSMD, monkeypatch: pytes
     assert seen == [(5, 1, 8)] * 6
 
 
+@pytest.mark.parametrize("make", [MAKERS["fixed count"], MAKERS["more rounds"]])
+def test_no_pass_is_launched_that_nobody_needs(
+    ternary: SSMD, make: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    calls, encode = [], SSMD.encode
+    monkeypatch.setattr(SSMD, "encode", lambda *x: calls.append(x[1].shape) or encode(*x))
+    out = Engine(ternary, 9).sample(make(ternary, UNIFORM), torch.full((9, 6), MASK))
+    assert len(calls) == out.trunk_passes.max()
+
+
 def test_a_window_of_one_needs_no_head_pass(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(CausalHead, "add_residual")
     sampler = SpeculativeSampler(ternary, window=ConstantWindow(1))

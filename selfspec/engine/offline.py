@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selfspec.engine.slots import Engine, as_samples
-from selfspec.engine.state import Rows
+from selfspec.engine.slots import Engine, Finished, as_samples
 from selfspec.files import write_bytes, write_json
 from selfspec.interfaces import Samples
 from selfspec.noise import row_seeds
@@ -98,7 +97,7 @@ def _finished(
 ) -> Iterator[tuple[int, Samples]]:
     """Shards as they are complete; the next one is handed in before the engine runs dry."""
     waiting = iter(sizes.items())
-    open_: dict[int, tuple[range, list[Rows]]] = {}
+    open_: dict[int, tuple[range, list[Finished]]] = {}
 
     def submit() -> None:
         for start, size in waiting:
@@ -112,7 +111,7 @@ def _finished(
         bar.update(len(rows.index))
         for start, (numbers, parts) in list(open_.items()):
             own = (rows.index >= numbers.start) & (rows.index < numbers.stop)
-            parts.append(rows.rows(own.nonzero().squeeze(1)))
+            parts.append(rows.rows(own))
             if sum(len(part.index) for part in parts) == len(numbers):
                 del open_[start]
                 masked = torch.full((len(numbers), engine.length), sampler.model.mask_id)
