@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from selfspec.arena.figures import diversity_figure, heldout_figure, quality_figure, save_figure
+from selfspec.arena.speed import latency_figure
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {"quality": quality_figure, "heldout": heldout_figure, "diversity": diversity_figure}
@@ -17,6 +18,9 @@ def main() -> None:
         report, data = json.loads(path.read_text()), path.stem.removesuffix("-quality")
         for name, draw in FIGURES.items():
             save_figure(draw(report), ROOT / f"docs/figures/{data}-{name}")
+    latency = ROOT / "benchmarks/results/latency-h200.json"
+    if latency.exists():
+        save_figure(latency_figure(json.loads(latency.read_text())), ROOT / "docs/figures/latency")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from selfspec.api import train_head as train_head
 from selfspec.data.tokenizers import CharTokenizer as CharTokenizer
 from selfspec.data.tokenizers import ProteinTokenizer as ProteinTokenizer
 from selfspec.data.tokenizers import normalise as normalise
+from selfspec.engine import Engine as Engine
 from selfspec.interfaces import Samples as Samples
 from selfspec.interfaces import TrunkProtocol as TrunkProtocol
 from selfspec.likelihood import ELBO as ELBO

@@ -24,6 +24,7 @@ from selfspec.cli.common import OrderName
 from selfspec.cli.watch import Replay, State, play
 from selfspec.data.corpus import write_corpus
 from selfspec.data.fasta import read_fasta, write_fasta
+from selfspec.engine import read_shards
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -168,6 +169,20 @@ def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [len(line) for line in out.read_text().splitlines()] == [9, 9]
     assert capsys.readouterr().out == ""
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_sample_writes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "shards"
+    asked = ["sample", "--num", "5", "--length", "9", "--dtau", "0.3", "--out", str(out)]
+    assert main(asked) == 0
+    assert "5 samples in" in capsys.readouterr().err
+    (samples,) = read_shards(out)
+    expected = ss.generate(ss.load("books27"), 5, length=9, window=ss.CosineWindow(0.3))
+    assert torch.equal(samples.tokens, expected.tokens)
+    assert torch.equal(samples.nfe, expected.nfe)
+    assert report(capsys, *asked)["n"] == 0
+    assert main([*asked, "--seed", "1"]) == 2
+    assert "`seed` must be 0, as in" in capsys.readouterr().err
 
 
 def test_infill_keeps_what_is_given(capsys: pytest.CaptureFixture[str]):
@@ -398,7 +413,9 @@ def test_broken_checkpoints(
         ("sample --length 99", "`length` must be in 1..24, the model's, got 99"),
         ("sample --temperature 0", "`temperature` must be above 0"),
         ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),
-        ("sample --nfe 9 --out {folder}", "{folder}: Is a directory"),
+        ("sample --nfe 9 --out {folder}", "`folder` must be empty or hold a run.json"),
+        ("sample --num 0 --out shards", "`num` must be at least 1, got 0"),
+        ("sample --watch --out shards", "`watch` goes with texts"),
         ("infill whole", "`text` must have a '_' to fill"),
         ("infill Ab_", "got 'A' at index 0"),
         ("infill a__b --mask-char __", "`mask_char` must be one character outside the alphabet"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Run:
     """Flags of every verb."""
 
     device: str = "auto"
-    """where to compute, such as cpu, cuda or cuda:1; auto is CUDA where there is one."""
+    """where to compute, such as cpu, cuda or cuda:1; auto is CUDA where there is one,
+    under torchrun a GPU each process."""
     seed: int = 0
     """of the run: the same seed gives the same result on the same machine."""
     json: bool = False
@@ -37,7 +39,9 @@ class Run:
         import torch
 
         if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
+            if not torch.cuda.is_available():
+                return "cpu"
+            return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
         try:
             torch.empty(0, device=self.device, dtype=torch.float64)  # in which laws are computed
         except (AssertionError, RuntimeError, TypeError) as error:
