@@ -14,6 +14,7 @@ ROOT = Path(selfspec.__file__).parent
 LAYERS = [
     {"files", "interfaces", "noise", "ops", "schedules"},
     {"orders", "verification"},
+    {"selection"},
     {"data", "metrics", "nn"},
     {"model", "prompts"},
     {"inputs"},
