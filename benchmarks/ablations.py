@@ -12,6 +12,8 @@ import argparse
 import math
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -96,11 +98,13 @@ HEADS: dict[str, type[CausalHead]] = {
     "4 heads": CausalHead,
     "16 heads": CausalHead,
     "wide fusion": WideFusion,
+    "wide MLP": CausalHead,
     "2 blocks": CausalHead,
 }
 SHAPES = {
     "4 heads": HeadConfig(heads=4),
     "16 heads": HeadConfig(heads=16),
+    "wide MLP": HeadConfig(heads=8, mlp_ratio=8),
     "2 blocks": HeadConfig(heads=8, blocks=2),
 }
 
@@ -147,73 +151,79 @@ class Variants:
         nll = nll.scatter(1, revealed.unsqueeze(1), 0.0)
         return torch.stack([(nll * w).sum() for w in weights])
 
+    def update(self, step: int, tokens: Tensor, factor: float) -> None:
+        """One optimiser step of every head."""
+        generator = torch.Generator(tokens.device).manual_seed(step)
+        with _autocast(tokens.device):
+            losses = self.losses(tokens, generator)
+        total = sum(losses[n][1 if n == "window only" else 0] for n in self.models)
+        total.backward()  # type: ignore[union-attr]
+        for name, optimiser in self.optimisers.items():
+            nn.utils.clip_grad_norm_(self.models[name].head.parameters(), 1.0)  # type: ignore[union-attr]
+            optimiser.step(factor)
+
+    @torch.no_grad()
+    def evaluate(self, step: int, parts: Sequence[Tensor]) -> list[dict]:
+        """A row a variant: mean losses over the parts in bits per token, always the same draws."""
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, device=self.plain.device))
+        for index, part in enumerate(parts):
+            generator = torch.Generator(part.device).manual_seed(index)
+            with _autocast(part.device):
+                for name, loss in self.losses(part, generator).items():
+                    sums[name] += loss
+        bits = {name: (total / len(parts) / math.log(2)).tolist() for name, total in sums.items()}
+        return [
+            {"variant": name, "step": step, "bits": everywhere, "window_bits": window}
+            for name, (everywhere, window) in bits.items()
+        ]
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
 
 def books27_optimisers(head: CausalHead) -> Optimisers:
     settings = books27.head().train
     return Optimisers(head, settings.adamw, settings.muon, vocab_size=27)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--trunk", type=Path, required=True, help="a checkpoint folder")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--every", type=int, default=500)
-    parser.add_argument("--names", nargs="*", default=list(HEADS))
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trunk = checkpoint.load(args.trunk, device).trunk
-    length: int = trunk.length  # type: ignore[assignment]
-    if device == "cuda":
+def load_trunk(folder: Path, device: torch.device) -> nn.Module:
+    trunk = checkpoint.load(folder, device).trunk
+    if device.type == "cuda":
         for block in trunk.blocks:  # type: ignore[union-attr]
             block.compile()
-    variants = Variants(trunk, args.names, args.seed)
+    return trunk
+
+
+def train(args: argparse.Namespace, device: torch.device) -> list[dict]:
+    """The rows, every `--every` steps."""
+    variants = Variants(load_trunk(args.trunk, device), args.names, args.seed)
+    length: int = variants.trunk.length  # type: ignore[assignment]
     batches = BlockLoader(TokenStore(args.data / "train.bin"), length, args.batch_size, args.seed)
     valid = spread(TokenStore(args.data / "valid.bin").blocks(length), 2 * args.batch_size)
+    parts = torch.from_numpy(valid.astype("int64")).to(device).split(args.batch_size)
     schedule = books27.head(steps=args.steps).train.schedule
     rows: list[dict] = []
     began = time.monotonic()
-
-    def autocast():
-        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-
-    def evaluate(step: int) -> None:
-        sums: dict[str, Tensor] = {}
-        parts = torch.from_numpy(valid.astype("int64")).split(args.batch_size)
-        for index, part in enumerate(parts):
-            generator = torch.Generator(device).manual_seed(index)
-            with torch.no_grad(), autocast():
-                for name, loss in variants.losses(part.to(device), generator).items():
-                    sums[name] = sums.get(name, torch.zeros(2, device=device)) + loss
-        for name, total in sums.items():
-            everywhere, window = (total / len(parts) / math.log(2)).tolist()
-            rows.append({"variant": name, "step": step, "bits": everywhere, "window_bits": window})
-        latest = [f"{r['variant']} {r['bits']:.3f}" for r in rows[-len(sums) :]]
-        print(f"step {step} ({time.monotonic() - began:.0f} s): {', '.join(latest)}", flush=True)
-
-    for step in trange(args.steps, mininterval=5):
-        tokens = torch.from_numpy(batches.batch(step).astype("int64")).to(device)
-        generator = torch.Generator(device).manual_seed(step)
-        with autocast():
-            losses = variants.losses(tokens, generator)
-        total = sum(losses[n][1 if n == "window only" else 0] for n in args.names)
-        total.backward()  # type: ignore[union-attr]
-        for name, optimiser in variants.optimisers.items():
-            nn.utils.clip_grad_norm_(variants.models[name].head.parameters(), 1.0)  # type: ignore[union-attr]
-            optimiser.step(schedule.factor(step, args.steps))
+    for step in trange(1, args.steps + 1, mininterval=5):
+        tokens = torch.from_numpy(batches.batch(step - 1).astype("int64")).to(device)
+        variants.update(step - 1, tokens, schedule.factor(step - 1, args.steps))
         out_of_time = time.monotonic() - began > args.seconds
-        if (step + 1) % args.every == 0 or step + 1 == args.steps or out_of_time:
-            evaluate(step + 1)
+        if step % args.every == 0 or step == args.steps or out_of_time:
+            rows += (latest := variants.evaluate(step, parts))
+            found = (f"{r['variant']} {r['bits']:.3f} {r['window_bits']:.4f}" for r in latest)
+            print(f"step {step} ({time.monotonic() - began:.0f} s):", *found, sep="; ", flush=True)
         if out_of_time:
             break
+    return rows
+
+
+def main() -> None:
+    args = parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = {
-        "rows": rows,
-        "trunk": checkpoint.load_config(args.trunk)["sha256"],
+        "rows": train(args, device),
+        "trunk": checkpoint.load_config(checkpoint.resolve(args.trunk))["sha256"],
         "batch_size": args.batch_size,
         "seed": args.seed,
         "machine": machine(),
@@ -221,6 +231,20 @@ def main() -> None:
         "commit": commit(),
     }
     write_json(args.out, report)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--trunk", type=Path, required=True, help="a checkpoint")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--every", type=int, default=500)
+    parser.add_argument("--names", nargs="*", default=list(HEADS))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -2,18 +2,50 @@
 
     python benchmarks/books27.py --data DATA --runs RUNS trunk=6000 head=1500 joint=4000
 
-Each `stage=steps` runs a recipe of `selfspec/recipes/books27.py` and keeps it in RUNS/stage;
-a run that was stopped is resumed. `head` starts from `trunk`, `joint` from `head`.
+Each `stage=steps` runs a recipe of `selfspec/recipes/books27.py` and keeps it in RUNS/stage; a run
+that was stopped is resumed. `head` starts from `trunk`, `joint` from `head`, `windows` from
+`joint`; `stage=steps@other` starts from RUNS/other instead, also where a stage would start afresh.
+A trunk with fewer blocks than the recipe's is deepened by blocks that add nothing at first.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import nn
+
+from selfspec import checkpoint
 from selfspec.data.loader import TokenStore
-from selfspec.recipes import books27
+from selfspec.model import SSMD
+from selfspec.nn.head import HeadConfig
+from selfspec.nn.transformer import Trunk, is_output
+from selfspec.recipes import Recipe, books27
 
 START = {"head": "trunk", "joint": "head", "windows": "joint"}
+
+
+def deepened(trunk: Trunk, blocks: int) -> Trunk:
+    """The trunk with more blocks at its end; those write nothing yet, so its law is the same."""
+    deeper = Trunk(replace(trunk.config, blocks=blocks))
+    deeper.load_state_dict(trunk.state_dict(), strict=False)
+    for block in deeper.blocks[trunk.config.blocks :]:
+        for name, layer in block.named_modules():
+            if is_output(name):
+                nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+    return deeper
+
+
+def source(folder: Path, recipe: Recipe) -> SSMD:
+    """The model to start from: its head only where the recipe has the same."""
+    model = checkpoint.load(folder)
+    assert isinstance(model, SSMD)
+    assert isinstance(model.trunk, Trunk)
+    same = model.head is not None and model.head.config == recipe.head
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.train.seed)
+        return SSMD(deepened(model.trunk, recipe.trunk.blocks), model.head if same else None)
 
 
 def main() -> None:
@@ -22,12 +54,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--device", default=None)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON, over the recipe's")
-    parser.add_argument("stages", nargs="+", metavar="stage=steps")
+    parser.add_argument("--head", type=json.loads, help="JSON of another HeadConfig")
+    parser.add_argument("stages", nargs="+", metavar="stage=steps[@start]")
     args = parser.parse_args()
     train, valid = (TokenStore(args.data / f"{split}.bin") for split in ("train", "valid"))
-    for stage, steps in (item.split("=") for item in args.stages):
+    for item in args.stages:
+        stage, _, rest = item.partition("=")
+        steps, _, other = rest.partition("@")
         recipe = getattr(books27, stage.replace("-", "_"))(steps=int(steps), **args.settings)
-        start = args.runs / START[stage] / "model" if stage in START else None
+        if args.head and recipe.head:
+            recipe = replace(recipe, head=HeadConfig(**args.head))
+        other = other or START.get(stage)
+        start = source(args.runs / other / "model", recipe) if other else None
         trainer = recipe.trainer(args.runs / stage, train, valid, start, args.device)
         trainer.run()
         print(stage, json.dumps(trainer.validation), flush=True)

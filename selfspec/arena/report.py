@@ -150,8 +150,10 @@ def machine() -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of this package, with "-dirty" if files differ from it.
 
-    Outside its repository what `SELFSPEC_COMMIT` says, which a copy may be given; else None.
+    For a copy that has left its history behind, `SELFSPEC_COMMIT` says it; else None.
     """
+    if told := os.environ.get("SELFSPEC_COMMIT"):
+        return told
     file = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -163,7 +165,7 @@ def commit() -> str | None:
         git("ls-files", "--error-unmatch", file.name)  # an installed copy may lie in another's
         return git("describe", "--always", "--abbrev=40", "--match=", "--dirty")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SELFSPEC_COMMIT")
+        return None
 
 
 def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
