@@ -10,12 +10,16 @@ from selfspec.api import save as save
 from selfspec.api import train as train
 from selfspec.data.tokenizers import CharTokenizer as CharTokenizer
 from selfspec.data.tokenizers import normalise as normalise
+from selfspec.information import CutWindow as CutWindow
+from selfspec.information import optimal_cuts as optimal_cuts
+from selfspec.information import profile_losses as profile_losses
 from selfspec.interfaces import Samples as Samples
 from selfspec.interfaces import TrunkProtocol as TrunkProtocol
 from selfspec.likelihood import ELBO as ELBO
 from selfspec.likelihood import ancestral_log_likelihood as ancestral_log_likelihood
 from selfspec.likelihood import elbo as elbo
 from selfspec.likelihood import estimate_log_likelihood as estimate_log_likelihood
+from selfspec.likelihood import information_profile as information_profile
 from selfspec.likelihood import log_likelihood as log_likelihood
 from selfspec.likelihood import one_pass_score as one_pass_score
 from selfspec.losses import ssmd_loss as ssmd_loss

@@ -12,7 +12,7 @@ import selfspec
 
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
-    {"files", "interfaces", "noise", "ops", "schedules"},
+    {"files", "information", "interfaces", "noise", "ops", "schedules"},
     {"orders", "verification"},
     {"selection"},
     {"data", "metrics", "nn"},

@@ -4,6 +4,7 @@ tables      log p_i(d, x_σ(d)) and log q_i(d, x_σ(d)) for every i and d, from 
 chains      from such a table to log p(x | σ), for each kind of sampler
 exact       both together; the bound over orders; the score of a single pass
 estimate    for orders that are re-chosen between passes, which have no such chain
+profile     how much the drafts know: what an optimal schedule is computed from
 """
 
 from selfspec.likelihood.chains import ancestral_chain, chain, transition
@@ -15,6 +16,7 @@ from selfspec.likelihood.exact import (
     log_likelihood,
     one_pass_score,
 )
+from selfspec.likelihood.profile import draft_nats, information_profile
 from selfspec.likelihood.tables import Scores, draw_order, scores
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "ancestral_chain",
     "ancestral_log_likelihood",
     "chain",
+    "draft_nats",
     "draw_order",
     "elbo",
     "estimate_log_likelihood",
+    "information_profile",
     "log_likelihood",
     "one_pass_score",
     "scores",
