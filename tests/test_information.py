@@ -33,9 +33,8 @@ def test_the_cuts_are_the_best_of_all(steps: int):
     for n in (1, 4, 7):
         nats = rng.uniform(0, 1, (n, n)).cumsum(0)[::-1]
         losses = pass_losses(nats)
-        every: list[tuple[int, ...]] = [
-            (*cuts, n) for cuts in combinations(range(1, n), min(steps, n) - 1)
-        ]
+        inner = combinations(range(1, n), min(steps, n) - 1)
+        every: list[tuple[int, ...]] = [(*cuts, n) for cuts in inner]
         total = {c: sum(losses[s, t] for s, t in pairwise((0, *c))) for c in every}
         assert total[optimal_cuts(losses, steps)] == pytest.approx(min(total.values()))
 
