@@ -120,9 +120,11 @@ def _confidence(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Set
 
 
 def _klass(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
-    for tau, epsilon in ((0.5, 0.05), (0.6, 0.015), (0.6, 0.1), (0.8, 0.1), (0.9, 0.01)):
-        knobs = {"tau": tau, "epsilon": epsilon}
-        yield Setting("klass", "", knobs, KLASSSampler(model, tau, epsilon))
+    published = (0.6, 0.015, 1)
+    for tau, epsilon, fallback in (published, (0.3, 0.1, 2), (0.3, 0.1, 4), (0.3, 0.3, 8)):
+        knobs = {"tau": tau, "epsilon": epsilon, "fallback": fallback}
+        sampler = KLASSSampler(model, tau, epsilon, fallback=fallback)
+        yield Setting("klass", "", knobs, sampler)
 
 
 def _remdm(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
@@ -168,7 +170,9 @@ def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Sett
                 yield Setting("self-speculative", order, knobs, sampler)
 
 
-GAMMAS = (0.1, 0.5, 2.0, 8.0, 20.0)
+GAMMAS = (0.5, 2.0, 8.0, 20.0, 50.0, 100.0)
+"""Nats. Published work takes about 0.1, for tokens of which most are nearly certain; characters
+drawn at temperature 1 have a nat and more each, and 0.1 reveals hardly more than one a pass."""
 
 
 def _bounded(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
@@ -206,10 +210,10 @@ CONTENDERS: Mapping[str, Contender] = {
     "maskgit": _confidence,
     "top-k": _top_k,
     "threshold": lambda m, o, s: _swept(
-        "threshold", "", "tau", (0.5, 0.7, 0.8, 0.9, 0.95), lambda t: ThresholdSampler(m, t)
+        "threshold", "", "tau", (0.2, 0.3, 0.4, 0.5, 0.7, 0.9), lambda t: ThresholdSampler(m, t)
     ),
     "factor": lambda m, o, s: _swept(
-        "factor", "", "factor", (0.3, 1.0, 2.0, 4.0, 8.0), lambda f: FactorSampler(m, f)
+        "factor", "", "factor", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), lambda f: FactorSampler(m, f)
     ),
     "entropy-bound": lambda m, o, s: _swept(
         "entropy bound", "entropy", "gamma", GAMMAS, lambda g: EntropyBoundSampler(m, g)
@@ -225,7 +229,7 @@ CONTENDERS: Mapping[str, Contender] = {
         "lookahead", "", "steps", s, lambda k: LookaheadSampler(m, k)
     ),
     "punt": lambda m, o, s: _swept(
-        "punt", "", "epsilon", (0.01, 0.04, 0.16, 0.64), lambda e: PUNTSampler(m, e)
+        "punt", "", "epsilon", (0.01, 0.1, 0.3, 1.0, 3.0), lambda e: PUNTSampler(m, e)
     ),
     "any-order-verified": lambda m, o, s: _swept(
         "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from selfspec.arena.contenders import BASELINE
 from selfspec.arena.figures import FAINT, GRID, INK, STYLE, VERMILION
 from selfspec.arena.pareto import diverse, front
+from selfspec.arena.reduction import frontier
 from selfspec.arena.report import write_report
 from selfspec.arena.results import Result
 
@@ -63,7 +64,7 @@ def write_contest(
 def contest_figure(report: Mapping[str, Any], cost: str = "nfe") -> "Figure":
     """Judge score and entropy of every sampler against a cost, the Pareto front marked.
 
-    Rows that are less diverse than the standard sampler are faint.
+    The front is that of the rows that are diverse; curves that are not may run below it.
 
     Args:
         report: from `write_contest`.
@@ -74,10 +75,11 @@ def contest_figure(report: Mapping[str, Any], cost: str = "nfe") -> "Figure":
     """
     import matplotlib.pyplot as plt
 
-    groups = _groups([row for row in report["rows"] if row["sampler"] != "data" and row[cost]])
-    if not groups:
+    shown = [row for row in report["rows"] if row["sampler"] != "data" and row[cost]]
+    if not shown:
         raise ValueError(f"`report` must have rows with a number for {cost!r}, got none")
-    words = any(row["word_entropy"] is not None for rows in groups.values() for row in rows)
+    groups = _groups(shown)
+    words = all(row["word_entropy"] is not None for row in shown)
     spread = "word_entropy" if words else "entropy"
     unit = report["judges"].get("judge", {}).get("unit", "bits per token")
     real = next((row for row in report["rows"] if row["sampler"] == "data"), None)
@@ -118,22 +120,25 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
 def _draw(
     ax: "Axes", rows: Sequence[Mapping[str, Any]], cost: str, name: str, label: str, k: int
 ) -> None:
-    """The rows of a sampler by rising cost; verified ones are drawn solid, diverse ones opaque."""
+    """A line along the sampler's own front of cost and judge score; its other rows are dots.
+
+    Verified samplers are drawn solid and filled, the others dashed and hollow.
+    """
     import matplotlib.pyplot as plt
 
-    rows = sorted((r for r in rows if r[name] is not None), key=lambda r: r[cost])
-    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    colour = INK if label == ", ".join(BASELINE) else colours[k % 20]
-    verified = any(row["head_passes"] for row in rows)
-    x, y = [row[cost] for row in rows], [row[name] for row in rows]
+    points = frontier([row[cost] for row in rows], [row["judge"] for row in rows])
+    kept = set(zip(points.cost.tolist(), points.score.tolist(), strict=True))
+    best = sorted((r for r in rows if (r[cost], r["judge"]) in kept), key=lambda r: r[cost])
+    standard, verified = label == ", ".join(BASELINE), any(row["head_passes"] for row in rows)
+    colour = INK if standard else plt.get_cmap("tab20").colors[k % 20]  # type: ignore[attr-defined]
     ax.plot(
-        x, y, color=colour, linewidth=1.4 if verified else 0.9, alpha=0.8,
-        linestyle="-" if verified else (0, (4, 2)),
+        [r[cost] for r in best], [r[name] for r in best], color=colour, label=label,
+        linewidth=2 if verified or standard else 0.9, linestyle="-" if verified else (0, (4, 2)),
+        marker="osD^vP*X"[k % 8], markersize=5, markerfacecolor=colour if verified else "white",
+        zorder=3 if verified or standard else 2,
     )  # fmt: skip
-    marker = "osD^vP*X"[k % 8]
-    ax.scatter([], [], s=22, marker=marker, color=colour, label=label)
-    for px, py, row in zip(x, y, rows, strict=True):
-        ax.scatter(px, py, s=22, marker=marker, color=colour, alpha=1 if row["diverse"] else 0.25)
+    behind = [row for row in rows if row not in best]
+    ax.plot([r[cost] for r in behind], [r[name] for r in behind], ".", color=colour, alpha=0.3)
 
 
 def _draw_front(ax: "Axes", rows: Sequence[Mapping[str, Any]], cost: str, name: str) -> None:
