@@ -7,12 +7,14 @@ The same weights, row seeds and judge for all; beside the samples of each settin
 sample costs, in evaluations and in milliseconds of the reference samplers. A finished setting is
 kept in --folder and not drawn again; to use several processes or devices, start --part 0/2, --part
 1/2 and so on, and then once without --part, which writes the report, its page and its figures
-(where matplotlib is installed; --page draws them from a report elsewhere). Milliseconds that are to
-be compared must come from one process alone on its device: several share it.
+(where matplotlib is installed; --page draws them from a report elsewhere). --docs writes the table
+of budgets into docs/samplers.md. Milliseconds that are to be compared must come from one process
+alone on its device: several share it.
 """
 
 import argparse
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,19 +38,23 @@ from selfspec.calibration import ORDERS
 from selfspec.checkpoint import BUNDLED
 from selfspec.data.loader import TokenStore
 from selfspec.data.tokenizers import CharTokenizer
-from selfspec.files import write_json
+from selfspec.files import write_bytes, write_json
 from selfspec.likelihood import information_profile
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.recipes.recipe import spread
 
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- arena -->\n).*?(<!-- /arena -->)", re.DOTALL)
+BUDGETS = (8, 16, 32, 64, 128)
 FIGURES = {"nfe": "arena-nfe", "ms_per_sample": "arena-ms"}
 
 
 def main() -> None:
     args = parse()
-    if args.page:
-        return draw(json.loads(args.out.read_text()), args.out)
+    if args.page or args.docs:
+        report = json.loads(args.out.read_text())
+        return document(report) if args.docs else draw(report, args.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
@@ -77,6 +83,43 @@ def draw(report: dict, out: Path) -> None:
     for cost, name in FIGURES.items():
         if any(row[cost] for row in report["rows"]):
             save_figure(contest_figure(report, cost), out.parent / "figures" / name)
+
+
+def document(report: dict) -> None:
+    """Write the table of budgets between the marks of docs/samplers.md."""
+    path = ROOT / "docs" / "samplers.md"
+    text = path.read_text(encoding="utf-8")
+    write_bytes(path, BLOCK.sub(lambda m: m[1] + budgets(report) + m[2], text).encode())
+
+
+def budgets(report: dict) -> str:
+    """For each budget, the best diverse row of all, of unverified samplers and of verified ones."""
+    rows = [row for row in report["rows"] if row["diverse"]]
+    kinds = {
+        "best": rows,
+        "best without verification": [row for row in rows if not row["head_passes"]],
+        "best with verification": [row for row in rows if row["head_passes"]],
+    }
+    cells = [["NFE at most", *kinds], ["--:", *[":--"] * len(kinds)]]
+    for budget in BUDGETS:
+        found = [
+            min((r for r in of if r["nfe"] <= budget), key=lambda r: r["judge"], default=None)
+            for of in kinds.values()
+        ]
+        cells.append([str(budget), *map(described, found)])
+    unit = report["judges"]["judge"]["unit"]
+    head = f"{report['n']:,} samples a row, on {report['machine']['device']}; judge in {unit}.\n\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def described(row: dict | None) -> str:
+    """A row as a cell."""
+    if row is None:
+        return "–"
+    name = ", ".join(filter(None, [row["sampler"], row["order"]]))
+    knobs = " ".join(f"{key}={value}" for key, value in row["settings"].items())
+    interval = f"{row['judge_low']:.3f}–{row['judge_high']:.3f}"
+    return f"{name} ({knobs}): {row['judge']:.3f} ({interval}) at {row['nfe']:.1f}"
 
 
 def make_sweep(
@@ -123,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", default=None, metavar="k/n")
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")
     parser.add_argument("--page", action="store_true", help="only draw page and figures of --out")
+    parser.add_argument("--docs", action="store_true", help="only write docs/samplers.md")
     parser.add_argument("--command", default=None, help="to report, where several drew the rows")
     parser.add_argument("--folder", type=Path, default=Path("runs/arena"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/arena-books27.json"))

@@ -315,6 +315,13 @@ def test_without_remasking_both_are_ancestral(ternary: SSMD):
         assert agrees(sampler, PLAIN, expected)
 
 
+def test_masking_afresh_is_remasking_with_the_share_to_come(rugged: SSMD):
+    drafts = drafts_of(rugged, PADDED)
+    afresh = law(PADDED, processes.star(PADDED, drafts, SHARE, 1), STEPS)
+    remasked = law(PADDED, processes.remdm(PADDED, drafts, LINEAR, SHARE[1:], False), STEPS)
+    np.testing.assert_allclose(afresh, remasked, atol=1e-12)
+
+
 @pytest.mark.parametrize("drafts", [1, 2, 8])
 def test_self_verification_gives_the_greedy_result(rugged: SSMD, binary: SSMD, drafts: int):
     for model, texts in (

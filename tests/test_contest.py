@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+import selfspec as ss
 from selfspec.arena import CONTENDERS, Reference, Setting, Sweep, contenders, row_table
 from selfspec.arena.contenders import BASELINE
 from selfspec.arena.contest import contest_figure, marks, save_page, write_contest
@@ -185,3 +186,21 @@ def test_a_tiny_arena_runs_and_resumes(model: SSMD, tmp_path: Path, everything: 
     found = write_contest(tmp_path / "arena.json", [*first, sweep.measure_data(data)], 0, {})
     assert len(found["rows"]) == len(some) + 1
     assert contest_figure(found, "nfe").axes
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "samplers.md"
+
+
+def test_the_page_on_samplers_names_them_all():
+    text = DOCS.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (DOCS.parent / link).exists(), link
+    samplers = {k.__name__ for k in _concrete(Sampler) if k.__module__.startswith("selfspec")}
+    assert samplers <= set(re.findall(r"\w+Sampler", text))
+    for name in re.findall(r"\w+(?:Sampler|Order|Window)\b", text):
+        assert hasattr(ss, name), name
+
+
+def test_its_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code.replace("model, 4,", "model, 1,"), "samplers.md", "exec"), {})

@@ -110,7 +110,7 @@ class SetSampler(Sampler):
         passes = (state.trunk_passes - before).tolist()
         for row, index in enumerate(state.index.tolist()):
             positions = revealed[row].nonzero().flatten().tolist()
-            stands = tokens[row, positions].tolist()
+            stands = tokens[row][revealed[row]].tolist()
             again = [] if remasked is None else remasked[row].nonzero().flatten().tolist()
             pairs = list(zip(positions, stands, strict=True))
             trace[index].append(Pass(positions, stands, [], pairs, again, passes[row]))
