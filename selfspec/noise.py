@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     RESIDUAL = 4
     COUNT = 5
     ESTIMATE = 6
+    SELECT = 7
+    REMASK = 8
     LENGTH = 100
 
 

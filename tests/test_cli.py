@@ -253,6 +253,20 @@ def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.C
     assert "self-speculative" in capsys.readouterr().out
 
 
+def test_benchmark_against_all_is_the_arena(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["benchmark", "books27", "--num", "2", "--steps", "3", "--out", str(tmp_path)]
+    told = report(capsys, *arguments, "--against", "all")
+    assert {row["sampler"] for row in told["rows"]} >= {
+        "plain", "remdm loop", "optimal", "punt", "self-speculative, optimal"
+    }  # fmt: skip
+    assert any(row["pareto_nfe"] for row in told["rows"])
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    finished = sorted(path.name for path in (tmp_path / "settings").iterdir())
+    assert len(finished) == 2 * len(told["rows"])
+    again = report(capsys, *arguments, "--against", "all")
+    assert again["rows"] == told["rows"]
+
+
 def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ss.save(tiny.model(), tmp_path)
     told = report(capsys, "benchmark", str(tmp_path), "--calibrate", "--num", "2")

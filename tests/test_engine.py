@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_toy
 from reference import BINARY, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
-from test_sampling import LISTED, ROWS, SAMPLERS, likelihood_law, stacked
+from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
 
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, law_of
@@ -36,8 +36,9 @@ from selfspec.schedules import (
 
 FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
 MASK = 3
+RUN = ("speculative", "speculative, cosine", "fixed count", "ancestral", "any order")
 MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
-    **SAMPLERS,
+    **{name: ORDERED[name] for name in RUN},
     "more rounds": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), rounds=6),
     "temperature": lambda m, o: SpeculativeSampler(m, o, CosineWindow(0.5), 3, temperature=0.6),
     "nucleus": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), 2, 1.5, top_p=0.8),
@@ -310,6 +311,12 @@ def test_what_the_engine_cannot_run_has_a_reason(ternary: SSMD):
     assert unsupported(AnyOrderSampler(deep)) is None
     with pytest.raises(ValueError, match="`sampler` must be one that the engine runs"):
         Engine(ternary).submit(Own(ternary), torch.full((1, 6), MASK))
+
+
+def test_it_runs_no_sampler_of_another_law(ternary: SSMD):
+    ordered = [make(ternary, SPACED) for name, make in ORDERED.items() if name not in RUN]
+    for sampler in (*ordered, *(make(ternary) for make in OTHERS.values())):
+        assert unsupported(sampler) is not None, sampler
 
 
 @pytest.mark.parametrize(

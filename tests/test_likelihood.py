@@ -43,7 +43,7 @@ from selfspec.likelihood import (
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order
-from selfspec.sampling import SpeculativeSampler
+from selfspec.sampling import EntropyBoundWindow, SpeculativeSampler
 from selfspec.schedules import (
     ConstantWindow,
     CosineSchedule,
@@ -53,6 +53,7 @@ from selfspec.schedules import (
     UnboundedWindow,
     Window,
 )
+from selfspec.selection import SpanOrder
 
 Toys = Callable[[int], SSMD]
 WINDOWS = [ConstantWindow(3), CosineWindow(0.4), UnboundedWindow()]
@@ -386,3 +387,15 @@ def test_sampler_and_likelihood_have_the_same_law_by_default(ternary: SSMD):
     expected = log_likelihood(ternary, PLAIN.completions, *settings)
     assert torch.equal(log_likelihood(ternary, PLAIN.completions), expected)
     assert signature(log_likelihood).parameters["rounds"].default == usual.rounds
+
+
+def test_rules_that_read_drafts_have_no_likelihood_here(ternary: SSMD):
+    tokens, window = torch.zeros(1, 4, dtype=torch.int64), EntropyBoundWindow(1.0)
+    with pytest.raises(ValueError, match=r"`window` must not .* got EntropyBoundWindow"):
+        log_likelihood(ternary, tokens, window=window)
+    with pytest.raises(ValueError, match="`window` must not read the drafts"):
+        estimate_log_likelihood(ternary, tokens, UNIFORM, window, 1)
+    with pytest.raises(ValueError, match=r"`order` must not read the drafts .* SpanOrder"):
+        estimate_log_likelihood(ternary, tokens, SpanOrder(), ConstantWindow(2), 1)
+    with pytest.raises(ValueError, match="`order` must be fixed in advance, got SpanOrder"):
+        log_likelihood(ternary, tokens, SpanOrder())

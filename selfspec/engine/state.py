@@ -16,8 +16,9 @@ from torch import Tensor
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.orders import Order
-from selfspec.sampling import FixedCountSampler, Sampler, SpeculativeSampler
+from selfspec.sampling import PlainSampler, Sampler, SpeculativeSampler
 from selfspec.sampling.base import State
+from selfspec.selection import DraftOrder, DraftWindow
 
 __all__ = ["Pool", "Rows", "prepare", "rechosen_rule", "unsupported"]
 
@@ -39,9 +40,9 @@ class Rows(State):
 
 
 REPLACED = {
-    Sampler: ("sample", "draw_drafts", "log_probs"),
-    FixedCountSampler: ("step",),
-    SpeculativeSampler: ("step", "verify", "settle"),
+    Sampler: ("sample", "open", "draw_drafts", "arrange", "log_probs"),
+    PlainSampler: ("step",),
+    SpeculativeSampler: ("step", "verify", "target", "settle"),
     SSMD: ("target",),
     CausalHead: ("forward", "tracks", "rotations"),
 }
@@ -56,8 +57,11 @@ def unsupported(sampler: Sampler) -> str | None:
             for name in names if isinstance(thing, kind) else ():
                 if getattr(type(thing), name) is not getattr(kind, name):
                     return f"{type(thing).__name__} has its own `{name}`"
-    if not isinstance(sampler, SpeculativeSampler | FixedCountSampler):
+    if not isinstance(sampler, SpeculativeSampler | PlainSampler):
         return f"{type(sampler).__name__} has its own `step`"
+    for rule in (sampler.order, sampler.window):
+        if isinstance(rule, DraftOrder | DraftWindow):
+            return f"{type(rule).__name__} reads the draft distributions"
     if isinstance(sampler, SpeculativeSampler) and model.num_head_blocks > 1:
         return f"the head has {model.num_head_blocks} blocks: its keys cannot be kept"
     return None
