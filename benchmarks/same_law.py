@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 
 from selfspec import checkpoint
+from selfspec.arena.report import commit
 from selfspec.engine import Engine
 from selfspec.files import write_json
 from selfspec.interfaces import Samples
@@ -35,7 +36,15 @@ def main() -> None:
     model, judge = checkpoint.load("books27", device), checkpoint.load("books27-judge", device)
     assert isinstance(model, SSMD)
     assert isinstance(judge, AutoregressiveModel)
-    report = {"machine": device, "num": args.num, "rows": []}
+    report = {
+        "machine": {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+                    "torch": torch.__version__},
+        "command": f"python benchmarks/same_law.py --num {args.num}",
+        "commit": commit(),
+        "seeds": [0, 1],
+        "num": args.num,
+        "rows": [],
+    }  # fmt: skip
     for name, sampler in samplers(model).items():
         engine = Engine(model, args.batch, compile=device == "cuda")
         tokens = torch.full((args.num, model.length), model.mask_id, device=device)

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from selfspec.arena.report import commit
 from selfspec.files import write_json
 from selfspec.metrics.timing import median_seconds
 from selfspec.model import SSMD
@@ -159,6 +160,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": {"device": name, "torch": torch.__version__},
         "command": "python benchmarks/training.py",
+        "commit": commit(),
         "seed": 0,
         "peak_tflops_per_s": peak / 1e12,
         "rows": [],
