@@ -14,7 +14,8 @@ the most important ones come first, and the file is written after each. All in b
                                               engine-speculative, unembedded at the window's places
 
 A plain method comes twice: "equal" says whether it takes as many evaluations as engine-speculative
-("nfe"), or so many that it is as good ("quality"), by the reduction of the same settings in books27-quality.json. Times are
+("nfe"), or so many that it is as good ("quality"), by the reduction of the same settings in
+books27-quality.json. Times are
 medians over at least five runs after warm-up.
 """
 
