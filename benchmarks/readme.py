@@ -57,7 +57,7 @@ def summary(report: Mapping[str, Any]) -> str:
             "",
             published(report),
             "",
-            "**The best judge score for a budget in each order, and in brackets the entropy of its words:**",
+            "**Best judge score within a budget, by order; in brackets the entropy of words:**",
             "",
             budgets(report),
             "",
