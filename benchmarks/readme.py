@@ -118,7 +118,7 @@ def published(report: Mapping[str, Any]) -> str:
     rows = [r for r in report["rows"]
             if (r["sampler"], r["order"]) == ("self-speculative", "uniform")]  # fmt: skip
     return table(
-        ["R, Δτ", *MEASURES, "reduction, judge", "reduction, held-out", "separate"],
+        ["R, window", *MEASURES, "reduction, judge", "reduction, held-out", "separate"],
         [[*measures(r), *ratios(report, r)] for r in sorted(rows, key=nfe)],
     )
 

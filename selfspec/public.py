@@ -72,6 +72,7 @@ from selfspec.schedules import ConstantWindow as ConstantWindow
 from selfspec.schedules import CosineSchedule as CosineSchedule
 from selfspec.schedules import CosineWindow as CosineWindow
 from selfspec.schedules import LinearSchedule as LinearSchedule
+from selfspec.schedules import LinearWindow as LinearWindow
 from selfspec.schedules import ScheduleWindow as ScheduleWindow
 from selfspec.schedules import UnboundedWindow as UnboundedWindow
 from selfspec.selection import CellOrder as CellOrder

@@ -161,6 +161,8 @@ def test_sample_resolves_a_budget_from_the_table(capsys: pytest.CaptureFixture[s
     assert told["sampler"]["window"] == {"kind": "cosine", "dtau": 0.3}
     told = report(capsys, "sample", "--dtau", "0.2")
     assert told["sampler"]["window"] == {"kind": "cosine", "dtau": 0.2}
+    told = report(capsys, "sample", "--dtau", "0.2", "--schedule", "linear")
+    assert told["sampler"]["window"] == {"kind": "linear", "dtau": 0.2}
 
 
 def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -424,6 +426,7 @@ def test_broken_checkpoints(
         ("sample --rounds 0", "`rounds` must be at least 1, got 0"),
         ("sample --dtau 0", "`dtau` must be in (0, 1], got 0"),
         ("sample --dtau .1 --window 2", "give `dtau` or `window`"),
+        ("sample --schedule linear", "`schedule` needs `dtau`, got linear without"),
         ("sample --length 99", "`length` must be in 1..24, the model's, got 99"),
         ("sample --temperature 0", "`temperature` must be above 0"),
         ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from selfspec.arena.sweep import Setting
-from selfspec.calibration import ORDERS, SWEEP
+from selfspec.calibration import ORDERS, SWEEP, knobs
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.model import SSMD
 from selfspec.orders import Order
@@ -42,7 +42,7 @@ from selfspec.sampling import (
     ThresholdSampler,
     TopKSampler,
 )
-from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, Schedule
+from selfspec.schedules import CosineSchedule, LinearSchedule, Schedule
 from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
 
 __all__ = ["BASELINE", "CONTENDERS", "STEPS", "contenders"]
@@ -122,9 +122,9 @@ def _confidence(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Set
 def _klass(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     published = (0.6, 0.015, 1)
     for tau, epsilon, fallback in (published, (0.3, 0.1, 2), (0.3, 0.1, 4), (0.3, 0.3, 8)):
-        knobs = {"tau": tau, "epsilon": epsilon, "fallback": fallback}
+        values = {"tau": tau, "epsilon": epsilon, "fallback": fallback}
         sampler = KLASSSampler(model, tau, epsilon, fallback=fallback)
-        yield Setting("klass", "", knobs, sampler)
+        yield Setting("klass", "", values, sampler)
 
 
 def _remdm(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
@@ -153,21 +153,20 @@ def _dilated(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settin
 
 def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     for order in orders:
-        for rounds, dtau in SWEEP:
-            sampler = SpeculativeSampler(model, ORDERS[order](), CosineWindow(dtau), rounds)
-            yield Setting("self-speculative", order, {"rounds": rounds, "dtau": dtau}, sampler)
+        for rounds, window in SWEEP:
+            sampler = SpeculativeSampler(model, ORDERS[order](), window, rounds)
+            yield Setting("self-speculative", order, knobs(rounds, window), sampler)
 
 
 def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     """Orders from drafts, unverified and verified: what verification adds to each."""
     for order, rule in DRAFT_ORDERS.items():
-        for rounds, dtau in SWEEP:
-            window = CosineWindow(dtau)
-            yield Setting("plain", order, {"dtau": dtau}, PlainSampler(model, rule(), window))
+        for rounds, window in SWEEP:
+            passes = {key: value for key, value in knobs(rounds, window).items() if key != "rounds"}
+            yield Setting("plain", order, passes, PlainSampler(model, rule(), window))
             if model.head is not None:
                 sampler = SpeculativeSampler(model, rule(), window, rounds)
-                knobs = {"rounds": rounds, "dtau": dtau}
-                yield Setting("self-speculative", order, knobs, sampler)
+                yield Setting("self-speculative", order, knobs(rounds, window), sampler)
 
 
 GAMMAS = (0.5, 2.0, 8.0, 20.0, 50.0, 100.0)
@@ -185,8 +184,8 @@ def _bounded(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settin
             )
             if model.head is not None:
                 sampler = SpeculativeSampler(model, rule, window, 4)
-                knobs = {"rounds": 4, "gamma": gamma}
-                yield Setting("self-speculative, bounded", order, knobs, sampler)
+                values = {"rounds": 4, "gamma": gamma}
+                yield Setting("self-speculative, bounded", order, values, sampler)
 
 
 def optimal(

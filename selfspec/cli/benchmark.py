@@ -80,11 +80,11 @@ def show_table(
     if run.json:
         return print(to_json({"checkpoint": str(folder), "calibration": rows}))
     cells = [
-        [row["order"], f"{row['window']['dtau']:g}", str(row["rounds"]), f"{row['nfe']:.1f}",
-         f"{row['judge']:.3f}"]
+        [row["order"], row["window"]["kind"], f"{row['window']['dtau']:g}", str(row["rounds"]),
+         f"{row['nfe']:.1f}", f"{row['judge']:.3f}"]
         for row in rows
     ]  # fmt: skip
-    print(table(["order", "Δτ", "rounds", "NFE", "judge"], cells))
+    print(table(["order", "window", "Δτ", "rounds", "NFE", "judge"], cells))
     note(f"written to {folder / 'config.json'}")
 
 

@@ -63,7 +63,9 @@ class Sampling:
     order: OrderName | None = None
     """the rule for the order in which positions are revealed."""
     dtau: float | None = None
-    """a cosine window that advances this much time a pass, in (0, 1]."""
+    """a window that advances this much time a pass, in (0, 1]."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """of that time."""
     window: int | None = None
     """a constant window of this many tokens, instead of --dtau."""
     rounds: int | None = None
@@ -75,18 +77,19 @@ class Sampling:
 
     def sampler(self, model: SSMD, order: OrderName | None = None) -> Sampler:
         """The sampler that the flags ask for; `order` is used where none is given."""
-        from selfspec.calibration import ORDERS, choose
-        from selfspec.schedules import CosineWindow
+        from selfspec.calibration import ORDERS, WINDOWS, choose
 
         if self.dtau is not None and self.window is not None:
             raise ValueError("give `dtau` or `window`, got both")
+        if self.dtau is None and self.schedule != "cosine":
+            raise ValueError(f"`schedule` needs `dtau`, got {self.schedule} without")
         name = self.order or order
         return choose(
             model,
             self.nfe,
             self.quality,
             ORDERS[name]() if name else None,
-            self.window if self.dtau is None else CosineWindow(self.dtau),
+            self.window if self.dtau is None else WINDOWS[self.schedule](self.dtau),
             self.rounds,
             self.temperature,
             self.top_p,

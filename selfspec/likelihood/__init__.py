@@ -8,7 +8,7 @@ mutations   log-ratios of mutants and wild type, given the rest of a sequence
 profile     how much the drafts know: what an optimal schedule is computed from
 """
 
-from selfspec.likelihood.chains import ancestral_chain, chain, transition
+from selfspec.likelihood.chains import ancestral_chain, chain, expected_passes, transition
 from selfspec.likelihood.estimate import estimate_log_likelihood
 from selfspec.likelihood.exact import (
     ELBO,
@@ -31,6 +31,7 @@ __all__ = [
     "draw_order",
     "elbo",
     "estimate_log_likelihood",
+    "expected_passes",
     "information_profile",
     "log_likelihood",
     "mutation_effect",
