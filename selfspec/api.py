@@ -253,7 +253,7 @@ def train(
         if start is not None:
             raise ValueError("`start` goes with a recipe: a model is its own start")
         recipe, start = Recipe.of(what, objective, **settings), what
-    tokenizer, stores = open_corpus(data)
+    tokenizer, stores = open_corpus(data, verify=True)
     if "train" not in stores:
         raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
     recipe = replace(recipe, tokenizer=tokenizer)
