@@ -12,7 +12,6 @@ Everything here is a few lines over the layers below, which stay usable on their
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -256,8 +255,9 @@ def train(
     tokenizer, stores = open_corpus(data, verify=True)
     if "train" not in stores:
         raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
-    recipe = replace(recipe, tokenizer=tokenizer)
-    trainer = recipe.trainer(folder, stores["train"], stores.get("valid"), start, device)
+    trainer = recipe.read_by(tokenizer).trainer(
+        folder, stores["train"], stores.get("valid"), start, device
+    )
     return _run(trainer, stop_after, progress)
 
 

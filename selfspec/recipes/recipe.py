@@ -31,7 +31,8 @@ class Recipe:
         head: the causal head, if any.
         needs_start: whether the run must start from a trained model.
         valid_rows: rows of the validation set.
-        tokenizer: goes with the model into its checkpoints.
+        tokenizer: goes with the model into its checkpoints; None takes that of the data, with its
+            vocabulary.
     """
 
     name: str
@@ -78,6 +79,12 @@ class Recipe:
     def override(self, **settings: object) -> Recipe:
         """The recipe with other training settings: `recipe.override(steps=1000, seed=1)`."""
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **settings))  # type: ignore[arg-type]
+
+    def read_by(self, tokenizer: Tokenizer) -> Recipe:
+        """The recipe for data of this tokenizer; V is the data's if the recipe has no tokenizer."""
+        size = self.trunk.vocab_size if self.tokenizer else tokenizer.vocab_size
+        trunk = dataclasses.replace(self.trunk, vocab_size=size)
+        return dataclasses.replace(self, trunk=trunk, tokenizer=tokenizer)
 
     def trainer(
         self,
