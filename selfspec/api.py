@@ -119,10 +119,10 @@ def generate(
         num: samples; of every prompt, if there are any.
         prompt: text, or several, where each `mask_char` is one position to fill and the rest
             stays. A prompt without any comes back as it is, at no cost, unless `length` is given.
-        mask_char: a character outside the alphabet.
-        length: characters a sample; a shorter prompt is continued to the right up to it. The
-            prompt's own length by default; without a prompt a length drawn as those of the training
-            data, or the model's if these had no lengths of their own.
+        mask_char: a character outside the alphabet; of a BPE any one, which is then no text.
+        length: tokens a sample; a shorter prompt is continued to the right up to it. The prompt's
+            own length by default; without a prompt a length drawn as those of the training data, or
+            the model's if these had no lengths of their own.
         nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
         sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
         temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
