@@ -71,6 +71,13 @@ def test_the_end_of_a_document_is_a_token_in_prompts_and_text_in_documents():
     assert BPE.decode(last) == f"lone ?{END}"
 
 
+def test_lines_of_documents_end_in_a_line_feed():
+    (ids,) = BPE.encode_documents(["a\r\nb\n\rc"])
+    assert BPE.decode(ids) == f"a\nb\n\rc{END}"
+    windows = [text.replace("\r\n", "\n").replace("\n", "\r\n") for text in BOOKS]
+    assert train_bpe(windows, 400, progress=False).to_config() == BPE.to_config()
+
+
 @pytest.mark.parametrize("mask_char", ["", "ab"])
 def test_a_mask_is_one_character(mask_char):
     with pytest.raises(ValueError, match="`mask_char` must be one character"):

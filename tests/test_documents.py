@@ -3,6 +3,9 @@ import json
 import lzma
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
 from pathlib import Path
@@ -90,6 +93,36 @@ def test_what_ends_a_process_leaves_the_old_corpus(tmp_path, monkeypatch, work, 
         documents.prepare({"train": ["new"] * 9}, tmp_path / "c", BPE, workers=2)
     assert digests(tmp_path / "c") == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+ENDLESS = """
+import itertools, multiprocessing
+from selfspec.data import documents
+from selfspec.data.tokenizers import CharTokenizer
+if __name__ == "__main__":
+    documents.TASK = 1
+    for _ in documents.encode(itertools.repeat("a document"), CharTokenizer(), workers=2):
+        print(multiprocessing.active_children()[0].pid, flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_processes_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    root = Path(documents.__file__).parents[2]
+    run = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True,
+                           env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
+    assert run.stdout is not None
+    child = int(run.stdout.readline())
+    run.kill()
+    run.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text():
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("a process outlived its parent")
 
 
 def test_bad_requests_are_named(tmp_path):
@@ -243,4 +276,4 @@ def test_a_dataset_that_is_not_there(dataset):
 def test_a_store_that_was_written_by_documents_is_a_store(tmp_path):
     store = documents.prepare({"train": BOOKS}, tmp_path / "c", BPE)["train"]
     assert isinstance(store, TokenStore)
-    assert BPE.count_characters(store.tokens) == sum(map(len, BOOKS))
+    assert BPE.count_characters(store.tokens) == sum(len(t.replace("\r\n", "\n")) for t in BOOKS)

@@ -11,8 +11,9 @@ token, whatever text comes to stand there; what stands between masks is split in
 piece. As a word begins with its space, a gap follows its neighbour directly: "the__ sat", where
 "the __ sat" would leave a lone space before the gap, which hardly occurs in training.
 
-Documents are packed one after another, each followed by the end-of-text token. The name of that
-token within a document is text like any other; within a prompt it is the token.
+Documents are packed one after another, each followed by the end-of-text token; their lines end in
+a line feed. The name of that token within a document is text like any other; within a prompt it is
+the token.
 
 Source: Sennrich et al. 2016 (arXiv 1508.07909); on bytes: GPT-2, Radford et al. 2019.
 """
@@ -83,13 +84,13 @@ class BPETokenizer:
             ValueError: `mask_char` is not one character.
         """
         pieces = [text] if mask_char is None else text.split(_one(mask_char))
-        rows = [self._inner.encode(_clean(p), add_special_tokens=False).ids for p in pieces]
+        rows = [self._inner.encode(_valid(p), add_special_tokens=False).ids for p in pieces]
         return np.array([i for row in rows for i in (*row, self.mask_id)][:-1], dtype=np.int64)
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """The ids of each document, `end` behind it."""
+        """The ids of each document, with line feeds at the ends of lines and `end` behind it."""
         plain = self._plain
-        found = plain.encode_batch_fast([*map(_clean, texts)], add_special_tokens=False)
+        found = plain.encode_batch_fast([*map(_document, texts)], add_special_tokens=False)
         return [np.array([*document.ids, self.end], dtype=np.int64) for document in found]
 
     def decode(self, ids: npt.ArrayLike, mask_char: str = "_") -> str:
@@ -191,7 +192,7 @@ def train_bpe(
     library = _library()
     inner = _byte_level(library.models.BPE(), end)
     inner.train_from_iterator(
-        map(_clean, texts),
+        map(_document, texts),
         library.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -263,7 +264,12 @@ def _to_bytes(token: str) -> bytes:
         raise ValueError(f"`tokenizer` must be a byte-level BPE, got token {token!r}") from error
 
 
-def _clean(text: str) -> str:
+def _document(text: str) -> str:
+    """A document as it is read: whatever ends its lines is a line feed."""
+    return _valid(text).replace("\r\n", "\n")
+
+
+def _valid(text: str) -> str:
     """Without lone surrogates, which no UTF-8 has: JSON may hold them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,16 @@ def _start(config: Mapping[str, Any]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process already
+    Thread(target=_end_with_parent, daemon=True).start()
     _worker = tokenizer_from(config)
+
+
+def _end_with_parent() -> None:
+    """A killed parent can end nobody: who waits for its next task would wait forever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(texts: list[str]) -> list[Ids]:
