@@ -325,6 +325,8 @@ def test_subwords_from_text_to_samples(
     assert not (tmp_path / "again").exists()
     options = ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--accumulate", "1"]
     trained = report(capsys, "train", "books-bpe-joint", "--data", data, "--out", out, *options)
+    bits = told["characters_per_token"]["valid"] * math.log(2)
+    assert trained["bits_per_character"]["draft"] == pytest.approx(trained["draft"] / bits)
     made = report(
         capsys, "infill", "The__ sat", "--checkpoint", trained["model"], "--num", "2",
         "--window", "2", "--rounds", "2",

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspec.cli import main
 from selfspec.data import documents, huggingface, jsonl, texts
 from selfspec.data.bpe import train_bpe
 from selfspec.data.corpus import open_corpus
@@ -164,7 +165,7 @@ def divided(rule, documents) -> tuple[list, list]:
 def test_the_last_documents_are_held_out(documents, count):
     rule = LastDocuments(count)
     if len(documents) <= count:
-        with pytest.raises(ValueError, match=f"`count` .* got {count} to hold out of"):
+        with pytest.raises(ValueError, match=f"`hold_out` .* got {count} to hold out of"):
             divided(rule, documents)
         return
     rest, held = divided(rule, documents)
@@ -271,6 +272,23 @@ def test_a_dataset_that_is_not_there(dataset):
     (dataset / "train.jsonl").unlink()
     with pytest.raises(ValueError, match="must have a split 'train', got"):
         huggingface.find_splits(str(dataset))
+
+
+@pytest.mark.parametrize("more", [[], ["--streaming"]], ids=["downloaded", "streamed"])
+def test_openwebtext_from_disk(dataset, tmp_path, more, capsys):
+    (dataset / "validation.jsonl").unlink()
+    (tmp_path / "bpe.json").write_text(BPE.to_config()["tokenizer"])
+    command = ["prepare", "openwebtext", "--source", str(dataset), "--bpe",
+               str(tmp_path / "bpe.json"), "--out", str(tmp_path / "out"), *more]  # fmt: skip
+    assert main(command) == 2
+    assert "got 100000 to hold out of 2500" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--hold-out-documents", "5", "--limit", "20"]) == 0
+    tokenizer, stores = open_corpus(tmp_path / "out")
+    ends = {split: tokenizer.decode(store.tokens).count("<|endoftext|>")
+            for split, store in stores.items()}  # fmt: skip
+    assert ends == {"train": 15, "valid": 5}
+    assert tokenizer.decode(stores["valid"].tokens).startswith("train 15<|endoftext|>train 16")
 
 
 def test_a_store_that_was_written_by_documents_is_a_store(tmp_path):
