@@ -82,8 +82,9 @@ class Recipe:
 
     def read_by(self, tokenizer: Tokenizer) -> Recipe:
         """The recipe for data of this tokenizer; V is the data's if the recipe has no tokenizer."""
-        size = self.trunk.vocab_size if self.tokenizer else tokenizer.vocab_size
-        trunk = dataclasses.replace(self.trunk, vocab_size=size)
+        trunk = self.trunk
+        if self.tokenizer is None:
+            trunk = dataclasses.replace(trunk, vocab_size=tokenizer.vocab_size)
         return dataclasses.replace(self, trunk=trunk, tokenizer=tokenizer)
 
     def trainer(
