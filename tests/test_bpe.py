@@ -160,6 +160,26 @@ def test_what_is_no_byte_level_bpe_is_refused(tmp_path):
             tokenizer_from(config)
 
 
+def test_tokens_that_were_added_are_read_as_they_are_written():
+    inner = tokenizers.Tokenizer.from_str(BPE.to_config()["tokenizer"])
+    inner.add_tokens(["naïve "])
+    inner.add_special_tokens(["<x>"])
+    bpe = BPETokenizer(inner.to_str())
+    ids = bpe.encode("a naïve <x>b")
+    assert {400, 401} < {*ids.tolist()}
+    assert bpe.decode(ids) == "a naïve <x>b"
+    assert bpe.count_characters(ids) == len("a naïve b")
+
+
+def test_a_bad_document_ends_training_as_what_it_is():
+    def broken():
+        yield "good"
+        raise ValueError("line 2: bad")
+
+    with pytest.raises(ValueError, match="line 2: bad"):
+        train_bpe(broken(), 300, progress=False)
+
+
 def test_a_name_that_the_hub_lacks_is_one_error(monkeypatch):
     def refuse(name):
         raise Exception("offline")  # as the library's own are

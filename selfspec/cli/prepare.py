@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from selfspec.data.tokenizers import CharTokenizer
 
 SPLITS = ("train", "valid", "test")
+SUBWORDS = ("jsonl", "texts", "dataset", "openwebtext")
 MDLM_HELD_OUT = 100_000
 """Documents of OpenWebText, the last ones."""
 
@@ -50,6 +51,13 @@ class Text:
     workers: int | None = None
     """processes; as many as there are cores by default."""
 
+    def check(self, corpus: str) -> None:
+        """Raises a `ValueError` where the corpus is not made of subwords, or nothing is asked."""
+        if corpus not in SUBWORDS and (self.bpe, self.vocab_size) != (None, None):
+            raise ValueError(f"`bpe` and `vocab_size` go with {', '.join(SUBWORDS)}, got {corpus}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`limit` must be at least 1, got {self.limit}")
+
     def reader(self, read: Documents) -> Documents:
         """No more than the limit."""
         return lambda: islice(read(), self.limit)
@@ -66,14 +74,14 @@ class Text:
         name = self.bpe or default
         return CharTokenizer() if name is None else load_bpe(name)
 
-    def hold_out(self, default: int | None) -> HoldOut | None:
+    def hold_out(self, default: int | None, seed: int) -> HoldOut | None:
         """What of train becomes valid; `default` documents unless told otherwise."""
         from selfspec.data.held_out import Blocks, LastDocuments
 
         if self.hold_out_documents is not None and self.hold_out_blocks is not None:
             raise ValueError("give `hold_out_documents` or `hold_out_blocks`, got both")
         if self.hold_out_blocks is not None:
-            return Blocks(every=self.hold_out_blocks)
+            return Blocks(every=self.hold_out_blocks, seed=seed)
         count = default if self.hold_out_documents is None else self.hold_out_documents
         return None if count is None else LastDocuments(count)
 
@@ -110,6 +118,7 @@ def prepare(
     """
     if source is None and corpus != "openwebtext":
         raise ValueError(f"`source` must be given for {corpus}, got none")
+    text.check(corpus)
     if corpus in ("proteins", "fasta"):
         return prepare_proteins(corpus, run, str(source), out, alphabet, unknown)
     if corpus != "text8":
@@ -131,7 +140,7 @@ def prepare_documents(corpus: str, run: Run, text: Text, source: str | None, out
         {split: read() for split, read in readers.items()},
         out,
         tokenizer,
-        text.hold_out(MDLM_HELD_OUT if web else None),
+        text.hold_out(MDLM_HELD_OUT if web else None, run.seed),
         documents.cores() if text.workers is None else text.workers,
     )
     sizes = {split: len(store) for split, store in stores.items()}

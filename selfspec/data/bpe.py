@@ -63,11 +63,11 @@ class BPETokenizer:
             raise ValueError(f"`end` must be a token of the tokenizer, got {end!r}")
         self.end: int = table[end]
         self.vocab_size = self.mask_id = max(table.values()) + 1
-        special = {token.content for token in self._inner.get_added_tokens_decoder().values()}
+        added = self._inner.get_added_tokens_decoder()
         self._bytes, self._characters = [b""] * self.vocab_size, np.zeros(self.vocab_size, int)
         for token, i in table.items():
-            self._bytes[i] = token.encode() if token in special else _to_bytes(token)
-            if token not in special:  # every byte but the continuations of UTF-8 starts a character
+            self._bytes[i] = token.encode() if i in added else _to_bytes(token)
+            if i not in added or not added[i].special:  # bytes but UTF-8's continuations start one
                 self._characters[i] = sum(byte & 0xC0 != 0x80 for byte in self._bytes[i])
 
     def encode(self, text: str, mask_char: str | None = None) -> npt.NDArray[np.int64]:
@@ -216,13 +216,12 @@ def _library() -> Any:
 
 def _parsed(text: str) -> Any:
     """The library's tokenizer, without what would change the number of tokens."""
+    library = _library()
     try:
-        inner = _library().Tokenizer.from_str(text)
-        parts = json.loads(text)
-    except ValueError:
-        raise
+        inner = library.Tokenizer.from_str(text)
     except Exception as error:  # the library raises no other kind
         raise ValueError(f"`tokenizer` must be JSON of the tokenizers library: {error}") from error
+    parts = json.loads(text)
     kinds = [(parts.get(name) or {}).get("type") for name in ("model", "decoder")]
     if kinds != ["BPE", "ByteLevel"]:
         raise ValueError("`tokenizer` must be a byte-level BPE, got another kind")

@@ -48,7 +48,7 @@ def read_dataset(
 
     Args:
         name: "owner/name", "owner/name@revision", or a folder.
-        split: the library's name of it, or a slice such as "train[:1%]".
+        split: the library's name of it.
         field: the column that holds the text.
         subset: the dataset's configuration, where it has several.
         streaming: read over the network what is needed instead of downloading all before.
