@@ -244,9 +244,7 @@ def test_folders_of_text(tmp_path):
 @pytest.fixture
 def dataset(tmp_path, monkeypatch) -> Path:
     """A dataset on disk; what reads it is what reads one of the Hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    pytest.importorskip("datasets").config.HF_DATASETS_CACHE = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "corpus"
     folder.mkdir()
     for split, count in {"train": 2500, "validation": 3}.items():
