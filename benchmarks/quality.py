@@ -37,7 +37,7 @@ from selfspec.calibration import ORDERS, knobs
 from selfspec.checkpoint import BUNDLED
 from selfspec.data.corpus import Store, open_corpus
 from selfspec.data.ragged import RaggedStore
-from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer
+from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer, Tokenizer
 from selfspec.likelihood import Scores, chain, draw_order, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
@@ -164,7 +164,7 @@ def load(name: str, device: str) -> SSMD:
 
 
 def make_reference(
-    tokenizer: CharTokenizer, stores: Mapping[str, Store], length: int
+    tokenizer: Tokenizer, stores: Mapping[str, Store], length: int
 ) -> Reference | ProteinReference:
     """Proteins are compared with those of training and of the test split, text with the latter."""
     test, train = stores["test"], stores.get("train")
@@ -211,11 +211,12 @@ def compare(results: list[Result], costs: dict[str, float], seed: int) -> list[d
     return found
 
 
-def judge_facts(folder: Path, tokenizer: CharTokenizer) -> dict:
+def judge_facts(folder: Path, tokenizer: Tokenizer) -> dict:
     config = checkpoint.load_config(checkpoint.resolve(folder))
     about = config.get("training") or config.get("source") or {}
     nats = about["validation"]["judge"]
-    unit = "residue" if isinstance(tokenizer, ProteinTokenizer) else "character"
+    units = {ProteinTokenizer: "residue", CharTokenizer: "character"}
+    unit = units.get(type(tokenizer), "token")
     return {"trunk": config["trunk"], "sha256": config["sha256"], "unit": f"bits per {unit}",
             "valid_bits": nats / math.log(2)}  # fmt: skip
 

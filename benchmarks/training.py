@@ -4,8 +4,8 @@
 
 A step is `Trainer.update`: batch, loss, gradient, clipping, optimisers, average. MFU is the model's
 floating-point operations over the time of a step and the peak measured in the same run by a large
-bfloat16 product. Per token a matrix of n weights counts 6n (forward 2, backward 4), attention
-12 · L · C a block; both unembeddings count at all positions, whatever the loss weighs them by.
+bfloat16 product; operations are those of `recipes/cost.py`: both unembeddings count at all
+positions, whatever the loss weighs them by.
 
 `head_io` is the share of a step's time that goes to the head's inputs and residual: the head
 without its block, forward and backward, timed alone.
@@ -32,6 +32,7 @@ from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.recipes import books27
+from selfspec.recipes.cost import flops
 from selfspec.train import Diffusion, Trainer
 from selfspec.train.trainer import compiled
 
@@ -52,17 +53,6 @@ class Random:
         return np.random.default_rng(step).integers(self.shape.vocab_size, size=self.size)
 
 
-def flops(shape: TrunkConfig, blocks: int, tokens: int) -> dict[str, float]:
-    """Of a training step, by part."""
-    width = shape.width
-    block = 6 * (4 + 2 * shape.mlp_ratio) * width**2 + 12 * shape.length * width
-    return {
-        "trunk": float(block * shape.blocks * tokens),
-        "head": float((block * blocks + 6 * 4 * width**2) * tokens),
-        "unembedding": float(2 * 6 * shape.vocab_size * width * tokens),
-    }
-
-
 def measure(name: str, device: torch.device, scale: float, tiny: bool) -> dict[str, Any]:
     """One row."""
     shape, head, rows, accumulate = CASES[name]
@@ -80,7 +70,7 @@ def measure(name: str, device: torch.device, scale: float, tiny: bool) -> dict[s
         peak = torch.cuda.max_memory_allocated() / 2**20 if fast else 0.0
         io = head_io(model, rows // accumulate, device) * accumulate
     trainer.feed.close()
-    work = flops(shape, head.blocks, rows * shape.length)
+    work = {part: rows * shape.length * each for part, each in flops(shape, head).items()}
     total = sum(work.values())
     return {
         "model": name,

@@ -12,7 +12,6 @@ Everything here is a few lines over the layers below, which stay usable on their
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -120,10 +119,10 @@ def generate(
         num: samples; of every prompt, if there are any.
         prompt: text, or several, where each `mask_char` is one position to fill and the rest
             stays. A prompt without any comes back as it is, at no cost, unless `length` is given.
-        mask_char: a character outside the alphabet.
-        length: characters a sample; a shorter prompt is continued to the right up to it. The
-            prompt's own length by default; without a prompt a length drawn as those of the training
-            data, or the model's if these had no lengths of their own.
+        mask_char: a character outside the alphabet; of a BPE any one, which is then no text.
+        length: tokens a sample; a shorter prompt is continued to the right up to it. The prompt's
+            own length by default; without a prompt a length drawn as those of the training data, or
+            the model's if these had no lengths of their own.
         nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
         sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
         temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
@@ -253,11 +252,12 @@ def train(
         if start is not None:
             raise ValueError("`start` goes with a recipe: a model is its own start")
         recipe, start = Recipe.of(what, objective, **settings), what
-    tokenizer, stores = open_corpus(data)
+    tokenizer, stores = open_corpus(data, verify=True)
     if "train" not in stores:
         raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
-    recipe = replace(recipe, tokenizer=tokenizer)
-    trainer = recipe.trainer(folder, stores["train"], stores.get("valid"), start, device)
+    trainer = recipe.read_by(tokenizer).trainer(
+        folder, stores["train"], stores.get("valid"), start, device
+    )
     return _run(trainer, stop_after, progress)
 
 

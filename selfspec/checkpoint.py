@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from selfspec.data.tokenizers import CharTokenizer, Tokenizer
+from selfspec.data.tokenizers import Tokenizer, tokenizer_from
 from selfspec.files import write_together
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
@@ -178,7 +178,7 @@ def _build(config: dict[str, Any], path: Path, reunite: Reunite | None) -> Model
             trunk = Trunk(_parsed(TrunkConfig, described, f"{path}: trunk"))
         trunk = trunk.to_empty(device="cpu")
         if config.get("tokenizer"):
-            tokenizer = CharTokenizer.from_config(config["tokenizer"])
+            tokenizer = tokenizer_from(config["tokenizer"])
     model = _around(trunk, config, path)
     model.tokenizer = tokenizer
     if isinstance(model, SSMD):

@@ -60,7 +60,7 @@ def layout(
         raise ValueError("`prompt` must hold at least one text, got none")
     rows = [encode(tokenizer, prompt, mask_char, length) for prompt in prompts]
     if (most := max(map(len, rows))) > longest:
-        raise ValueError(f"`prompt` may have at most {longest} characters, the model's length, "
+        raise ValueError(f"`prompt` may have at most {longest} tokens, the model's length, "
                          f"got {most}")  # fmt: skip
     rows = [framed(row, frame) for row in rows]
     sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)

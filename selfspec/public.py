@@ -11,6 +11,9 @@ from selfspec.api import push_to_hub as push_to_hub
 from selfspec.api import save as save
 from selfspec.api import train as train
 from selfspec.api import train_head as train_head
+from selfspec.data.bpe import BPETokenizer as BPETokenizer
+from selfspec.data.bpe import load_bpe as load_bpe
+from selfspec.data.bpe import train_bpe as train_bpe
 from selfspec.data.tokenizers import CharTokenizer as CharTokenizer
 from selfspec.data.tokenizers import ProteinTokenizer as ProteinTokenizer
 from selfspec.data.tokenizers import normalise as normalise

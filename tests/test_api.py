@@ -136,7 +136,7 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
         ({"length": 0}, r"`length` must be in 1\.\.24, the model's, got 0"),
         (
             {"prompt": "a" * 25},
-            "`prompt` may have at most 24 characters, the model's length, got 25",
+            "`prompt` may have at most 24 tokens, the model's length, got 25",
         ),
         ({"prompt": "abc", "length": 2}, "`length` must be at least 3, the prompt's, got 2"),
         ({"prompt": ""}, "`prompt` must have at least one character, got none"),

@@ -18,13 +18,16 @@ import tiny
 import torch
 
 import selfspec as ss
-from selfspec import calibration, checkpoint
+from selfspec import calibration, checkpoint, recipes
 from selfspec.cli import main
 from selfspec.cli.common import OrderName
-from selfspec.cli.watch import Replay, State, play
+from selfspec.cli.watch import Frame, Replay, State, play, render
 from selfspec.data.corpus import write_corpus
 from selfspec.data.fasta import read_fasta, write_fasta
 from selfspec.engine import read_shards
+from selfspec.nn.head import HeadConfig
+from selfspec.nn.transformer import TrunkConfig
+from selfspec.recipes import books_bpe
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -296,6 +299,73 @@ def test_prepare_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert ss.load_judge(told["model"]).trunk.vocab_size == 27
 
 
+def test_subwords_from_text_to_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    small = TrunkConfig(vocab_size=1, length=16, width=16, blocks=1, heads=2)
+    monkeypatch.setattr(books_bpe, "TRUNK", small)
+    monkeypatch.setattr(books_bpe, "HEAD", HeadConfig(heads=2))
+    books, data, out = (str(tmp_path / name) for name in ("books", "data", "run"))
+    for number in range(20):
+        folder = tmp_path / "books" / ("test" if number % 10 == 9 else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.txt").write_text(f"The cat sat on {number} mats.\n" * 40)
+    told = report(
+        capsys, "prepare", "texts", "--source", books, "--vocab-size", "270", "--out", data,
+        "--hold-out-documents", "2", "--limit", "12", "--workers", "1",
+    )  # fmt: skip
+    assert told["tokens"].keys() == {"train", "valid", "test"}
+    assert told["characters_per_token"]["train"] > 1
+    again = ["prepare", "texts", "--source", books, "--out", str(tmp_path / "again"), "--bpe", data]
+    for wrong, message in {
+        "--hold-out-blocks 50": "`every` must be at most",
+        "--hold-out-blocks 5 --hold-out-documents 5": "give `hold_out_documents` or",
+        "--vocab-size 300": "give `bpe` or `vocab_size`, got both",
+    }.items():
+        assert main([*again, *wrong.split()]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    options = ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--accumulate", "1"]
+    trained = report(capsys, "train", "books-bpe-joint", "--data", data, "--out", out, *options)
+    bits = told["characters_per_token"]["valid"] * math.log(2)
+    assert trained["bits_per_character"]["draft"] == pytest.approx(trained["draft"] / bits)
+    made = report(
+        capsys, "infill", "The__ sat", "--checkpoint", trained["model"], "--num", "2",
+        "--window", "2", "--rounds", "2",
+    )  # fmt: skip
+    for row in made["samples"]:
+        assert row["text"].startswith("The")
+        assert row["text"].endswith(" sat")
+    file = tmp_path / "some.txt"
+    file.write_text("The cat sat, naïve.")
+    scored = report(capsys, "score", str(file), "--checkpoint", trained["model"], "--window", "2")
+    assert scored["characters"] == 19 > scored["tokens"] - 2  # ï is two tokens, "The" is one
+    judge = str(tmp_path / "judge")
+    report(capsys, "train", "books-bpe-judge", "--data", data, "--out", judge, *options)
+    found = report(
+        capsys, "evaluate", trained["model"], "--judge", f"{judge}/model", "--metrics", "judge",
+        "--num", "2", "--window", "2",
+    )  # fmt: skip
+    assert found["judge_per_character"] > 0
+    assert main(["sample", "--checkpoint", trained["model"], "--watch", "--window", "4"]) == 0
+    assert "trunk passes" in capsys.readouterr().out
+
+
+def test_subwords_are_shown_whole():
+    cells = [(0, State.REVEALED), (1, State.DRAFTED), (2, State.MASKED), (3, State.DRAFTED)]
+    words = ["The", "\n", "x", " "]
+    shown = render(Frame(cells, 1, 0, 0, 1.0), words.__getitem__, 4, colour=False)
+    assert shown.splitlines()[:2] == ["The⏎", "·␣"]
+
+
+def test_recipes_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]):
+    told = report(capsys, "recipes")
+    assert told["openwebtext"]["tokens"] == 262_144_000_000
+    assert told.keys() == recipes.ALL.keys()
+    assert main(["recipes"]) == 0
+    assert "openwebtext" in capsys.readouterr().out
+
+
 def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
     rows = report(capsys, "demo", "--num", "2", "--nfe", "12")["rows"]
     assert [row["name"] for row in rows] == [
@@ -448,6 +518,9 @@ def test_broken_checkpoints(
         ("benchmark books27 --num 0", "`num` must be at least 1, got 0"),
         ("benchmark books27 --calibrate --batch-size 0", "`batch_size` must be at least 1, got 0"),
         ("benchmark books27 --judge nowhere", "must be a folder with a config.json"),
+        ("prepare books27 --source x --bpe gpt2 --out x", "go with jsonl, texts, dataset, openweb"),
+        ("prepare jsonl --source x --limit 0 --out x", "`limit` must be at least 1, got 0"),
+        ("prepare texts --out x", "`source` must be given for texts, got none"),
         ("prepare jsonl --source nowhere --out x", "`source` must be a folder, got 'nowhere'"),
         ("prepare jsonl --source {folder} --out x", "must hold files train*.jsonl"),
         ("prepare text8 --source {empty} --out x", "`source` must hold 100,000,000 characters"),

@@ -197,7 +197,7 @@ def test_prompts_are_read_letter_by_letter_and_kept():
     assert samples.trunk_passes.max() <= 2
     with pytest.raises(ValueError, match="must consist of the model's characters, got 'B' at"):
         ss.generate(model, prompt="AB_")
-    with pytest.raises(ValueError, match="at most 38 characters"):
+    with pytest.raises(ValueError, match="at most 38 tokens"):
         ss.generate(model, prompt="_" * 39)
     with pytest.raises(ValueError, match=r"`length` must be in 1\.\.38"):
         ss.generate(model, length=39)

@@ -30,7 +30,8 @@ LAYERS = [
 ]
 LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 ALWAYS = {"numpy", "safetensors", "torch", "tqdm"}
-LAZY = {"fastapi", "huggingface_hub", "matplotlib", "tensorboard", "transformers", "tyro"}
+LAZY = {"datasets", "fastapi", "huggingface_hub", "matplotlib", "tensorboard", "tokenizers",
+        "transformers", "tyro"}  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,10 +8,13 @@ from test_readme import load_script
 
 from selfspec.data.loader import TokenStore, spread, write_store
 from selfspec.data.ragged import RaggedStore, write_sequences
+from selfspec.data.tokenizers import CharTokenizer
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.transformer import Trunk, TrunkConfig
-from selfspec.recipes import ALL, Recipe, books27, proteins, text8, uniref50
+from selfspec.recipes import ALL, Recipe, books27, books_bpe, openwebtext, proteins, text8, uniref50
+from selfspec.recipes.cost import cost, flops, measured_speed
+from selfspec.train import Cosine
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,8 @@ def store(tmp_path_factory) -> TokenStore:
 
 def shrunk(recipe: Recipe) -> Recipe:
     trunk = replace(recipe.trunk, width=32, blocks=1, heads=2, length=16)
+    if recipe.tokenizer is None:  # the vocabulary is that of the data
+        trunk = replace(trunk, vocab_size=27)
     head = recipe.head and replace(recipe.head, heads=2)
     recipe = replace(recipe, trunk=trunk, head=head, valid_rows=4)
     return recipe.override(steps=2, batch_size=4)
@@ -39,13 +45,14 @@ def test_a_recipe_is_complete(name, store, ragged):
     protein = name.startswith("proteins")
     assert recipe.name == name
     assert recipe.train.seed == 3
-    trunk = proteins.trunk() if protein else books27.trunk()
-    start = shrunk(trunk).build() if recipe.needs_start else None
+    start = replace(recipe, head=None).build() if recipe.needs_start else None
     data = ragged if protein else store
     trainer = recipe.trainer(None, data, data, start, device="cpu")
     assert trainer.run(progress=False)
     assert trainer.validation
-    assert trainer.model.tokenizer.vocab_size == recipe.trunk.vocab_size == data.vocab_size
+    assert recipe.trunk.vocab_size == data.vocab_size
+    if recipe.tokenizer is not None:
+        assert trainer.model.tokenizer.vocab_size == data.vocab_size
     if isinstance(trainer.model, SSMD):
         assert trainer.model.lengths == (Lengths.of(ragged.lengths, 16) if protein else None)
 
@@ -119,7 +126,68 @@ def test_text8_is_the_published_size():
     assert 145e6 < count < 160e6
 
 
+def test_openwebtext_is_as_published():
+    made = openwebtext()
+    assert (made.trunk.vocab_size, made.trunk.length, made.trunk.blocks) == (50257, 1024, 11)
+    assert made.head is not None
+    assert (made.head.blocks, made.head.dropout, made.trunk.dropout) == (1, 0.1, 0.1)
+    settings = made.train
+    assert (settings.steps, settings.batch_size, settings.clip) == (1_000_000, 256, 1.0)
+    assert (settings.adamw.lr, settings.adamw.betas) == (1.5e-4, (0.9, 0.999))
+    assert (settings.adamw.weight_decay, settings.schedule) == (0.01, Cosine(warmup=10_000))
+    assert settings.muon is None
+    assert 145e6 < cost(made).parameters < 170e6
+
+
+def test_a_recipe_without_a_tokenizer_takes_that_of_the_data():
+    made = openwebtext().read_by(CharTokenizer("abc"))
+    assert made.trunk.vocab_size == 3
+    assert made.tokenizer is not None
+    kept = books27.trunk().read_by(CharTokenizer("abc"))
+    assert kept.trunk.vocab_size == 27
+
+
+def test_flops_count_every_matrix_and_all_of_attention():
+    recipe = shrunk(books_bpe.joint())
+    assert recipe.head is not None
+    parts = flops(recipe.trunk, recipe.head)
+    model = recipe.build()
+    matrices = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2}
+    del matrices["trunk.embedding.weight"]  # is looked up
+    attention = 12 * recipe.trunk.length * recipe.trunk.width
+    for part in ("trunk", "head"):
+        own = sum(n for name, n in matrices.items() if name.startswith(f"{part}.blocks"))
+        if part == "head":
+            own += matrices["head.fuse.weight"] + matrices["head.project.weight"]
+        assert parts[part] == 6 * own + attention
+    assert parts["unembedding"] == 2 * 6 * matrices["trunk.unembedding.weight"]
+    frozen = flops(recipe.trunk, recipe.head, frozen=True)
+    assert frozen["head"] == parts["head"]
+    assert frozen["trunk"] == parts["trunk"] / 3
+    assert frozen["unembedding"] == parts["unembedding"] / 2
+    assert flops(recipe.trunk, None)["unembedding"] == parts["unembedding"] / 2
+
+
+def test_gpu_hours_follow_from_the_measured_speed(tmp_path):
+    report = tmp_path / "training.json"
+    assert measured_speed(report) is None
+    report.write_text(json.dumps({"rows": [{"model": "books27", "tokens_per_s": 9e9}]}))
+    assert measured_speed(report) is None
+    rows = [{"model": "150M-1024", "gpus": n, "tokens_per_s": n * 2e5 * (0.9 if n > 1 else 1)}
+            for n in (2, 1)]  # fmt: skip
+    report.write_text(json.dumps({"rows": rows}))
+    speed = measured_speed(report)
+    assert speed is not None
+    whole = cost(openwebtext())
+    assert whole.tokens == 1_000_000 * 256 * 1024
+    assert whole.gpu_hours(speed) == pytest.approx(whole.tokens / 2e5 / 3600)
+    report.write_text('{"rows": [{}]}')
+    with pytest.raises(ValueError, match="`path` must be a report of training"):
+        measured_speed(report)
+
+
 def test_the_head_and_joint_fit_the_trunk():
+    assert books_bpe.head().trunk == books_bpe.joint().trunk == books_bpe.trunk().trunk
     assert books27.head().trunk == books27.joint().trunk == books27.trunk().trunk
     assert books27.head().head == books27.joint().head
 

@@ -69,11 +69,12 @@ def all_verbs() -> dict[str, Callable[..., int | None]]:
     from selfspec.cli.evaluate import evaluate
     from selfspec.cli.infill import infill
     from selfspec.cli.prepare import prepare
+    from selfspec.cli.recipes import recipes
     from selfspec.cli.sample import sample
     from selfspec.cli.score import score
     from selfspec.cli.train import train
 
-    verbs = (sample, infill, score, train, attach, evaluate, benchmark, prepare, demo)
+    verbs = (sample, infill, score, train, attach, evaluate, benchmark, prepare, recipes, demo)
     return {verb.__name__: verb for verb in verbs}
 
 

@@ -125,14 +125,19 @@ class Task:
             raise ValueError("`checkpoint` must have a tokenizer for metrics of text, got none")
         return self.samples.text
 
-    def judge(self) -> float:
-        """Bits a token under an autoregressive model of the same tokens."""
+    def judge(self) -> dict[str, float]:
+        """Bits a token under an autoregressive model of the same tokens; of subwords a character
+        too.
+        """
         from selfspec.metrics import judge_nll
 
         judge = load_judge(self.judge_name, self.model)
-        return float(
-            judge_nll(self.samples.tokens, judge.log_probs, pad=self.samples.pad).bits.mean()
-        )
+        found = judge_nll(self.samples.tokens, judge.log_probs, pad=self.samples.pad)
+        report = {"judge": float(found.bits.mean())}
+        characters, tokens = sum(map(len, self.samples.text or [])), int(found.tokens.sum())
+        if characters not in (0, tokens):
+            report["judge_per_character"] = found.mean / math.log(2) * tokens / characters
+        return report
 
     def hf_judge(self) -> float:
         """Bits a token, of its own, under a Hugging Face model."""

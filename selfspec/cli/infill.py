@@ -24,13 +24,14 @@ def infill(
     """Fill the gaps of a text; the rest of it stays as it is.
 
     Args:
-        text: each mask character, "_", is one character to fill.
+        text: each mask character, "_", is one token to fill: a character, unless the model
+            reads subwords.
         sampling: how to sample.
         run: where and from which seed.
         num: how many fillings.
         checkpoint: the name of a bundled checkpoint, or a folder.
         mask_char: what stands for a gap in the text.
-        length: continue the text to the right, up to this many characters.
+        length: continue the text to the right, up to this many tokens.
         format: a text a line, or FASTA for models of proteins.
         watch: replay drafting and verifying of the first filling in the terminal.
         out: a file for the texts, instead of standard output.

@@ -2,21 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from selfspec.cli.common import Run, note, to_json, watched
 
+if TYPE_CHECKING:
+    from selfspec.data.bpe import BPETokenizer
+    from selfspec.data.held_out import HoldOut
+    from selfspec.data.loader import TokenStore
+    from selfspec.data.tokenizers import CharTokenizer
+
 SPLITS = ("train", "valid", "test")
+SUBWORDS = ("jsonl", "texts", "dataset", "openwebtext")
+MDLM_HELD_OUT = 100_000
+"""Documents of OpenWebText, the last ones."""
+
+Documents = Callable[[], Iterable[str]]
+"""Reads a split from its start, each time."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """How the documents of jsonl, texts, dataset and openwebtext become tokens."""
+
+    bpe: str | None = None
+    """a byte-level BPE: a name on the Hub such as gpt2, a tokenizer.json, a folder with
+    encoder.json and vocab.bpe, or one that was prepared before; otherwise the 27 symbols of text8,
+    for openwebtext gpt2."""
+    vocab_size: int | None = None
+    """train a BPE of this many tokens on the train split instead."""
+    field: str = "text"
+    """which field of a JSON document, or column of a dataset, holds its text."""
+    subset: str | None = None
+    """of a dataset, where it has several configurations."""
+    streaming: bool = False
+    """read a dataset over the network without downloading it first."""
+    limit: int | None = None
+    """at most this many documents of each split."""
+    hold_out_documents: int | None = None
+    """the last so many train documents become the valid split; 100,000 for openwebtext."""
+    hold_out_blocks: int | None = None
+    """one block of 1,024 tokens in so many becomes the valid split; 50 holds 2 % out."""
+    workers: int | None = None
+    """processes; as many as there are cores by default."""
+
+    def check(self, corpus: str) -> None:
+        """Raises a `ValueError` where the corpus is not made of subwords, or nothing is asked."""
+        if corpus not in SUBWORDS and (self.bpe, self.vocab_size) != (None, None):
+            raise ValueError(f"`bpe` and `vocab_size` go with {', '.join(SUBWORDS)}, got {corpus}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`limit` must be at least 1, got {self.limit}")
+
+    def reader(self, read: Documents) -> Documents:
+        """No more than the limit."""
+        return lambda: islice(read(), self.limit)
+
+    def tokenizer(self, train: Documents, default: str | None) -> BPETokenizer | CharTokenizer:
+        """Loaded, trained, or the 27 symbols."""
+        from selfspec.data.bpe import load_bpe, train_bpe
+        from selfspec.data.tokenizers import CharTokenizer
+
+        if self.bpe is not None and self.vocab_size is not None:
+            raise ValueError("give `bpe` or `vocab_size`, got both")
+        if self.vocab_size is not None:
+            return train_bpe(train(), self.vocab_size, progress=watched())
+        name = self.bpe or default
+        return CharTokenizer() if name is None else load_bpe(name)
+
+    def hold_out(self, default: int | None, seed: int) -> HoldOut | None:
+        """What of train becomes valid; `default` documents unless told otherwise."""
+        from selfspec.data.held_out import Blocks, LastDocuments
+
+        if self.hold_out_documents is not None and self.hold_out_blocks is not None:
+            raise ValueError("give `hold_out_documents` or `hold_out_blocks`, got both")
+        if self.hold_out_blocks is not None:
+            return Blocks(every=self.hold_out_blocks, seed=seed)
+        count = default if self.hold_out_documents is None else self.hold_out_documents
+        return None if count is None else LastDocuments(count)
 
 
 def prepare(
-    corpus: Literal["books27", "text8", "jsonl", "proteins", "fasta"],
+    corpus: Literal[
+        "books27", "text8", "jsonl", "texts", "openwebtext", "dataset", "proteins", "fasta"
+    ],
     /,
     run: Run,
-    source: str,
+    text: Text,
     out: Path,
-    field: str = "text",
+    source: str | None = None,
     alphabet: Literal["amino-acids", "esm"] = "amino-acids",
     unknown: Literal["skip", "refuse", "as-x"] = "skip",
 ) -> None:
@@ -24,31 +102,82 @@ def prepare(
 
     Args:
         corpus: books27 and jsonl read a folder with train*.jsonl, valid*.jsonl and test*.jsonl,
-            which may end in .xz or .gz; books27 needs all three. text8 reads text8.zip. proteins
-            reads FASTA and holds clusters of similar sequences out, by the seed. fasta reads a
-            folder with train*.fasta, valid*.fasta and test*.fasta, which may be packed too.
+            which may end in .xz or .gz; books27 needs all three. texts reads the .txt files of a
+            folder, a document each, by its subfolders train, valid and test if it has them. dataset
+            and openwebtext read a text dataset of the Hugging Face Hub. text8 reads text8.zip.
+            proteins reads FASTA and holds clusters of similar sequences out, by the seed. fasta
+            reads a folder with train*.fasta, valid*.fasta and test*.fasta, which may be packed too.
         run: device plays no part here.
-        source: the folder; for text8 the zip file, the plain file, or a URL of either; for proteins
-            a file, or a pattern of several.
+        text: how documents become tokens.
         out: the folder to write.
-        field: which field of a JSON document holds its text.
+        source: the folder; for a dataset its name, also with "@revision", or a folder; for text8
+            the zip file, the plain file, or a URL of either; for proteins a file, or a pattern of
+            several. Only openwebtext needs none.
         alphabet: of proteins: the twenty amino acids, or the vocabulary of ESM-2.
         unknown: what becomes of a protein with a residue outside the alphabet.
     """
-    from selfspec.data import jsonl, text8
-
+    if source is None and corpus != "openwebtext":
+        raise ValueError(f"`source` must be given for {corpus}, got none")
+    text.check(corpus)
     if corpus in ("proteins", "fasta"):
-        return prepare_proteins(corpus, run, source, out, alphabet, unknown)
-    if corpus == "text8":
-        stores = text8.prepare(source, out, progress=True)
-    else:
-        splits = find_splits(Path(source), "jsonl")
-        needed = SPLITS if corpus == "books27" else SPLITS[:1]
-        for split in needed:
-            if split not in splits:
-                raise ValueError(f"`source` must hold files {split}*.jsonl, got none in {source}")
-        stores = jsonl.prepare(splits, out, field)
+        return prepare_proteins(corpus, run, str(source), out, alphabet, unknown)
+    if corpus != "text8":
+        return prepare_documents(corpus, run, text, source, out)
+    from selfspec.data import text8
+
+    stores = text8.prepare(str(source), out, progress=watched())
     report(run, out, "characters", {split: len(store) for split, store in stores.items()})
+
+
+def prepare_documents(corpus: str, run: Run, text: Text, source: str | None, out: Path) -> None:
+    """Documents to stores of packed tokens."""
+    from selfspec.data import documents
+
+    readers = {split: text.reader(read) for split, read in sources(corpus, source, text).items()}
+    web = corpus == "openwebtext"
+    tokenizer = text.tokenizer(readers["train"], "gpt2" if web else None)
+    stores = documents.prepare(
+        {split: read() for split, read in readers.items()},
+        out,
+        tokenizer,
+        text.hold_out(MDLM_HELD_OUT if web else None, run.seed),
+        documents.cores() if text.workers is None else text.workers,
+    )
+    sizes = {split: len(store) for split, store in stores.items()}
+    from selfspec.data.bpe import BPETokenizer
+
+    if isinstance(tokenizer, BPETokenizer):
+        return report(run, out, "tokens", sizes, per_token(tokenizer, stores))
+    report(run, out, "characters", sizes)
+
+
+def sources(corpus: str, source: str | None, text: Text) -> dict[str, Documents]:
+    """What reads the documents of each split."""
+    from selfspec.data import huggingface, jsonl, texts
+
+    seen = watched()
+    if corpus in ("dataset", "openwebtext"):
+        name = source or huggingface.OPENWEBTEXT
+        splits = huggingface.find_splits(name, text.subset)
+        options = {"subset": text.subset, "streaming": text.streaming, "progress": seen}
+        return {split: partial(huggingface.read_dataset, name, theirs, text.field, **options)
+                for split, theirs in splits.items()}  # fmt: skip
+    folder = Path(str(source))
+    if corpus == "texts":
+        files = texts.find_texts(folder, SPLITS)
+        return {split: partial(texts.read_texts, found, seen) for split, found in files.items()}
+    files = find_splits(folder, "jsonl")
+    for split in SPLITS if corpus == "books27" else SPLITS[:1]:
+        if split not in files:
+            raise ValueError(f"`source` must hold files {split}*.jsonl, got none in {source}")
+    return {split: partial(jsonl.read_jsonl, found, text.field, seen)
+            for split, found in files.items()}  # fmt: skip
+
+
+def per_token(tokenizer: BPETokenizer, stores: dict[str, TokenStore]) -> dict[str, float]:
+    """Characters a token, of each split."""
+    return {split: tokenizer.count_characters(store.tokens) / len(store)
+            for split, store in stores.items()}  # fmt: skip
 
 
 def prepare_proteins(
@@ -74,12 +203,16 @@ def prepare_proteins(
         note(f"{left_out:,} sequences with residues outside the alphabet were left out")
 
 
-def report(run: Run, out: Path, unit: str, sizes: dict[str, int]) -> None:
-    """Print what was written."""
+def report(
+    run: Run, out: Path, unit: str, sizes: dict[str, int], each: dict[str, float] | None = None
+) -> None:
+    """Print what was written, with the characters `each` token has where that is not 1."""
     if run.json:
-        return print(to_json({"out": str(out), unit: sizes}))
+        more = {} if each is None else {"characters_per_token": each}
+        return print(to_json({"out": str(out), unit: sizes, **more}))
     for split, size in sizes.items():
-        print(f"{split:6}{size:14,} {unit}")
+        more = "" if each is None else f"{each[split]:8.3f} characters a token"
+        print(f"{split:6}{size:14,} {unit}{more}")
 
 
 def find_splits(folder: Path, kind: str) -> dict[str, list[Path]]:

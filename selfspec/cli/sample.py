@@ -33,7 +33,7 @@ def sample(
         run: where and from which seed.
         num: how many texts.
         checkpoint: the name of a bundled checkpoint, or a folder.
-        length: characters a text; by default as the training data, or the model's own length.
+        length: tokens a text; by default as the training data, or the model's own length.
         format: a text a line, or FASTA for models of proteins.
         watch: replay drafting and verifying of the first text in the terminal.
         out: a file for the texts, instead of standard output; or a folder (a path without

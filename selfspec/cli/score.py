@@ -47,7 +47,7 @@ def score(
         run: where and from which seed.
         checkpoint: the name of a bundled checkpoint, or a folder.
         orders: how many orders to average over, at least 2.
-        limit: characters to score, from the start of the text.
+        limit: tokens to score, from the start of the text.
         normalise: map the text to the 27 symbols first: lower case, digits spelled out.
         mutations: such as A42G, or A42G:K7R for two at once: instead of the score of the text the
             log-ratio of each mutant and the text, in nats, by a single pass.
@@ -71,13 +71,14 @@ def score(
 
     tokens = torch.from_numpy(model.tokenizer.encode(text))[:limit].to(model.device)
     sampler = sampling.sampler(model, order="uniform")
-    report = measure(model, tokens, sampler, orders, run.seed)
+    characters = len(model.tokenizer.decode(tokens.cpu()))
+    report = measure(model, tokens, sampler, orders, run.seed, characters)
     if run.json:
         return print(to_json(report))
     kind = "exact" if report["exact"] else "estimate, as the order is re-chosen between passes"
     print(f"sampler   {report['bits']:.4f} ± {report['stderr']:.4f} bits per character ({kind})")
     print(f"one pass  {report['one_pass_bits']:.4f} ± {report['one_pass_stderr']:.4f}")
-    note(f"{len(tokens)} of {len(text)} characters, {orders} orders")
+    note(f"{characters} of {len(text)} characters, {len(tokens)} tokens, {orders} orders")
 
 
 def read(file: str, normalise: bool) -> str:
@@ -116,9 +117,17 @@ def score_mutations(
 
 
 def measure(
-    model: SSMD, tokens: Tensor, sampler: Sampler, orders: int, seed: int
+    model: SSMD,
+    tokens: Tensor,
+    sampler: Sampler,
+    orders: int,
+    seed: int,
+    characters: int | None = None,
 ) -> dict[str, Any]:
-    """Both scores of a token sequence (n,), with their standard errors over orders."""
+    """Both scores of a token sequence (n,), with their standard errors over orders.
+
+    Bits are those of a character if it is known how many there are, else of a token.
+    """
     import torch
     from tqdm import tqdm
 
@@ -144,14 +153,16 @@ def measure(
                     temperature=sampler.temperature, top_p=sampler.top_p,
                 ).item()  # fmt: skip
                 bar.update()
-    bits = -1 / (math.log(2) * len(tokens))
+    characters = characters or len(tokens)
+    bits = -1 / (math.log(2) * characters)
     return {
         "bits": float(fixed.mean() * bits),
         "stderr": float(fixed.std() * -bits / orders**0.5),
         "one_pass_bits": float(one_pass.mean() * bits),
         "one_pass_stderr": float(one_pass.std() * -bits / orders**0.5),
         "exact": sampler.order.fixed,
-        "characters": len(tokens),
+        "characters": characters,
+        "tokens": len(tokens),
         "orders": orders,
         "sampler": describe(sampler),
         "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from selfspec.cli.common import Run, to_json
@@ -46,16 +47,33 @@ def train(
         device=run.where(),
         stop_after=stop_after,
     )
-    report(out / "model", run)
+    report(out / "model", run, characters_per_token(data))
 
 
-def report(model: Path, run: Run) -> None:
-    """What the last checkpoint of a run says of it."""
+def report(model: Path, run: Run, characters: float = 1.0) -> None:
+    """What the last checkpoint of a run says of it; `characters` a token has."""
     from selfspec import checkpoint
 
     done = checkpoint.load_config(model)["training"]
     losses = done["validation"]
+    bits = {name: value / characters / math.log(2) for name, value in losses.items()}
     if run.json:
-        return print(to_json({"model": str(model), "step": done["step"], **losses}))
+        more = {} if characters == 1 else {"bits_per_character": bits}
+        return print(to_json({"model": str(model), "step": done["step"], **losses, **more}))
     nats = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
     print(f"{model}: step {done['step']}, validation in nats per token: {nats or 'none'}")
+    if losses and characters != 1:
+        each = ", ".join(f"{name} {value:.4f}" for name, value in bits.items())
+        print(f"in bits per character: {each}")
+
+
+def characters_per_token(data: Path) -> float:
+    """Of the validation split of a corpus of subwords; 1 for other corpora."""
+    from selfspec.data.bpe import BPETokenizer
+    from selfspec.data.corpus import open_corpus
+
+    tokenizer, stores = open_corpus(data)
+    if not isinstance(tokenizer, BPETokenizer) or "valid" not in stores:
+        return 1.0
+    tokens = stores["valid"].tokens
+    return tokenizer.count_characters(tokens) / len(tokens)

@@ -97,9 +97,15 @@ class Replay:
 
 
 def render(frame: Frame, symbol: Callable[[int], str], width: int, colour: bool) -> str:
-    """A frame as text: lines of `width` positions, then the counters and a legend."""
-    cells = [_cell(symbol(token), state, colour) for token, state in frame.cells]
-    lines = ["".join(cells[start : start + width]) for start in range(0, len(cells), width)]
+    """A frame as text: lines of `width` columns, then the counters and a legend."""
+    lines, room = [""], width
+    for token, state in frame.cells:
+        text = _ink(symbol(token), state)
+        if len(text) > room < width:
+            lines.append("")
+            room = width
+        lines[-1] += _paint(text, state, colour)
+        room -= len(text)
     legend = " ".join(_paint(s.name.lower(), s, colour) for s in list(State)[2:])
     counters = (
         f"trunk passes {frame.trunk_passes:3}  round {frame.round:2}  "
@@ -120,10 +126,12 @@ def play(model: SSMD, samples: Samples, stream: TextIO | None = None, delay: flo
     tokenizer = model.tokenizer
     symbol = (lambda token: tokenizer.decode([token])) if tokenizer else (lambda token: f"{token} ")
     width = min(shutil.get_terminal_size().columns, 96)
-    for index, frame in enumerate(replay.frames()):
+    height = 0  # of the frame before: subwords differ in width
+    for frame in replay.frames():
         text = render(frame, symbol, width, live and "NO_COLOR" not in os.environ)
         if live:
-            back = f"\033[{text.count(chr(10)) + 1}F" if index else ""
+            back = f"\033[{height}F\033[J" if height else ""
+            height = text.count("\n") + 1
             out.write(back + text.replace("\n", "\033[K\n") + "\033[K\n")
             out.flush()
             time.sleep(delay)
@@ -132,12 +140,14 @@ def play(model: SSMD, samples: Samples, stream: TextIO | None = None, delay: flo
     out.write("\n" if live else "")
 
 
-def _cell(symbol: str, state: State, colour: bool) -> str:
+def _ink(symbol: str, state: State) -> str:
+    """What stands for a token in a line: a character, or a subword."""
     if state is State.MASKED:
-        symbol = "·"
-    elif symbol == " " and state is not State.REVEALED:
-        symbol = "␣"  # a space without ink would hide its state
-    return _paint(symbol, state, colour)
+        return "·"
+    symbol = "".join(c if c.isprintable() else "⏎" if c == "\n" else "\ufffd" for c in symbol)
+    if symbol.isspace() and state is not State.REVEALED:
+        return "␣" * len(symbol)  # a space without ink would hide its state
+    return symbol
 
 
 def _paint(text: str, state: State, colour: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from selfspec.data.loader import TokenStore, write_store
 from selfspec.data.ragged import RaggedStore
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import CharTokenizer, Tokenizer, tokenizer_from
 from selfspec.files import write_json
 
 Store = TokenStore | RaggedStore
@@ -35,13 +35,22 @@ def write_corpus(
     Raises:
         ValueError: a piece has a character outside the alphabet, or a split has no text.
     """
+    ids = {split: map(tokenizer.encode, pieces) for split, pieces in splits.items()}
+    return write_tokens(folder, ids, tokenizer, write)
+
+
+def write_tokens(
+    folder: str | os.PathLike[str],
+    splits: Mapping[str, Iterable[Any]],
+    tokenizer: Tokenizer,
+    write: Callable[[Path, Iterable[Any], int], Written] = write_store,
+) -> dict[str, Written]:
+    """The same of pieces that are token ids already."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as partial:
         for split, pieces in splits.items():
-            write(
-                Path(partial, f"{split}.bin"), map(tokenizer.encode, pieces), tokenizer.vocab_size
-            )
+            write(Path(partial, f"{split}.bin"), pieces, tokenizer.vocab_size)
         write_json(Path(partial, "tokenizer.json"), tokenizer.to_config())
         folder.mkdir(exist_ok=True)
         for old in (path for split in splits for path in folder.glob(f"{split}.lengths*")):
@@ -51,21 +60,33 @@ def write_corpus(
     return {split: open_store(folder / f"{split}.bin") for split in splits}  # type: ignore[misc]
 
 
-def open_corpus(folder: str | os.PathLike[str]) -> tuple[CharTokenizer, dict[str, Store]]:
+def open_corpus(
+    folder: str | os.PathLike[str], verify: bool = False
+) -> tuple[Tokenizer, dict[str, Store]]:
     """What `write_corpus` wrote: the tokenizer, and the store of each split.
 
+    Args:
+        folder: of the corpus.
+        verify: compare all checksums, which reads every file once.
+
     Raises:
-        ValueError: `folder` holds no such corpus, or a store is broken.
+        ValueError: `folder` holds no such corpus, a store is broken or of another tokenizer.
     """
     path = Path(folder, "tokenizer.json")
     try:
-        tokenizer = CharTokenizer.from_config(json.loads(path.read_bytes()))
+        tokenizer = tokenizer_from(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
-    return tokenizer, {file.stem: open_store(file) for file in sorted(path.parent.glob("*.bin"))}
+    files = sorted(path.parent.glob("*.bin"))
+    stores = {file.stem: open_store(file, verify) for file in files}
+    for store in stores.values():
+        if store.vocab_size != tokenizer.vocab_size:
+            raise ValueError(f"`folder` must hold stores of its tokenizer's {tokenizer.vocab_size} "
+                             f"tokens, got {store.path} of {store.vocab_size}")  # fmt: skip
+    return tokenizer, stores
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
+def open_store(path: str | os.PathLike[str], verify: bool = False) -> Store:
     """A store of sequences where their lengths lie beside it, else one of blocks."""
     ragged = Path(path).with_suffix(".lengths").exists()
-    return RaggedStore(path) if ragged else TokenStore(path)
+    return RaggedStore(path, verify) if ragged else TokenStore(path, verify)

@@ -9,10 +9,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from glob import glob
 from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 
 
 def find_files(paths: Paths) -> list[Path]:
@@ -47,16 +48,35 @@ def find_splits(splits: Mapping[str, Paths]) -> dict[str, list[Path]]:
     return files
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def bytes_bar(files: Iterable[Path], progress: bool) -> tqdm:
+    """A bar over the bytes that files have on disk."""
+    total = sum(path.stat().st_size for path in files)
+    return tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=not progress)
+
+
+def read_lines(path: Path, bar: tqdm | None = None) -> Iterator[tuple[int, bytes]]:
     """The lines of a file with their numbers, from 1.
+
+    Args:
+        path: its suffix says how it is packed.
+        bar: from `bytes_bar`, to move on.
 
     Raises:
         ValueError: the packing is broken (file and line are named).
     """
-    number = 0
+    number = done = 0
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+        with path.open("rb") as raw, _unpacked(raw, path) as file:
             for number, line in enumerate(file, start=1):
+                if bar is not None:
+                    bar.update(raw.tell() - done)
+                    done = raw.tell()
                 yield number, line
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}, line {number + 1}: broken compression ({error})") from error
+
+
+def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
+    if path.suffix == ".xz":
+        return lzma.open(raw)  # type: ignore[return-value]
+    return gzip.open(raw) if path.suffix == ".gz" else raw  # type: ignore[return-value]

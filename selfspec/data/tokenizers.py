@@ -1,4 +1,4 @@
-"""Characters to token ids and back.
+"""Characters to token ids and back; subwords are in `bpe.py`.
 
 A tokenizer of V symbols is a bijection between the characters of an alphabet and 0..V-1, and
 `mask_id` = V stands for a character still to be generated.
@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from selfspec.data.bpe import BPETokenizer
 
 TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -167,6 +169,16 @@ class ProteinTokenizer(CharTokenizer):
     def __init__(self, alphabet: str = AMINO_ACIDS) -> None:
         super().__init__(alphabet)
         self.residues = "".join(filter(str.isalpha, alphabet))
+
+
+def tokenizer_from(config: Mapping[str, Any]) -> CharTokenizer | BPETokenizer:
+    """The tokenizer whose `to_config` this is.
+
+    Raises:
+        ValueError: `config` describes none.
+    """
+    kind = BPETokenizer if config.get("kind") == BPETokenizer.kind else CharTokenizer
+    return kind.from_config(config)
 
 
 def normalise(text: str) -> str:

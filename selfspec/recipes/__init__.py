@@ -7,9 +7,11 @@ books27.trunk(steps=2000).trainer("runs/trunk", train, valid).run()
 from collections.abc import Callable
 
 from selfspec.recipes import books27 as books27
+from selfspec.recipes import books_bpe as books_bpe
 from selfspec.recipes import proteins as proteins
 from selfspec.recipes import uniref50 as uniref50
 from selfspec.recipes.attach import attach as attach
+from selfspec.recipes.openwebtext import openwebtext as openwebtext
 from selfspec.recipes.recipe import Recipe as Recipe
 from selfspec.recipes.text8 import text8 as text8
 
@@ -26,5 +28,10 @@ ALL: dict[str, Callable[..., Recipe]] = {
     "proteins-joint": proteins.joint,
     "proteins-windows": proteins.windows,
     "proteins-judge": proteins.judge,
+    "books-bpe-trunk": books_bpe.trunk,
+    "books-bpe-head": books_bpe.head,
+    "books-bpe-joint": books_bpe.joint,
+    "books-bpe-judge": books_bpe.judge,
     "text8": text8,
+    "openwebtext": openwebtext,
 }

@@ -31,7 +31,8 @@ class Recipe:
         head: the causal head, if any.
         needs_start: whether the run must start from a trained model.
         valid_rows: rows of the validation set.
-        tokenizer: goes with the model into its checkpoints.
+        tokenizer: goes with the model into its checkpoints; None takes that of the data, with its
+            vocabulary.
     """
 
     name: str
@@ -78,6 +79,13 @@ class Recipe:
     def override(self, **settings: object) -> Recipe:
         """The recipe with other training settings: `recipe.override(steps=1000, seed=1)`."""
         return dataclasses.replace(self, train=dataclasses.replace(self.train, **settings))  # type: ignore[arg-type]
+
+    def read_by(self, tokenizer: Tokenizer) -> Recipe:
+        """The recipe for data of this tokenizer; V is the data's if the recipe has no tokenizer."""
+        trunk = self.trunk
+        if self.tokenizer is None:
+            trunk = dataclasses.replace(trunk, vocab_size=tokenizer.vocab_size)
+        return dataclasses.replace(self, trunk=trunk, tokenizer=tokenizer)
 
     def trainer(
         self,

@@ -3,8 +3,9 @@
 Source: Campbell et al. 2025 (arXiv 2510.03929): 11 non-causal blocks and one causal, D = 256, 27
 symbols, 150M parameters; AdamW with betas (0.9, 0.999), learning rate 1.5e-4 on a cosine after
 10,000 steps of warm-up, weight decay 0.01, clip 1.0, dropout 0.1, batch 256, a million steps. The
-optimiser's settings are those published for OpenWebText. Width 1024 is this project's reading of
-"150M" (155M here). **This recipe has not been run to its end by this project.**
+optimiser's settings are those published for OpenWebText. This project's: width 1024 with 16
+attention heads, a reading of "150M" (155M here), the blocks themselves and the average of the
+weights. `selfspec recipes` says what it costs. **It has not been run to its end by this project.**
 """
 
 from __future__ import annotations

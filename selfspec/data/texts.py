@@ -1,0 +1,49 @@
+"""Folders of plain text, one document a file: `.txt`, which may end in .xz or .gz."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from selfspec.data.packed import bytes_bar, read_lines
+
+
+def find_texts(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each split, sorted by path: those in its subfolder, at any depth.
+
+    Where there is no subfolder of the first split all files are of that split.
+
+    Raises:
+        ValueError: `folder` is none, or holds no text of the first split.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"`source` must be a folder, got {str(folder)!r}")
+    whole = not (folder / splits[0]).is_dir()
+    roots = {splits[0]: folder} if whole else {split: folder / split for split in splits}
+    files = {
+        split: sorted(path for path in root.rglob("*.txt*")
+                      if path.name.endswith((".txt", ".txt.xz", ".txt.gz")) and path.is_file())
+        for split, root in roots.items()
+    }  # fmt: skip
+    if not files[splits[0]]:
+        raise ValueError(f"`source` must hold .txt files, got none in {roots[splits[0]]}")
+    return {split: found for split, found in files.items() if found}
+
+
+def read_texts(files: Sequence[Path], progress: bool = False) -> Iterator[str]:
+    """The text of each file.
+
+    Args:
+        files: from `find_texts`.
+        progress: show a bar over the bytes on disk.
+
+    Raises:
+        ValueError: a file is not UTF-8, or its packing is broken (it is named).
+    """
+    with bytes_bar(files, progress) as bar:
+        for path in files:
+            text = b"".join(line for _, line in read_lines(path, bar))
+            try:
+                yield text.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: must be UTF-8 ({error})") from error

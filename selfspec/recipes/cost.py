@@ -1,0 +1,106 @@
+"""What a recipe costs: parameters, tokens, floating-point operations, GPU-hours.
+
+A forward pass takes, per token, with width C, length L, V tokens and an MLP r times as wide,
+
+    block         2 (4 + 2r) C² + 4 L C        projections and MLP, attention over all positions
+    head          2 · 4 C² a pass besides its blocks
+    unembedding   2 V C                        once for the draft and once for the target
+
+and training three times as much: the gradients of inputs and of weights cost a forward each. What
+is frozen has no gradient of weights, and none of inputs where nothing below it is trained.
+
+    GPU-hours = tokens · operations per token / (operations per second and GPU · 3600)
+
+The speed is the measured one of the shape of `openwebtext`; other shapes are taken to be as fast.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from selfspec.nn.head import HeadConfig
+from selfspec.nn.transformer import TrunkConfig
+from selfspec.recipes.openwebtext import HEAD, TRUNK
+from selfspec.recipes.recipe import Recipe
+from selfspec.train import Diffusion
+
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "training-h200.json"
+"""In a checkout of the repository: what `benchmarks/training.py` measured."""
+MEASURED_MODEL = "150M-1024"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole run.
+
+    Attributes:
+        parameters: of the model.
+        tokens: read, over all steps.
+        flops: floating-point operations.
+    """
+
+    parameters: int
+    tokens: int
+    flops: float
+
+    def gpu_hours(self, speed: float) -> float:
+        """Hours of one GPU of `speed` operations a second in training."""
+        return self.flops / speed / 3600
+
+
+def cost(recipe: Recipe) -> Cost:
+    """The cost of a recipe, validation not counted."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in recipe.build().parameters())
+    tokens = recipe.train.steps * recipe.train.batch_size * recipe.trunk.length
+    frozen = isinstance(recipe.objective, Diffusion) and recipe.objective.freeze_trunk
+    per_token = sum(flops(recipe.trunk, recipe.head, frozen).values())
+    return Cost(parameters, tokens, tokens * per_token)
+
+
+def flops(trunk: TrunkConfig, head: HeadConfig | None, frozen: bool = False) -> dict[str, float]:
+    """Operations of a training step per token, by part.
+
+    Args:
+        trunk: its shape.
+        head: None without one.
+        frozen: only the head is trained.
+    """
+    width = trunk.width
+    unembedding = 2.0 * trunk.vocab_size * width
+    parts = {
+        "trunk": (1 if frozen else 3) * trunk.blocks * _block(trunk.mlp_ratio, trunk),
+        "unembedding": (1 if frozen else 3) * unembedding,
+    }
+    if head is not None:
+        parts["head"] = 3 * (head.blocks * _block(head.mlp_ratio, trunk) + 8 * width**2)
+        parts["unembedding"] += (2 if frozen else 3) * unembedding
+    return parts
+
+
+def measured_speed(path: Path = MEASURED) -> float | None:
+    """Operations a second and GPU of training on the fewest GPUs measured; None if none was.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    if not path.exists():
+        return None
+    try:
+        rows = [row for row in json.loads(path.read_bytes())["rows"]
+                if row["model"] == MEASURED_MODEL]  # fmt: skip
+        least = min(rows, key=lambda row: row.get("gpus", 1), default=None)
+        if least is None:
+            return None
+        tokens_per_s = least["tokens_per_s"] / least.get("gpus", 1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"`path` must be a report of training, got {path}: {error!r}") from error
+    return tokens_per_s * sum(flops(TRUNK, HEAD).values())
+
+
+def _block(mlp_ratio: int, trunk: TrunkConfig) -> float:
+    return 2.0 * (4 + 2 * mlp_ratio) * trunk.width**2 + 4.0 * trunk.length * trunk.width
