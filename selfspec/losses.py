@@ -50,21 +50,26 @@ class SSMDLoss(NamedTuple):
     """None without windows."""
 
 
-def stratified_revealed(observed: Tensor, end: Tensor, u: Tensor) -> Tensor:
+def stratified_revealed(
+    observed: Tensor, end: Tensor, u: Tensor, rank: int = 0, world: int = 1
+) -> Tensor:
     """How many tokens each row of a batch reveals: uniform on observed..end-1, spread evenly.
 
-    Row b uses (u + b/B) mod 1, so the batch covers the range whatever u is: lower variance.
+    Row b uses (u + b/B) mod 1, so the batch covers the range whatever u is: lower variance. On
+    several processes b and B are those of the global batch, of which rank r has every w-th row.
 
     Args:
         observed: (B,) tokens that are always revealed.
         end: (B,) tokens that are not pads.
         u: scalar uniform number in [0, 1).
+        rank, world: r and w.
 
     Returns:
         (B,) int64.
     """
-    rows = torch.arange(len(end), device=end.device, dtype=torch.float64)
-    share = (u + rows / len(end)) % 1.0
+    size = len(end) * world
+    rows = torch.arange(rank, size, world, device=end.device, dtype=torch.float64)
+    share = (u + rows / size) % 1.0
     return observed + (share * (end - observed)).long()
 
 

@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if sys.flags.dev_mode:
             raise
+        if getattr(error, "on_every_rank", False) and os.environ.get("RANK", "0") != "0":
+            return FAILURE  # rank 0 says it
         return complain(explain(error), FAILURE if isinstance(error, RuntimeError) else USAGE)
 
 

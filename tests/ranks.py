@@ -1,0 +1,137 @@
+"""Training runs in float64 that are the same on any number of processes.
+
+    torchrun --nproc-per-node 2 tests/ranks.py SCENARIO FOLDER
+
+`measure` runs the same on one process, within a test.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfspec.data.corpus import open_store
+from selfspec.data.loader import write_store
+from selfspec.data.ragged import write_sequences
+from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.recipes.recipe import make_trainer
+from selfspec.train import (
+    AdamWConfig,
+    Cosine,
+    Diffusion,
+    MuonConfig,
+    NextToken,
+    Objective,
+    TrainConfig,
+    Trainer,
+)
+from selfspec.train.parallel import group, held_bytes, processes
+
+V, L, WIDTH = 5, 12, 32
+SHAPE = TrunkConfig(vocab_size=V, length=L, width=WIDTH, blocks=2, heads=2)
+CONFIG = TrainConfig(
+    steps=12,
+    batch_size=8,
+    adamw=AdamWConfig(lr=3e-3),
+    schedule=Cosine(warmup=2),
+    clip=0.5,
+    ema_decay=0.8,
+    log_every=1,
+    valid_every=5,
+    save_every=3,
+)
+MUON = MuonConfig(lr=3e-3)
+JOBS: dict[str, tuple[Objective, dict[str, Any]]] = {
+    "joint": (Diffusion(), {"steps": 50, "accumulate": 2}),
+    "muon": (Diffusion(window_weight=1.0), {"muon": MUON, "recompute": True}),
+    "frozen": (Diffusion(freeze_trunk=True), {"muon": MUON, "accumulate": 2}),
+    "padded": (Diffusion(observed=(1,)), {}),
+    "judge": (NextToken(), {}),
+}
+"""Objective and settings."""
+
+
+def write_data(folder: Path) -> None:
+    """Rows for training and validation; the numbers of neither divide among ranks."""
+    rng = np.random.default_rng(0)
+    counting = [(rng.integers(V) + np.arange(L)) % V for _ in range(61)]
+    ragged = [rng.integers(V, size=size) for size in rng.integers(3, 20, size=61)]
+    for name, rows in {"train": slice(39), "valid": slice(39, 61)}.items():
+        write_store(folder / f"{name}.bin", counting[rows], V)
+        write_sequences(folder / f"{name}-ragged.bin", ragged[rows], V)
+
+
+def model(objective: Objective) -> SSMD | AutoregressiveModel:
+    """In float64, without dropout, its head away from target = draft."""
+    torch.manual_seed(0)
+    if isinstance(objective, NextToken):
+        return AutoregressiveModel(Trunk(replace(SHAPE, causal=True))).double()
+    made = SSMD(Trunk(SHAPE), CausalHead(HeadConfig(heads=2), WIDTH))
+    assert made.head is not None
+    torch.nn.init.normal_(made.head.project.weight, std=0.1)
+    return made.double()
+
+
+def trainer(job: str, data: Path, folder: Path | None = None, **changes: Any) -> Trainer:
+    """A run of a job on this process's rank."""
+    objective, settings = JOBS[job]
+    config = replace(CONFIG, **{**settings, **changes})
+    kind = "-ragged" if job == "padded" else ""
+    train, valid = (open_store(data / f"{name}{kind}.bin") for name in ("train", "valid"))
+    return make_trainer(model(objective), objective, config, folder, train, valid, L, 100, "cpu")
+
+
+def measure(job: str, data: Path, **changes: Any) -> list[dict[str, float]]:
+    """Losses, gradient norm and validation of every step."""
+    run, lines = trainer(job, data, **changes), []
+    with run._prepared():
+        for step in range(run.config.steps):
+            run.update()
+            line = run._read_meter()
+            run._meter = type(run._meter)()
+            if step % run.config.valid_every == 0:
+                line |= {f"valid_{name}": value for name, value in run.validate().items()}
+            lines.append({k: v for k, v in line.items() if k != "tokens_per_second"})
+    run.feed.close()
+    return lines
+
+
+def state_bytes(job: str, data: Path, **changes: Any) -> dict[str, int]:
+    """Bytes of this rank's weights, gradients and moments in one step."""
+    run, sizes = trainer(job, data, **changes), {}
+    step = run.optimisers.step
+
+    def spy(factor: float) -> None:
+        sizes["gradients"] = held_bytes(p.grad for p in run.params.values() if p.grad is not None)
+        step(factor)
+
+    run.optimisers.step = spy
+    run.update()
+    run.feed.close()
+    sizes["weights"] = held_bytes(run.params.values())
+    sizes["moments"] = held_bytes(run.optimisers.state().values())
+    return sizes
+
+
+def measure_all(folder: Path) -> None:
+    """Every job on these processes, distributed in both ways."""
+    found: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp"):
+        found[kind] = {job: measure(job, folder, parallel=kind) for job in JOBS}
+        found[f"{kind} bytes"] = state_bytes("muon", folder, parallel=kind)
+    if group().rank == 0:
+        (folder / f"measured-{group().world}.json").write_text(json.dumps(found))
+
+
+SCENARIOS = {"measure": measure_all}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with processes("cpu"):
+        SCENARIOS[sys.argv[1]](Path(sys.argv[2]))
