@@ -1,18 +1,23 @@
 """Training runs in float64 that are the same on any number of processes.
 
-    torchrun --nproc-per-node 2 tests/ranks.py SCENARIO FOLDER
-
-`measure` runs the same on one process, within a test.
+torchrun --nproc-per-node 2 tests/ranks.py measure DATA
+torchrun --nproc-per-node 2 tests/ranks.py train DATA/RUN ddp|fsdp STEPS DIE_AT step|save
 """
 
 import json
+import os
+import resource
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from selfspec.data.corpus import open_store
 from selfspec.data.loader import write_store
@@ -31,7 +36,7 @@ from selfspec.train import (
     TrainConfig,
     Trainer,
 )
-from selfspec.train.parallel import group, held_bytes, processes
+from selfspec.train.parallel import RankError, group, held_bytes, processes
 
 V, L, WIDTH = 5, 12, 32
 SHAPE = TrunkConfig(vocab_size=V, length=L, width=WIDTH, blocks=2, heads=2)
@@ -129,9 +134,64 @@ def measure_all(folder: Path) -> None:
         (folder / f"measured-{group().world}.json").write_text(json.dumps(found))
 
 
-SCENARIOS = {"measure": measure_all}
+def fill_disk(folder: Path) -> None:
+    """No room for what the last rank writes at its second checkpoint: what each rank is told."""
+    rank, world = group()
+    run = trainer("joint", folder, folder / "full", parallel="fsdp", steps=9)
+    run.feed._batches = At(run.feed._batches, 4, lambda: limit_files(1000) if rank else None)
+    try:
+        run.run(progress=False)
+    except RuntimeError as error:
+        limit_files(resource.RLIM_INFINITY)
+        told: list[Any] = [None] * world
+        dist.all_gather_object(told, [type(error).__name__, str(error)])
+        if rank == 0:
+            (folder / "told.json").write_text(json.dumps(told))
+
+
+def limit_files(size: int) -> None:
+    """To write a larger file then fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+class At:
+    """Batches during which something happens at one step."""
+
+    def __init__(self, batches: Any, step: int, do: Callable[[], object]) -> None:
+        self.batches, self.step, self.do = batches, step, do
+
+    def batch(self, step: int) -> np.ndarray:
+        if step == self.step:
+            self.do()
+        return self.batches.batch(step)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(folder: Path, kind: str, steps: int, die_at: int, while_saving: bool) -> None:
+    """A run in `folder`; rank 1 is killed when it reads the batch of a step, or in the save then.
+
+    What a rank that lives is told goes to standard error.
+    """
+    run = trainer("joint", folder.parent, folder, parallel=kind, steps=steps)
+    if group().rank == 1:
+        die = partial(setattr, os, "fsync", lambda _: kill()) if while_saving else kill
+        run.feed._batches = At(run.feed._batches, die_at, die)
+    try:
+        run.run(progress=False)
+    except RankError as error:
+        sys.exit(f"told: {error}")
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    name, folder, *arguments = sys.argv[1:]
     with processes("cpu"):
-        SCENARIOS[sys.argv[1]](Path(sys.argv[2]))
+        if name == "measure":
+            measure_all(Path(folder))
+            fill_disk(Path(folder))
+        else:
+            kind, steps, die_at, phase = arguments
+            train(Path(folder), kind, int(steps), int(die_at), phase == "save")

@@ -2,12 +2,17 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ranks
+import torch
+
+from selfspec.train.state import checkpoints
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -58,3 +63,56 @@ def assert_equal(lines: list[dict[str, float]], expected: list[dict[str, float]]
 @pytest.mark.parametrize("job", ranks.JOBS)
 def test_two_processes_compute_what_one_does(job, kind, one, two):
     assert_equal(two[kind][job], one[job])
+
+
+def test_sharding_halves_the_state(two):
+    whole, parts = two["ddp bytes"], two["fsdp bytes"]
+    assert whole.keys() == parts.keys() == {"weights", "gradients", "moments"}
+    assert whole["gradients"] == whole["weights"]
+    assert sum(parts.values()) <= 0.55 * sum(whole.values())
+
+
+def test_a_full_disk_on_one_rank_ends_all_with_one_error_and_the_checkpoint_before(data, two, one):
+    first, second = json.loads((data / "told.json").read_text())
+    assert first == second
+    assert first[0] == "CheckpointError"
+    assert re.search(r"state could not be written \(.*too large.*\(rank 1\)\); the one", first[1])
+    assert [path.name for path in checkpoints(data / "full" / "state")] == ["00000003"]
+    assert not list((data / "full").rglob("*.part"))
+    assert_resumes(data, data / "full", 3, steps=9)
+
+
+def assert_resumes(data: Path, folder: Path, step: int, steps: int) -> None:
+    """On one process from `step`, and ends as a run that was never stopped."""
+    resumed = ranks.trainer("joint", data, folder, steps=steps)
+    resumed.resume()
+    assert resumed.step == step
+    whole = ranks.trainer("joint", data, steps=steps)
+    assert resumed.run(progress=False)
+    assert whole.run(progress=False)
+    for name, param in whole.params.items():
+        torch.testing.assert_close(resumed.params[name], param, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [
+        ("fsdp", "step"),
+        pytest.param("ddp", "step", marks=pytest.mark.slow),
+        pytest.param("fsdp", "save", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_rank_costs_at_most_one_save_interval(kind, phase, data, tmp_path_factory):
+    folder = data / f"{kind}-{phase}"
+    die_at = random.randrange(4, 12)
+    done = on_ranks(2, "train", folder, kind, 12, die_at, phase)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if "told: " in line]
+    assert len(told) == 1, done.stderr
+    assert "rank 0 lost another process" in told[0]
+    every = ranks.CONFIG.save_every
+    # The batch of the next step is read during a step.
+    saved = die_at // every * every if phase == "step" else (die_at - 1) // every * every
+    found = [int(path.name) for path in checkpoints(folder / "state")]
+    assert found[0] in {saved, saved - every}, die_at
+    assert_resumes(data, folder, found[0], steps=12)

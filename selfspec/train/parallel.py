@@ -80,7 +80,7 @@ def distributed(loss: nn.Module, kind: str, device: torch.device) -> nn.Module:
     if world == 1:
         return loss
     if kind == "ddp":
-        return DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(loss, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
