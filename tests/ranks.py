@@ -95,7 +95,7 @@ def trainer(job: str, data: Path, folder: Path | None = None, **changes: Any) ->
 def measure(job: str, data: Path, **changes: Any) -> list[dict[str, float]]:
     """Losses, gradient norm and validation of every step."""
     run, lines = trainer(job, data, **changes), []
-    with run._prepared():
+    with run.prepared():
         for step in range(run.config.steps):
             run.update()
             line = run._read_meter()
@@ -137,7 +137,7 @@ def measure_all(folder: Path) -> None:
 def fill_disk(folder: Path) -> None:
     """No room for what the last rank writes at its second checkpoint: what each rank is told."""
     rank, world = group()
-    run = trainer("joint", folder, folder / "full", parallel="fsdp", steps=9)
+    run = trainer("joint", folder, folder / f"full-{world}", parallel="fsdp", steps=9)
     run.feed._batches = At(run.feed._batches, 4, lambda: limit_files(1000) if rank else None)
     try:
         run.run(progress=False)
@@ -146,7 +146,7 @@ def fill_disk(folder: Path) -> None:
         told: list[Any] = [None] * world
         dist.all_gather_object(told, [type(error).__name__, str(error)])
         if rank == 0:
-            (folder / "told.json").write_text(json.dumps(told))
+            (folder / f"told-{world}.json").write_text(json.dumps(told))
 
 
 def limit_files(size: int) -> None:

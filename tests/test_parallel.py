@@ -1,5 +1,6 @@
 """Several processes compute what one does, and survive what one survives."""
 
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,10 @@ import pytest
 import ranks
 import torch
 
+import selfspec as ss
+from selfspec.data.corpus import write_corpus
+from selfspec.data.tokenizers import CharTokenizer
+from selfspec.train.process import locked
 from selfspec.train.state import checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -45,12 +50,16 @@ def one(data: Path) -> dict[str, list[dict[str, float]]]:
     return {job: ranks.measure(job, data) for job in ranks.JOBS}
 
 
+def measured(world: int, data: Path) -> dict:
+    """What so many processes measure."""
+    done = on_ranks(world, "measure", data)
+    assert done.returncode == 0, done.stderr
+    return json.loads((data / f"measured-{world}.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def two(data: Path) -> dict:
-    """What two processes measure."""
-    done = on_ranks(2, "measure", data)
-    assert done.returncode == 0, done.stderr
-    return json.loads((data / "measured-2.json").read_text())
+    return measured(2, data)
 
 
 def assert_equal(lines: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
@@ -65,6 +74,13 @@ def test_two_processes_compute_what_one_does(job, kind, one, two):
     assert_equal(two[kind][job], one[job])
 
 
+@pytest.mark.slow
+def test_four_processes_compute_what_one_does(data, one):
+    four = measured(4, data)
+    for job, kind in itertools.product(ranks.JOBS, ("ddp", "fsdp")):
+        assert_equal(four[kind][job], one[job])
+
+
 def test_sharding_halves_the_state(two):
     whole, parts = two["ddp bytes"], two["fsdp bytes"]
     assert whole.keys() == parts.keys() == {"weights", "gradients", "moments"}
@@ -72,14 +88,14 @@ def test_sharding_halves_the_state(two):
     assert sum(parts.values()) <= 0.55 * sum(whole.values())
 
 
-def test_a_full_disk_on_one_rank_ends_all_with_one_error_and_the_checkpoint_before(data, two, one):
-    first, second = json.loads((data / "told.json").read_text())
+def test_a_full_disk_on_one_rank_ends_all_with_one_error_and_the_checkpoint_before(data, two):
+    first, second = json.loads((data / "told-2.json").read_text())
     assert first == second
     assert first[0] == "CheckpointError"
     assert re.search(r"state could not be written \(.*too large.*\(rank 1\)\); the one", first[1])
-    assert [path.name for path in checkpoints(data / "full" / "state")] == ["00000003"]
-    assert not list((data / "full").rglob("*.part"))
-    assert_resumes(data, data / "full", 3, steps=9)
+    assert [path.name for path in checkpoints(data / "full-2" / "state")] == ["00000003"]
+    assert not list((data / "full-2").rglob("*.part"))
+    assert_resumes(data, data / "full-2", 3, steps=9)
 
 
 def assert_resumes(data: Path, folder: Path, step: int, steps: int) -> None:
@@ -102,7 +118,7 @@ def assert_resumes(data: Path, folder: Path, step: int, steps: int) -> None:
         pytest.param("fsdp", "save", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_rank_costs_at_most_one_save_interval(kind, phase, data, tmp_path_factory):
+def test_a_killed_rank_costs_at_most_one_save_interval(kind, phase, data):
     folder = data / f"{kind}-{phase}"
     die_at = random.randrange(4, 12)
     done = on_ranks(2, "train", folder, kind, 12, die_at, phase)
@@ -116,3 +132,48 @@ def test_a_killed_rank_costs_at_most_one_save_interval(kind, phase, data, tmp_pa
     found = [int(path.name) for path in checkpoints(folder / "state")]
     assert found[0] in {saved, saved - every}, die_at
     assert_resumes(data, folder, found[0], steps=12)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_processes_that_share_otherwise(data):
+    folder = data / "fewer"
+    assert on_ranks(4, "train", folder, "fsdp", 12, 8, "step").returncode != 0
+    assert checkpoints(folder / "state")[0].name == "00000006"
+    done = on_ranks(2, "train", folder, "ddp", 12, 99, "step")
+    assert done.returncode == 0, done.stderr
+    assert_resumes(data, folder, 12, steps=12)
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "the cat sat on the mat and the dog saw it " * 40
+    write_corpus(folder, {"train": [text], "valid": [text[:300]]}, CharTokenizer())
+    return folder
+
+
+def command(corpus: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    flags = ["--data", corpus, "--out", out, "--device", "cpu", "--batch-size", "2", *more]
+    return torchrun(2, "-m", "selfspec", "train", "books27-small-judge", "--steps", "1", *flags)
+
+
+def test_rank_0_alone_tells(corpus, tmp_path):
+    done = command(corpus, tmp_path, "--parallel", "fsdp")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.startswith(f"{tmp_path / 'model'}: step 1, validation")
+    assert done.stderr.count("1/1") == done.stderr.count("100%") > 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    assert ss.load_judge(tmp_path / "model").trunk.vocab_size == 27
+
+
+@pytest.mark.slow
+def test_rank_0_alone_tells_what_all_could_not_do(corpus, tmp_path):
+    with locked(tmp_path):
+        done = command(corpus, tmp_path)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("selfspec: ")]
+    assert told == [f"selfspec: another run is training in {tmp_path}"]

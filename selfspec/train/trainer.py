@@ -138,7 +138,7 @@ class Trainer:
             held(self.folder),
             interrupts() as caught,
             _forked_rng(self.device),
-            self._prepared(),
+            self.prepared(),
             parallel.connected(lambda: self.step),
         ):
             self.resume()
@@ -315,7 +315,7 @@ class Trainer:
         return {"objective": repr(self.objective), **self.config.to_dict(), **self._frozen}
 
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
+    def prepared(self) -> Iterator[None]:
         """Within the block the model is as the run wants it: compiled, recomputing."""
         with ExitStack() as stack:
             if self.config.recompute:
