@@ -293,8 +293,9 @@ def train_head(
         ValueError: bad data or settings. OSError: no such file.
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
-    trainer = recipes.attach(model, data, folder, progress=progress, **options)
-    return _run(trainer, stop_after, progress)
+    with processes(options.get("device")):
+        trainer = recipes.attach(model, data, folder, progress=progress, **options)
+        return _run(trainer, stop_after, progress)
 
 
 def _run(trainer: Trainer, stop_after: float | None, progress: bool) -> Any:

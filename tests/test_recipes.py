@@ -10,7 +10,7 @@ from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.recipes import ALL, Recipe, books27, proteins, text8, uniref50
-from selfspec.train.parallel import Group
+from selfspec.train import parallel
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_errors_name_the_argument(store, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`start` must be a trained model"):
         shrunk(books27.head()).trainer(None, store)
     with monkeypatch.context() as patch:
-        patch.setattr("selfspec.recipes.recipe.group", lambda: Group(0, 3))
+        patch.setattr(parallel, "group", lambda: parallel.Group(0, 3))
         with pytest.raises(ValueError, match=r"`batch_size` must be a multiple of .* 3, got 4"):
             shrunk(books27.trunk()).trainer(None, store)
     letters = write_store(tmp_path / "other.bin", [np.zeros(100, np.int64)], 4)

@@ -17,7 +17,7 @@ from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.train import Diffusion, NextToken, Objective, TrainConfig, Trainer, initialise
-from selfspec.train.parallel import group
+from selfspec.train.parallel import group, rows_each
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,10 @@ def make_trainer(
             raise ValueError(
                 f"`trunk.vocab_size` must be {store.vocab_size}, that of {store.path}, got {size}"
             )
-    rank, world = group()
-    if settings.batch_size % (world * settings.accumulate):
-        raise ValueError(
-            f"`batch_size` must be a multiple of processes × `accumulate` = "
-            f"{world * settings.accumulate}, got {settings.batch_size}"
-        )
+    share = rows_each(settings.batch_size, settings.accumulate)
     if isinstance(model, SSMD) and isinstance(train, RaggedStore):
         model.lengths = Lengths.of(train.lengths, length)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    batches = train.loader(length, settings.batch_size // world, settings.seed, rank, world)
+    batches = train.loader(length, share, settings.seed, *group())
     rows = None if valid is None else valid.excerpt(length, valid_rows)
     return Trainer(model.to(device), objective, settings, batches, folder, rows)

@@ -68,6 +68,21 @@ def processes(device: torch.device | str | None = None) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: it might wait for processes that are gone
 
 
+def rows_each(batch_size: int, accumulate: int) -> int:
+    """Rows of a step that every rank has.
+
+    Raises:
+        ValueError: they do not split over the processes and their micro-batches.
+    """
+    world = group().world
+    if batch_size % (world * accumulate):
+        raise ValueError(
+            f"`batch_size` must be a multiple of processes × `accumulate` = "
+            f"{world * accumulate}, got {batch_size}"
+        )
+    return batch_size // world
+
+
 # The model
 
 
