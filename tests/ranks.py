@@ -149,6 +149,18 @@ def fill_disk(folder: Path) -> None:
             (folder / f"told-{world}.json").write_text(json.dumps(told))
 
 
+def train_apart(folder: Path) -> None:
+    """Every rank in a folder that it alone sees: what each is told."""
+    rank, world = group()
+    told: list[Any] = [None] * world
+    try:
+        trainer("judge", folder, folder / f"apart-{rank}").run(progress=False)
+    except RuntimeError as error:
+        dist.all_gather_object(told, [type(error).__name__, str(error)])
+    if rank == 0:
+        (folder / f"apart-{world}.json").write_text(json.dumps(told))
+
+
 def limit_files(size: int) -> None:
     """To write a larger file then fails, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -192,6 +204,7 @@ if __name__ == "__main__":
         if name == "measure":
             measure_all(Path(folder))
             fill_disk(Path(folder))
+            train_apart(Path(folder))
         else:
             kind, steps, die_at, phase = arguments
             train(Path(folder), kind, int(steps), int(die_at), phase == "save")

@@ -98,6 +98,13 @@ def test_a_full_disk_on_one_rank_ends_all_with_one_error_and_the_checkpoint_befo
     assert_resumes(data, data / "full-2", 3, steps=9)
 
 
+def test_a_folder_that_rank_0_alone_sees_is_refused(data, two):
+    first, second = json.loads((data / "apart-2.json").read_text())
+    assert first == second
+    assert first[0] == "RankError"
+    assert re.match(r"`folder` must be one that all processes see: .*apart-1 is not", first[1])
+
+
 def assert_resumes(data: Path, folder: Path, step: int, steps: int) -> None:
     """On one process from `step`, and ends as a run that was never stopped."""
     resumed = ranks.trainer("joint", data, folder, steps=steps)

@@ -17,7 +17,7 @@ process need not wait for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -60,10 +60,10 @@ def processes(device: torch.device | str | None = None) -> Iterator[None]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    own = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if own.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if own.index is None else own.index)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     yield
     dist.destroy_process_group()  # not after an error: it might wait for processes that are gone
 
@@ -190,6 +190,16 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with its shards gathered, on every rank."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with their shards gathered, one by one, in the host's memory of rank 0 alone."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        tensor = whole(tensor)
+        if group().rank == 0:
+            gathered[name] = tensor.cpu()
+    return gathered
 
 
 def mean(values: Tensor) -> Tensor:

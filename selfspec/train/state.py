@@ -94,8 +94,9 @@ def write_state(
         if first:
             shutil.rmtree(part, ignore_errors=True)
     if first:
-        before = [other for other in folder.glob("*") if other.name < path.name]
-        for other in {*folder.glob("*")} - {path, max(before, default=path)}:
+        found = _numbered(folder)
+        before = [other for other in found if other < path]
+        for other in {*found} - {path, *before[:1]}:  # a later one was not readable
             shutil.rmtree(other, ignore_errors=True)
 
 
@@ -178,6 +179,10 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, KeyError, ValueError, RankError) as error:
         raise Unreadable(f"{path}: not a readable training state ({error})") from error
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
 
 
 def _delete(path: Path) -> None:

@@ -228,7 +228,7 @@ class Trainer:
                 drawn = self.objective.draw(tokens, generator, pad)
                 for own, count in parallel.shares(len(tokens)):
                     with self._autocast():
-                        _, parts = self.loss(**{name: rows[own] for name, rows in drawn.items()})
+                        _, parts = self.loss(**{name: each[own] for name, each in drawn.items()})
                     for name, part in parts.items():
                         sums[name] = sums.get(name, 0.0) + part * count
         parallel.forget_gathered(self.loss)
@@ -247,7 +247,7 @@ class Trainer:
         about = {**progress, "run": self._identity()}
         tensors = {**self._weights(), **prefixed("moments", self.optimisers.state())}
         write_state(self.folder / "state", self.step, tensors, about)
-        averages = {name: parallel.whole(tensor) for name, tensor in self._averages().items()}
+        averages = parallel.on_first(self._averages())
         with parallel.together(), explained(self.folder / "model"):
             if self.rank == 0:
                 named = {f"model.{name}": average for name, average in averages.items()}
