@@ -14,10 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from selfspec.data.corpus import open_store
 from selfspec.data.loader import write_store
@@ -124,11 +127,37 @@ def state_bytes(job: str, data: Path, **changes: Any) -> dict[str, int]:
     return sizes
 
 
+def reductions(kind: str, data: Path, accumulate: int) -> int:
+    """How often gradients travel in a step."""
+    run, count = trainer("joint", data, parallel=kind, accumulate=accumulate), [0]
+
+    def bucket_hook(group, bucket):  # type: ignore[no-untyped-def]
+        count[0] += 1
+        return allreduce_hook(group, bucket)
+
+    def scatter(*args: Any, **options: Any) -> Any:
+        count[0] += 1
+        return plain(*args, **options)
+
+    newer = hasattr(dist, "reduce_scatter_single")
+    name = "reduce_scatter_single" if newer else "reduce_scatter_tensor"
+    plain = getattr(dist, name)
+    if isinstance(run.loss, DistributedDataParallel):
+        run.loss.register_comm_hook(None, bucket_hook)
+    run.update()
+    count[0] = 0
+    with mock.patch.object(dist, name, scatter):
+        run.update()
+    run.feed.close()
+    return count[0]
+
+
 def measure_all(folder: Path) -> None:
     """Every job on these processes, distributed in both ways."""
     found: dict[str, Any] = {}
     for kind in ("ddp", "fsdp"):
         found[kind] = {job: measure(job, folder, parallel=kind) for job in JOBS}
+        found[f"{kind} reductions"] = [reductions(kind, folder, n) for n in (1, 2)]
         found[f"{kind} bytes"] = state_bytes("muon", folder, parallel=kind)
     if group().rank == 0:
         (folder / f"measured-{group().world}.json").write_text(json.dumps(found))

@@ -81,6 +81,12 @@ def test_four_processes_compute_what_one_does(data, one):
         assert_equal(four[kind][job], one[job])
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_gradients_travel_once_a_step(kind, two):
+    whole, in_two_pieces = two[f"{kind} reductions"]
+    assert whole == in_two_pieces > 0
+
+
 def test_sharding_halves_the_state(two):
     whole, parts = two["ddp bytes"], two["fsdp bytes"]
     assert whole.keys() == parts.keys() == {"weights", "gradients", "moments"}
