@@ -133,7 +133,7 @@ class Variants:
         order, revealed = drawn["order"], drawn["revealed"]
         weight = masked_weights(order, revealed)
         near = window_weights(revealed, self.window[revealed], order.shape[1])
-        weights = [weight.gather(1, order), near]
+        weights = [weight.gather(1, order).float(), near.float()]
         with torch.no_grad():
             hidden = self.plain.encode(torch.where(weight > 0, self.plain.mask_id, tokens))
         out = {"draft": self._draft_losses(hidden, tokens, order, revealed, weights)}

@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.recipes import books27
 from selfspec.recipes.cost import flops
 from selfspec.train import Diffusion, Trainer
-from selfspec.train.trainer import compiled
+from selfspec.train.parallel import group
 
 BOOKS = books27.TRUNK
 LARGE = TrunkConfig(vocab_size=50257, length=1024, width=768, blocks=11, heads=12)
@@ -53,32 +52,43 @@ class Random:
         return np.random.default_rng(step).integers(self.shape.vocab_size, size=self.size)
 
 
-def measure(name: str, device: torch.device, scale: float, tiny: bool) -> dict[str, Any]:
-    """One row."""
+def make(
+    shape: TrunkConfig, head: HeadConfig, rows: int, device: torch.device, **settings: Any
+) -> Trainer:
+    """A run of `rows` rows a step on each process of the group."""
+    torch.manual_seed(0)
+    model = SSMD(Trunk(shape), CausalHead(head, shape.width)).to(device)
+    settings = {"steps": 10**6, "batch_size": rows * group().world, **settings}
+    config = replace(books27.joint().train, **settings)
+    return Trainer(model, Diffusion(), config, Random(rows, shape))
+
+
+def measure(
+    name: str, device: torch.device, scale: float, tiny: bool, **settings: Any
+) -> dict[str, Any]:
+    """One row; on several processes, each has as many rows a step as one alone."""
     shape, head, rows, accumulate = CASES[name]
     if tiny:
         shape, head, rows = TINY, HeadConfig(2), 8
-    rows = max(accumulate, int(rows * scale))
-    torch.manual_seed(0)
-    model = SSMD(Trunk(shape), CausalHead(head, shape.width)).to(device)
-    config = replace(books27.joint().train, steps=10**6, batch_size=rows, accumulate=accumulate)
-    trainer = Trainer(model, Diffusion(), config, Random(rows, shape))
-    fast = device.type == "cuda"
-    with compiled(model) if fast else nullcontext():
+    rows, world = max(accumulate, int(rows * scale)), group().world
+    trainer = make(shape, head, rows, device, accumulate=accumulate, **settings)
+    model, fast = trainer.model, device.type == "cuda"
+    with trainer.prepared():
         step = median_seconds(trainer.update, device, repeats=10, warmup=4)
         kernels = limits(trainer.update, device)
         peak = torch.cuda.max_memory_allocated() / 2**20 if fast else 0.0
         io = head_io(model, rows // accumulate, device) * accumulate
     trainer.feed.close()
-    work = {part: rows * shape.length * each for part, each in flops(shape, head).items()}
+    work = {part: rows * world * shape.length * each for part, each in flops(shape, head).items()}
     total = sum(work.values())
     return {
         "model": name,
-        "rows": rows,
+        "gpus": world,
+        "rows": rows * world,
         "accumulate": accumulate,
         "parameters": sum(p.numel() for p in model.parameters()),
         "step_ms": 1e3 * step.median,
-        "tokens_per_s": rows * shape.length / step.median,
+        "tokens_per_s": rows * world * shape.length / step.median,
         "flops": work,
         "tflops_per_s": total / step.median / 1e12,
         "head_io": io / step.median,

@@ -32,6 +32,7 @@ from selfspec.recipes import Recipe
 from selfspec.sampling import Sampler
 from selfspec.schedules import Window
 from selfspec.train import Objective, Trainer
+from selfspec.train.parallel import processes, together
 
 __all__ = [
     "attach_head",
@@ -224,7 +225,7 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> SSMD | AutoregressiveModel:
-    """Train by a recipe, or train a model further.
+    """Train by a recipe, or train a model further; under torchrun on all its processes.
 
     Args:
         what: a recipe, or a model, which is left as it is: a copy is trained.
@@ -238,7 +239,8 @@ def train(
         **settings: of `TrainConfig`, over the recipe's; `steps` and `batch_size` for a model.
 
     Returns:
-        The trained model, with the averaged weights.
+        The trained model, with the averaged weights; with `parallel="fsdp"` its weights are still
+        shared out among the processes, and the whole model is in the folder.
 
     Raises:
         ValueError: bad data, settings or start, or an argument that goes with the other kind.
@@ -252,13 +254,16 @@ def train(
         if start is not None:
             raise ValueError("`start` goes with a recipe: a model is its own start")
         recipe, start = Recipe.of(what, objective, **settings), what
-    tokenizer, stores = open_corpus(data, verify=True)
-    if "train" not in stores:
-        raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
-    trainer = recipe.read_by(tokenizer).trainer(
-        folder, stores["train"], stores.get("valid"), start, device
-    )
-    return _run(trainer, stop_after, progress)
+    with processes(device):
+        with together():
+            tokenizer, stores = open_corpus(data, verify=True)
+            if "train" not in stores:
+                raise ValueError(
+                    f"`data` must have a split 'train', got {sorted(stores)} in {data}"
+                )
+        recipe = recipe.read_by(tokenizer)
+        trainer = recipe.trainer(folder, stores["train"], stores.get("valid"), start, device)
+        return _run(trainer, stop_after, progress)
 
 
 def train_head(
@@ -287,8 +292,9 @@ def train_head(
         ValueError: bad data or settings. OSError: no such file.
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
-    trainer = recipes.attach(model, data, folder, progress=progress, **options)
-    return _run(trainer, stop_after, progress)
+    with processes(options.get("device")):
+        trainer = recipes.attach(model, data, folder, progress=progress, **options)
+        return _run(trainer, stop_after, progress)
 
 
 def _run(trainer: Trainer, stop_after: float | None, progress: bool) -> Any:

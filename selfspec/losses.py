@@ -50,21 +50,26 @@ class SSMDLoss(NamedTuple):
     """None without windows."""
 
 
-def stratified_revealed(observed: Tensor, end: Tensor, u: Tensor) -> Tensor:
+def stratified_revealed(
+    observed: Tensor, end: Tensor, u: Tensor, rank: int = 0, world: int = 1
+) -> Tensor:
     """How many tokens each row of a batch reveals: uniform on observed..end-1, spread evenly.
 
-    Row b uses (u + b/B) mod 1, so the batch covers the range whatever u is: lower variance.
+    Row b uses (u + b/B) mod 1, so the batch covers the range whatever u is: lower variance. On
+    several processes b and B are those of the global batch, of which rank r has every w-th row.
 
     Args:
         observed: (B,) tokens that are always revealed.
         end: (B,) tokens that are not pads.
         u: scalar uniform number in [0, 1).
+        rank, world: r and w.
 
     Returns:
         (B,) int64.
     """
-    rows = torch.arange(len(end), device=end.device, dtype=torch.float64)
-    share = (u + rows / len(end)) % 1.0
+    size = len(end) * world
+    rows = torch.arange(rank, size, world, device=end.device, dtype=torch.float64)
+    share = (u + rows / size) % 1.0
     return observed + (share * (end - observed)).long()
 
 
@@ -113,19 +118,19 @@ def ssmd_loss(
 
 
 def masked_weights(order: Tensor, revealed: Tensor, pad: Tensor | None = None) -> Tensor:
-    """1 / (B · (N - i)) at the masked positions, 0 elsewhere: (B, L) float32, natural order."""
+    """1 / (B · (N - i)) at the masked positions, 0 elsewhere: (B, L) float64, natural order."""
     masked = inverse_order(order) >= revealed.unsqueeze(1)
     if pad is not None:
         masked &= ~pad
-    return masked / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(order))
+    return masked.double() / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(order))
 
 
 def window_weights(revealed: Tensor, window: Tensor, length: int) -> Tensor:
-    """1 / (B · (W - 1)) at places i+1..i+W-1, 0 elsewhere: (B, L) float32, σ order."""
+    """1 / (B · (W - 1)) at places i+1..i+W-1, 0 elsewhere: (B, L) float64, σ order."""
     places = torch.arange(length, device=revealed.device)
     first = revealed.unsqueeze(1)
     inside = (places > first) & (places < first + window.unsqueeze(1))
-    return inside / (inside.sum(dim=1, keepdim=True).clamp(min=1) * len(revealed))
+    return inside.double() / (inside.sum(dim=1, keepdim=True).clamp(min=1) * len(revealed))
 
 
 def target_nll(
@@ -142,7 +147,7 @@ def target_nll(
 
 def _weighted(nll: Tensor, weight: Tensor) -> Tensor:
     """Σ weight · nll; what has no weight may be infinite, as the draft of a forbidden token is."""
-    return (nll.masked_fill(weight == 0, 0) * weight).sum()
+    return (nll.masked_fill(weight == 0, 0) * weight.to(nll.dtype)).sum()
 
 
 @contextmanager

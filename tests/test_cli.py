@@ -604,7 +604,7 @@ def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: P
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "run it again to resume" in output
-    assert (tmp_path / "state.safetensors").exists()
+    assert any((tmp_path / "state").iterdir())
     assert ss.load_judge(tmp_path / "model").trunk.vocab_size == 27
 
 

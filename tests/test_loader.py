@@ -183,7 +183,7 @@ def test_ranks_see_together_what_one_rank_sees(root, shape, world, batch_size, s
     alone = BlockLoader(store, length, batch_size * world, 7).batch(step)
     assert alone.shape == (batch_size * world, length)
     assert alone.dtype == np.int64
-    assert np.array_equal(np.concatenate(ranks), alone)
+    assert np.array_equal(np.stack(ranks, axis=1).reshape(alone.shape), alone)
     assert np.array_equal(alone, alone[:, :1] + np.arange(length))  # each row is one whole block
 
 

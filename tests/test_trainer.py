@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selfspec import checkpoint
 from selfspec.losses import next_token_loss, ssmd_loss
@@ -29,7 +30,7 @@ from selfspec.train import (
     initialise,
 )
 from selfspec.train.process import locked
-from selfspec.train.state import read_state
+from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
 from selfspec.train.trainer import compiled, key
 
@@ -152,9 +153,11 @@ def test_killed_and_resumed_equals_uninterrupted(job, tmp_path):
 
 def test_what_is_frozen_is_not_stored_and_must_be_the_same(tmp_path):
     assert trainer("frozen", tmp_path).run(progress=False)
-    stored, about = read_state(tmp_path / "state.safetensors")
-    assert all("/head." in name for name in stored)
-    assert len(about["run"]["frozen"]) == 64
+    last, before = checkpoints(tmp_path / "state")
+    assert (last.name, before.name) == ("00000012", "00000009")
+    (file,) = last.glob("*.safetensors")
+    assert all("/head." in name for name in load_file(file))
+    assert len(read_about(last)["run"]["frozen"]) == 64
     model = diffusion_model()
     torch.nn.init.normal_(next(model.trunk.parameters()))
     other = Trainer(model, JOBS["frozen"][1], CONFIG, Toy(), tmp_path, VALID)
@@ -188,7 +191,9 @@ def test_sigkill_of_a_process_and_resume(tmp_path):
     script = textwrap.dedent(SCRIPT.format(tests=tests, folder=str(tmp_path / "cut")))
     ended = subprocess.run([sys.executable, "-c", script], cwd=Path(tests).parent, timeout=120)
     assert ended.returncode == -signal.SIGKILL
-    (tmp_path / "cut" / "state.safetensors.1.part").write_bytes(b"torn")
+    torn = tmp_path / "cut" / "state" / "00000009.part"
+    torn.mkdir()
+    (torn / "about.json.1.part").write_bytes(b"torn")
     resumed, whole = trainer("joint", tmp_path / "cut"), trainer("joint", tmp_path / "whole")
     assert resumed.run(progress=False)
     assert whole.run(progress=False)
@@ -315,30 +320,56 @@ def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
     drawn = []
     draw = Diffusion.draw
 
-    def spy(self, tokens, generator, pad):
-        drawn.append(draw(self, tokens, generator, pad)["order"])
-        return draw(self, tokens, generator, pad)
+    def spy(self, tokens, generator, pad, rank, world):
+        drawn.append(draw(self, tokens, generator, pad, rank, world)["order"])
+        return draw(self, tokens, generator, pad, rank, world)
 
     monkeypatch.setattr(Diffusion, "draw", spy)
     for rank in (0, 1):
         config = replace(CONFIG, batch_size=16)
-        run = Trainer(diffusion_model(), Diffusion(), config, Toy(), rank=rank, world=2)
+        run = trainer("joint", config=config)
+        run.rank, run.world = rank, 2
         run.update()
         run.update()
     assert len({tuple(order.flatten().tolist()) for order in drawn}) == 4
 
 
-@pytest.mark.parametrize("what", ["broken", "foreign"])
-def test_a_broken_or_foreign_state_is_named(tmp_path, what):
+def damage(path: Path, how: str) -> None:
+    """What a disk, or a person, may do to a checkpoint."""
+    (shard,) = path.glob("*.safetensors")
+    if how == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    elif how == "emptied":
+        shard.write_bytes(b"")
+    elif how == "lost":
+        shard.unlink()
+    else:
+        (path / "about.json").write_text("{")
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "lost", "garbled"])
+def test_a_damaged_checkpoint_costs_one_save_interval(how, tmp_path, caplog):
+    with pytest.raises(Killed):
+        trainer("joint", tmp_path, batches=Toy(at=8, do=die)).run(progress=False)
+    last, before = checkpoints(tmp_path / "state")
+    damage(last, how)
+    resumed, whole = trainer("joint", tmp_path), trainer("joint", tmp_path / "whole")
+    resumed.resume()
+    assert resumed.step == int(before.name) == 3
+    assert f"{last}: not a readable training state" in caplog.text
+    assert resumed.run(progress=False)
+    assert whole.run(progress=False)
+    assert_same(weights(whole.model), weights(resumed.model))
+    names = [path.name for path in checkpoints(tmp_path / "state")]
+    assert names == ["00000012", "00000009"]
+
+
+def test_if_no_checkpoint_is_readable_that_is_said(tmp_path):
     run = trainer("plain", tmp_path)
     run.update()
     run.save()
-    path = tmp_path / "state.safetensors"
-    if what == "broken":
-        path.write_bytes(path.read_bytes()[:100])
-    else:
-        path.write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"state\.safetensors: not a readable training state"):
+    damage(tmp_path / "state" / "00000001", "truncated")
+    with pytest.raises(ValueError, match=r"state/00000001: not a readable training state"):
         trainer("plain", tmp_path).resume()
 
 
@@ -437,7 +468,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     for _ in range(3):
         run.update()
     run.save()
-    kept = (tmp_path / "state.safetensors").read_bytes()
+    (kept,) = checkpoints(tmp_path / "state")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -446,7 +477,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", full)
         with pytest.raises(CheckpointError, match=r"No space left.*before it is intact"):
             trainer("plain", tmp_path).run(progress=False)
-    assert (tmp_path / "state.safetensors").read_bytes() == kept
+    assert checkpoints(tmp_path / "state") == [kept]
     assert not list(tmp_path.rglob("*.part"))
     resumed, whole = trainer("plain", tmp_path), trainer("plain")
     resumed.resume()
@@ -454,7 +485,6 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     assert resumed.run(progress=False)
     whole.run(progress=False)
     assert_same(weights(whole.model), weights(resumed.model))
-    assert (tmp_path / "state.safetensors").read_bytes() != kept
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):

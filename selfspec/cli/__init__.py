@@ -3,12 +3,15 @@
 What a user did wrong (a `ValueError`, an `OSError`) is one line on standard error and exit code 2,
 what went wrong on the way (a `RuntimeError`: no memory left, a loss that is not finite) exit code
 1, Ctrl-C 130. `python -X dev -m selfspec` shows the traceback instead. PyTorch is imported when a
-verb runs, not for `--help`.
+verb runs, not for `--help`. Of the processes that torchrun started, the first tells what concerns
+all of them.
 """
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from selfspec.cli.common import first_rank
 
 __all__ = ["main"]
 
@@ -24,13 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that has gone can still be met
         return code
     except KeyboardInterrupt:
-        return complain("interrupted", INTERRUPTED)
+        return complain("interrupted", INTERRUPTED) if first_rank() else INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `selfspec ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, RuntimeError) as error:
         if sys.flags.dev_mode:
             raise
+        if getattr(error, "on_every_rank", False) and not first_rank():
+            return FAILURE
         return complain(explain(error), FAILURE if isinstance(error, RuntimeError) else USAGE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from selfspec.cli.common import Run
+from selfspec.cli.common import Run, first_rank
 from selfspec.cli.train import report
 
 
@@ -83,6 +83,8 @@ def attach(
         device=run.where(),
         stop_after=stop_after,
     )
+    if not first_rank():
+        return
     if merge:
         api.save(model, out / "whole", merge=True)
     report(out / "model", run)

@@ -111,6 +111,11 @@ def load_judge(name: str, model: SSMD) -> AutoregressiveModel:
     return judge
 
 
+def first_rank() -> bool:
+    """Whether this process is the one that tells the user, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def watched() -> bool:
     """Whether somebody sees a progress bar."""
     return sys.stderr.isatty()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
-from selfspec.cli.common import Run, to_json
+from selfspec.cli.common import Run, first_rank, to_json
 
 
 def train(
@@ -17,10 +18,14 @@ def train(
     steps: int | None = None,
     batch_size: int | None = None,
     accumulate: int | None = None,
+    parallel: Literal["ddp", "fsdp"] | None = None,
+    recompute: bool = False,
     start: str | None = None,
     stop_after: float | None = None,
 ) -> None:
     """Train by a recipe; the same command resumes a run that was stopped.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m selfspec train RECIPE ...
 
     Args:
         recipe: its name; an unknown one lists them all.
@@ -30,6 +35,8 @@ def train(
         steps: optimiser steps, instead of the recipe's.
         batch_size: rows a step, instead of the recipe's.
         accumulate: micro-batches a step: less memory, the same gradient.
+        parallel: what several processes share: ddp only the gradients, fsdp all state.
+        recompute: activation checkpointing: less memory, more work.
         start: the checkpoint to start from.
         stop_after: seconds after which to stop, with a checkpoint.
     """
@@ -37,7 +44,8 @@ def train(
 
     if recipe not in recipes.ALL:
         raise ValueError(f"`recipe` must be one of {', '.join(recipes.ALL)}, got {recipe!r}")
-    asked = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}
+    asked = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate,
+             "parallel": parallel, "recompute": recompute or None}  # fmt: skip
     settings = {name: value for name, value in asked.items() if value is not None}
     api.train(
         recipes.ALL[recipe](seed=run.seed, **settings),
@@ -47,7 +55,8 @@ def train(
         device=run.where(),
         stop_after=stop_after,
     )
-    report(out / "model", run, characters_per_token(data))
+    if first_rank():
+        report(out / "model", run, characters_per_token(data))
 
 
 def report(model: Path, run: Run, characters: float = 1.0) -> None:

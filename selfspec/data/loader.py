@@ -5,13 +5,13 @@ V-1, memory-mapped, with a JSON header beside it.
 
 Epoch e cuts the store at a random phase φ_e into M blocks of L tokens and draws a permutation π_e:
 its m-th block starts at φ_e + L·π_e(m). Epochs follow one another in one endless list of slots;
-row b of rank r at step t takes slot
+row b of rank r at step t is row g = b·world + r of the global batch and takes slot
 
-    s = (t·world + r)·batch_size + b        =  block  s mod M  of epoch  s div M.
+    s = t·world·batch_size + g              =  block  s mod M  of epoch  s div M.
 
 A batch is thus a pure function of (seed, step, rank, world): to resume, ask for the next step.
 Every block comes exactly once per epoch, ranks never share a slot, and w ranks of batch B/w see
-together what one rank of batch B sees.
+together what one rank of batch B sees, row g of it in the same place.
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ class BlockLoader:
         """
         if step < 0:
             raise ValueError(f"`step` must be at least 0, got {step}")
-        first = (step * self.world + self.rank) * self.batch_size
-        slots = (divmod(s, self.blocks_per_epoch) for s in range(first, first + self.batch_size))
+        size = self.batch_size * self.world
+        own = range(step * size + self.rank, (step + 1) * size, self.world)
+        slots = (divmod(s, self.blocks_per_epoch) for s in own)
         starts = np.array([self._starts(epoch)[m] for epoch, m in slots])
         return self.store.tokens[starts[:, None] + np.arange(self.length)].astype(np.int64)
 

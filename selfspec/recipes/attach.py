@@ -47,6 +47,7 @@ from selfspec.train import (
     WarmupStableDecay,
 )
 from selfspec.train.feed import Batches
+from selfspec.train.parallel import group, rows_each, together
 
 __all__ = ["Rows", "attach", "open_rows", "own_rows", "settings", "text_rows"]
 
@@ -121,8 +122,13 @@ def attach(
         size = Path(data).stat().st_size
         facts |= {"data": Path(data).name, "bytes": size, "rows": rows}
         make = partial(text_rows, model, documents(data, rows, field, progress), room, rows)
-    train, valid = open_rows(Path(folder, "data"), facts, model.vocab_size, make)
-    batches: Batches = train.loader(length, config.batch_size, config.seed)
+    open_them = partial(open_rows, Path(folder, "data"), facts, model.vocab_size, make)
+    with together():
+        if group().rank == 0:
+            open_them()  # and makes them, for all processes
+    train, valid = open_them()
+    share = rows_each(config.batch_size, config.accumulate)
+    batches: Batches = train.loader(length, share, config.seed, *group())
     held_out = valid.excerpt(length, MOST_HELD_OUT)
     if data != "self" and rows == "lines":
         model.lengths = Lengths.of(train.lengths - frame, model.length - frame)

@@ -17,6 +17,7 @@ from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.train import Diffusion, NextToken, Objective, TrainConfig, Trainer, initialise
+from selfspec.train.parallel import group, rows_each
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,6 @@ class Recipe:
         valid: Store | None = None,
         start: object = None,
         device: str | torch.device | None = None,
-        rank: int = 0,
-        world: int = 1,
     ) -> Trainer:
         """A trainer of this recipe's model.
 
@@ -105,8 +104,6 @@ class Recipe:
             valid: validation tokens; `valid_rows` rows spread evenly over them are used.
             start: a trained model, or the folder of its checkpoint, to start from.
             device: where to train; CUDA if there is one.
-            rank: this process.
-            world: number of processes.
 
         Raises:
             ValueError: a `start` is needed, the data have another vocabulary, or the batch does not
@@ -119,7 +116,7 @@ class Recipe:
             initialise(model, start)
         return make_trainer(
             model, self.objective, self.train, folder, train, valid, self.trunk.length,
-            self.valid_rows, device, rank, world,
+            self.valid_rows, device,
         )  # fmt: skip
 
 
@@ -133,8 +130,6 @@ def make_trainer(
     length: int,
     valid_rows: int,
     device: str | torch.device | None = None,
-    rank: int = 0,
-    world: int = 1,
 ) -> Trainer:
     """A trainer of any model on rows of at most `length` tokens; arguments as in `Recipe`.
 
@@ -148,14 +143,10 @@ def make_trainer(
             raise ValueError(
                 f"`trunk.vocab_size` must be {store.vocab_size}, that of {store.path}, got {size}"
             )
-    if settings.batch_size % (world * settings.accumulate):
-        raise ValueError(
-            f"`batch_size` must be a multiple of processes × `accumulate` = "
-            f"{world * settings.accumulate}, got {settings.batch_size}"
-        )
+    share = rows_each(settings.batch_size, settings.accumulate)
     if isinstance(model, SSMD) and isinstance(train, RaggedStore):
         model.lengths = Lengths.of(train.lengths, length)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    batches = train.loader(length, settings.batch_size // world, settings.seed, rank, world)
+    batches = train.loader(length, share, settings.seed, *group())
     rows = None if valid is None else valid.excerpt(length, valid_rows)
-    return Trainer(model.to(device), objective, settings, batches, folder, rows, rank, world)
+    return Trainer(model.to(device), objective, settings, batches, folder, rows)

@@ -75,8 +75,6 @@ def trainer(
     train: Store,
     valid: Store | None = None,
     device: str | torch.device | None = None,
-    rank: int = 0,
-    world: int = 1,
     **changes: Any,
 ) -> Trainer:
     """Trains the head of a model from `attach`; the trunk stays frozen.
@@ -86,7 +84,6 @@ def trainer(
         folder: for checkpoints and logs; a run found there is resumed.
         train, valid: ragged stores of `selfspec prepare fasta --alphabet esm`.
         device: where to train; CUDA if there is one.
-        rank, world: this process, and how many there are.
         **changes: of `settings`.
 
     Raises:
@@ -94,5 +91,5 @@ def trainer(
     """
     return make_trainer(
         model, Diffusion(freeze_trunk=True), settings(**changes), folder, train, valid,
-        min(LENGTH, model.length), VALID_ROWS, device, rank, world,
+        min(LENGTH, model.length), VALID_ROWS, device,
     )  # fmt: skip

@@ -13,7 +13,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
+
+Parallel = Literal["ddp", "fsdp"]
+PARALLEL = get_args(Parallel)
 
 
 def require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -117,6 +120,9 @@ class TrainConfig:
         ema_decay: decay of the averaged weights (0: no average); see `ema.py`.
         autocast: bfloat16 autocast on CUDA. Elsewhere the weights' own precision is used.
         compile: compile the transformer blocks on CUDA, for as long as the run lasts.
+        recompute: keep the inputs of a block only, and compute its inside again for the gradient
+            (activation checkpointing): less memory, about a third more work.
+        parallel: what several processes share, see `parallel.py`; one process ignores it.
         log_every: steps between two readings of the losses (the host waits for the device there).
         valid_every: steps between two validations (the last step always validates).
         save_every: steps between two checkpoints (the last step always saves).
@@ -133,6 +139,8 @@ class TrainConfig:
     ema_decay: float = 0.999
     autocast: bool = True
     compile: bool = True
+    recompute: bool = False
+    parallel: Parallel = "ddp"
     log_every: int = 50
     valid_every: int = 1000
     save_every: int = 1000
@@ -140,6 +148,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "valid_every", "save_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.parallel in PARALLEL, "parallel", f"one of {PARALLEL}", repr(self.parallel))
         require(self.seed >= 0, "seed", "at least 0", self.seed)
         require(self.clip > 0, "clip", "positive", self.clip)
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)

@@ -18,7 +18,10 @@ class Batches(Protocol):
     """Any source whose batch is a function of the step, such as `BlockLoader`."""
 
     def batch(self, step: int) -> np.ndarray:
-        """Tokens (B, L) of a step, B the share of this rank; a masked array is masked at pads."""
+        """Tokens (B, L) of a step; a masked array is masked at pads.
+
+        On rank r of w they are the rows r, r + w, … of a global batch that does not depend on w.
+        """
         ...
 
 

@@ -5,7 +5,8 @@
     NextToken()                     an autoregressive model: the judge
 
 `draw` makes everything random about a batch at once, so that splitting it into micro-batches
-changes nothing; `loss` is then a function of what was drawn, apart from dropout.
+changes nothing; `loss` is then a function of what was drawn, apart from dropout. Rank r of w has
+the rows r, r + w, … of the global batch, and `draw` gives them what one process would give them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ class Objective(Protocol):
         """The part of `model` whose weights move; the rest is fixed, without dropout."""
         ...
 
-    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
-        """What `loss` needs for tokens (B, L) and their pads."""
+    def draw(
+        self,
+        tokens: Tensor,
+        generator: torch.Generator,
+        pad: Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Drawn:
+        """What `loss` needs for the tokens (B, L) of this rank and their pads."""
         ...
 
     def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -62,13 +70,26 @@ class Diffusion:
             raise ValueError("`freeze_trunk` needs a model with a head, got one without")
         return model.head
 
-    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+    def draw(
+        self,
+        tokens: Tensor,
+        generator: torch.Generator,
+        pad: Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Drawn:
         """The arguments of `ssmd_loss`: a uniform order with pads last, and how much is revealed.
 
         The numbers revealed are spread evenly over 0..N-1, N the tokens of a row that are neither
         pads nor observed; observed ones come first and on top of that.
         """
-        keys = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+
+        def uniform(*shape: int) -> Tensor:
+            """Numbers for the rows of the global batch: (B, …), those of this rank."""
+            size = (len(tokens) * world, *shape)
+            return torch.rand(size, generator=generator, device=tokens.device)[rank::world]
+
+        keys = uniform(tokens.shape[1])
         observed = _is_one_of(tokens, self.observed)
         keys = torch.where(observed, keys - 1, keys)
         if pad is not None:
@@ -76,12 +97,12 @@ class Diffusion:
         first = observed.sum(1)
         end = torch.full_like(first, tokens.shape[1]) if pad is None else (~pad).sum(1)
         u = torch.rand((), generator=generator, device=tokens.device)
-        order, revealed = keys.argsort(1), stratified_revealed(first, end, u)
+        order, revealed = keys.argsort(1), stratified_revealed(first, end, u, rank, world)
         drawn = {"tokens": tokens, "order": order, "revealed": revealed}
         if pad is not None:
             drawn["pad"] = pad
         if self.window_weight:
-            drawn["window"] = _random_windows(revealed - first, end - first, generator)
+            drawn["window"] = _random_windows(revealed - first, end - first, uniform())
         return drawn
 
     def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -104,13 +125,12 @@ def _is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
     return found
 
 
-def _random_windows(generated: Tensor, total: Tensor, generator: torch.Generator) -> Tensor:
+def _random_windows(generated: Tensor, total: Tensor, u: Tensor) -> Tensor:
     """The cosine window (`schedules.py`) of every row at a random Δτ: (B,) int64, at least 1.
 
-    With `generated` of `total` (B,) tokens known. In float32: a training batch need not agree with
-    the sampler's table in every entry.
+    With `generated` of `total` (B,) tokens known and `u` (B,) uniform in [0, 1). In float32: a
+    training batch need not agree with the sampler's table in every entry.
     """
-    u = torch.rand(generated.shape, generator=generator, device=generated.device)
     dtau = 0.01 * 30.0**u
     tau = (1 - generated / total.clamp(min=1)).acos() * 2 / torch.pi
     masked = (total * torch.cos(torch.pi / 2 * (tau + dtau).clamp(max=1))).floor().clamp(min=0)
@@ -125,7 +145,14 @@ class NextToken:
         """The whole model."""
         return model
 
-    def draw(self, tokens: Tensor, generator: torch.Generator, pad: Tensor | None = None) -> Drawn:
+    def draw(
+        self,
+        tokens: Tensor,
+        generator: torch.Generator,
+        pad: Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Drawn:
         """The tokens (B, L), and their pads."""
         return {"tokens": tokens} if pad is None else {"tokens": tokens, "pad": pad}
 

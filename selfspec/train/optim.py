@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from selfspec.train.config import AdamWConfig, MuonConfig
+from selfspec.train.parallel import ShardedMuon, is_sharded
 
 
 def hidden_matrices(model: nn.Module, vocab_size: int) -> set[str]:
@@ -104,7 +105,8 @@ def _adamw(config: AdamWConfig, matrices: list[Tensor], vectors: list[Tensor]) -
 
 
 def _muon(config: MuonConfig, matrices: list[Tensor]) -> Optimizer:
-    return torch.optim.Muon(
+    kind = ShardedMuon if is_sharded(matrices[0]) else torch.optim.Muon
+    return kind(
         matrices,
         lr=config.lr,
         momentum=config.momentum,

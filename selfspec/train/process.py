@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,8 +29,11 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         except BlockingIOError as error:
             raise RuntimeError(f"another run is training in {folder}") from error
-        for part in folder.rglob("*.part"):  # of a run that was killed while it wrote
-            part.unlink()
+        for part in list(folder.rglob("*.part")):  # of a run that was killed while it wrote
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
         yield
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfspec.files import write_bytes
+from selfspec.train.parallel import mean
 
 
 def with_bits(losses: Mapping[str, float], prefix: str = "") -> dict[str, float]:
@@ -47,8 +48,8 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """The means and `tokens_per_second`; waits for the device."""
-        sums = torch.stack(list(self._sums.values())).tolist()
+        """The means over the ranks too, and `tokens_per_second`; waits for the device."""
+        sums = mean(torch.stack(list(self._sums.values()))).tolist()
         means = {name: s / self._steps for name, s in zip(self._sums, sums, strict=True)}
         return means | {"tokens_per_second": self._tokens / (time.monotonic() - self._start)}
 

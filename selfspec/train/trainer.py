@@ -8,31 +8,36 @@ Step k (from 0), with batch x_k and everything random drawn from a generator key
 
 A run is therefore a function of (model, objective, config, batches) alone, and a run that was
 killed and resumed ends with the weights of one that was not: bit for bit on the CPU, and on CUDA
-as far as its kernels are deterministic.
+as far as its kernels are deterministic. On how many processes changes no more than rounding and
+dropout: `parallel.py`.
 
-The folder of a run holds `state.safetensors` (to resume), `model/` (the averaged weights, to use),
-`log.jsonl`, `tensorboard/` where that is installed, and `lock`.
+The folder of a run holds `state/` (to resume), `model/` (the averaged weights, to use),
+`log.jsonl`, `tensorboard/` where that is installed, and `lock`. All processes must see it.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from selfspec import checkpoint
 from selfspec.losses import token_nll
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
+from selfspec.train import parallel
 from selfspec.train.config import TrainConfig, require
 from selfspec.train.ema import EMA
 from selfspec.train.feed import Batches, Feed
@@ -40,18 +45,32 @@ from selfspec.train.objectives import Objective
 from selfspec.train.optim import Optimisers
 from selfspec.train.process import interrupts, locked
 from selfspec.train.report import Meter, Report, with_bits
-from selfspec.train.state import explained, prefixed, read_state, under, write_state
+from selfspec.train.state import (
+    Stored,
+    Unreadable,
+    checkpoints,
+    explained,
+    prefixed,
+    read_about,
+    read_state,
+    under,
+    write_state,
+)
 from selfspec.weights import fingerprint
 
 # What a random stream is for: the second number of its key.
 TRAIN, DROPOUT, VALID = range(3)
 
 # Settings that a resumed run may change, because the weights do not depend on them.
-FREE = {"compile", "log_every", "valid_every", "save_every"}
+FREE = {"compile", "log_every", "parallel", "recompute", "save_every", "valid_every"}
+
+log = logging.getLogger("selfspec")
 
 
 class Trainer:
-    """Trains a model in place.
+    """Trains a model in place, on all processes of the default process group if there is one.
+
+    With `parallel="fsdp"` the model stays sharded afterwards; load the one in the folder.
 
     Args:
         model: `SSMD` or `AutoregressiveModel`, on the device to train on.
@@ -60,9 +79,6 @@ class Trainer:
         batches: the training data.
         folder: where checkpoints and logs go, and from where a run is resumed; None keeps nothing.
         valid: (n, L) tokens, the fixed validation set, masked at pads; None for no validation.
-        rank: this process; only rank 0 writes.
-        world: number of processes. It decides which rows a rank reads; gradients are not exchanged
-            here.
 
     Raises:
         ValueError: the objective does not suit the model, or there are no validation rows.
@@ -76,24 +92,24 @@ class Trainer:
         batches: Batches,
         folder: str | os.PathLike[str] | None = None,
         valid: np.ndarray | None = None,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         if valid is not None and len(valid) == 0:
             raise ValueError("`valid` must have at least one row, got 0")
         self.model, self.objective, self.config = model, objective, config
-        self.valid, self.rank, self.world = valid, rank, world
+        self.valid = valid
+        self.rank, self.world = parallel.group()
         self.folder = Path(folder) if folder is not None else None
         self.part = objective.trainable(model)
         self._trainable_before = [(p, p.requires_grad) for p in model.parameters()]
         model.eval().requires_grad_(False)
         self.part.requires_grad_(True)
         self.device = next(model.parameters()).device
-        self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
-        self.params = self.optimisers.params
         frozen = [p for p in model.parameters() if not p.requires_grad]
         self._frozen = {"frozen": fingerprint(frozen)} if frozen else {}
-        self.ema = EMA(list(self.params.values()), config.ema_decay)
+        self.loss = parallel.distributed(Loss(model, objective), config.parallel, self.device)
+        self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
+        self.params = self.optimisers.params
+        self.ema = EMA([parallel.shard(p) for p in self.params.values()], config.ema_decay)
         self.feed = Feed(batches, self.device)
         self.step = 0
         self.elapsed = 0.0
@@ -118,24 +134,24 @@ class Trainer:
             CheckpointError: a checkpoint could not be written; the one before it is intact.
             ValueError: the checkpoint in the folder is of another run.
         """
-        writes = self.rank == 0 and self.folder is not None
-        lock = locked(self.folder) if writes and self.folder else nullcontext()
-        fast = self.config.compile and self.device.type == "cuda"
-        blocks = compiled(self.model) if fast else nullcontext()
-        with lock, interrupts() as caught, _forked_rng(self.device), blocks:
+        with (
+            held(self.folder),
+            interrupts() as caught,
+            _forked_rng(self.device),
+            self.prepared(),
+            parallel.connected(lambda: self.step),
+        ):
             self.resume()
             if self.step == self.config.steps:
-                self.save()  # it may have been killed between the two files
+                self.save()  # it may have been killed between the two
+            first = self.rank == 0
             report = Report(
-                self.folder if writes else None,
-                self.step,
-                self.config.steps,
-                progress and self.rank == 0,
+                self.folder if first else None, self.step, self.config.steps, progress and first
             )
             message = None
             try:
                 self._loop(report, caught, stop_after)
-                if self.folder and self.step < self.config.steps:
+                if self.folder and first and self.step < self.config.steps:
                     message = f"stopped at step {self.step}; run it again to resume"
             finally:
                 self.feed.close()
@@ -156,7 +172,7 @@ class Trainer:
             self.update()
             report.bar.update()
             done = self.step == config.steps
-            stop = bool(caught) or time.monotonic() > deadline
+            stop = parallel.any_rank(bool(caught) or time.monotonic() > deadline)
             saves = done or stop or self.step % config.save_every == 0
             validates = self.valid is not None and (done or self.step % config.valid_every == 0)
             if not (saves or validates or self.step % config.log_every == 0):
@@ -178,16 +194,17 @@ class Trainer:
         tokens, pad, count = self.feed(self.step)
         rows = config.batch_size // self.world
         require(len(tokens) == rows, "batches", f"of {rows} rows (`batch_size`)", len(tokens))
-        drawn = self.objective.draw(tokens, self._generator(TRAIN, self.step), pad)
+        generator = torch.Generator(self.device).manual_seed(key(config.seed, TRAIN, self.step))
+        drawn = self.objective.draw(tokens, generator, pad, self.rank, self.world)
         pieces = zip(*(tensor.chunk(config.accumulate) for tensor in drawn.values()), strict=True)
         for micro, piece in enumerate(dict(zip(drawn, piece, strict=True)) for piece in pieces):
-            torch.manual_seed(self._key(DROPOUT, self.step, micro))
-            with self._autocast():
-                total, parts = self.objective.loss(self.model, **piece)
-            (total / config.accumulate).backward()
+            torch.manual_seed(key(config.seed, DROPOUT, self.step, micro, self.rank))
+            with parallel.accumulating(self.loss, micro == config.accumulate - 1):
+                with self._autocast():
+                    total, parts = self.loss(**piece)
+                (total / config.accumulate).backward()
             self._meter.add(parts, 1 / config.accumulate)
-        norm = nn.utils.clip_grad_norm_(self.params.values(), config.clip)
-        self._meter.add({"grad_norm": norm})
+        self._meter.add({"grad_norm": parallel.clip_gradients(self.params.values(), config.clip)})
         self.optimisers.step(config.schedule.factor(self.step, config.steps))
         self.step += 1
         self.ema.update(self.step)
@@ -202,18 +219,21 @@ class Trainer:
         """
         assert self.valid is not None
         self.part.eval()
-        rows = self.config.batch_size // self.world // self.config.accumulate
+        rows = self.config.batch_size // self.config.accumulate
         sums: dict[str, float | Tensor] = {}
         with self.ema.applied():
             for index, start in enumerate(range(0, len(self.valid), rows)):
                 tokens, pad, _ = self.feed.to_device(self.valid[start : start + rows])
                 generator = torch.Generator(self.device).manual_seed(key(0, VALID, index))
-                with self._autocast():
-                    drawn = self.objective.draw(tokens, generator, pad)
-                    _, parts = self.objective.loss(self.model, **drawn)
-                for name, part in parts.items():
-                    sums[name] = sums.get(name, 0.0) + part * len(tokens)
-        return {name: float(total) / len(self.valid) for name, total in sums.items()}
+                drawn = self.objective.draw(tokens, generator, pad)
+                for own, count in parallel.shares(len(tokens)):
+                    with self._autocast():
+                        _, parts = self.loss(**{name: each[own] for name, each in drawn.items()})
+                    for name, part in parts.items():
+                        sums[name] = sums.get(name, 0.0) + part * count
+        parallel.forget_gathered(self.loss)
+        means = parallel.mean(torch.stack([torch.as_tensor(total) for total in sums.values()]))
+        return dict(zip(sums, (means / len(self.valid)).tolist(), strict=True))
 
     def save(self) -> None:
         """Writes the checkpoint and the averaged model to the folder, if there is one.
@@ -221,41 +241,67 @@ class Trainer:
         Raises:
             CheckpointError: one could not be written; the state before it is intact.
         """
-        if self.folder is None or self.rank != 0:
+        if self.folder is None:
             return
-        tensors = {
-            **prefixed("params", self.params),
-            **prefixed("average", dict(zip(self.params, self.ema.average, strict=True))),
-            **prefixed("moments", self.optimisers.state()),
-        }
         progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
         about = {**progress, "run": self._identity()}
-        write_state(self.folder / "state.safetensors", tensors, about)
-        with explained(self.folder / "model"), self.ema.applied():
-            checkpoint.save(self.model, self.folder / "model", training=about)
+        tensors = {**self._weights(), **prefixed("moments", self.optimisers.state())}
+        write_state(self.folder / "state", self.step, tensors, about)
+        averages = parallel.on_first(self._averages())
+        with parallel.together(), explained(self.folder / "model"):
+            if self.rank == 0:
+                named = {f"model.{name}": average for name, average in averages.items()}
+                call = (self.folder / "model",), {"training": about}
+                functional_call(Saving(self.model), named, *call)
 
     def resume(self) -> None:
-        """Takes over the checkpoint in the folder, if there is one.
+        """Takes over the latest readable checkpoint in the folder, if there is any.
 
         Raises:
-            ValueError: it is of another model, objective or configuration.
+            ValueError: it is of another model, objective or configuration, or none is readable.
         """
-        path = self.folder / "state.safetensors" if self.folder else None
-        if path is None or not path.exists():
+        problem = None
+        for path in checkpoints(self.folder / "state") if self.folder else ():
+            try:
+                self._read(path)
+            except Unreadable as error:
+                problem = problem or error
+                continue
+            if problem and self.rank == 0:
+                log.warning("%s; the run goes on from step %d", problem, self.step)
             return
-        tensors, about = read_state(path)
+        if problem:
+            raise problem
+
+    def _read(self, path: Path) -> None:
+        about = read_about(path)
         _check_same_run(about["run"], self._identity(), path)
-        weights, average = under(tensors, "params"), under(tensors, "average")
-        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in self.params.items()}:
-            raise ValueError(f"`model` must be the model of {path}, got other parameters")
-        with torch.no_grad():
-            for name, param in self.params.items():
-                param.copy_(weights[name])
-            for shadow, name in zip(self.ema.average, self.params, strict=True):
-                shadow.copy_(average[name])
+        tensors = read_state(path, partial(self._places, path))
         self.optimisers.load_state(under(tensors, "moments"))
         self.step, self.elapsed = about["step"], about["elapsed"]
         self.validation = about["validation"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Weights and averages, by their paths in a checkpoint."""
+        params = {name: param.detach() for name, param in self.params.items()}
+        return {**prefixed("params", params), **prefixed("average", self._averages())}
+
+    def _places(self, path: Path, stored: Stored) -> dict[str, Tensor]:
+        """The tensors that a checkpoint is read into: the live ones, and moments to be filled."""
+        weights = self._weights()
+        sizes = {n: about.size for n, about in stored.items() if not n.startswith("moments/")}
+        if sizes != {name: weight.shape for name, weight in weights.items()}:
+            raise ValueError(f"`model` must be the model of {path}, got other parameters")
+        moments = {}
+        for name, about in under(stored, "moments").items():
+            param = self.params[name.rsplit("/", 1)[0]]
+            empty = torch.empty(about.size, dtype=about.properties.dtype, device=self.device)
+            moments[name] = torch.empty_like(param) if about.size == param.shape else empty
+        return {**weights, **prefixed("moments", moments)}
+
+    def _averages(self) -> dict[str, Tensor]:
+        pairs = zip(self.params.items(), self.ema.average, strict=True)
+        return {name: parallel.sharded_like(part, param) for (name, param), part in pairs}
 
     def _read_meter(self) -> dict[str, float]:
         means = self._meter.read()
@@ -268,15 +314,57 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         return {"objective": repr(self.objective), **self.config.to_dict(), **self._frozen}
 
-    def _key(self, stream: int, *counters: int) -> int:
-        return key(self.config.seed, stream, *counters, self.rank)
-
-    def _generator(self, stream: int, *counters: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self._key(stream, *counters))
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Within the block the model is as the run wants it: compiled, recomputing."""
+        with ExitStack() as stack:
+            if self.config.recompute:
+                stack.enter_context(parallel.recomputed(self.model))
+            if self.config.compile and self.device.type == "cuda":
+                stack.enter_context(compiled(self.model))
+            yield
 
     def _autocast(self) -> Any:
         enabled = self.config.autocast and self.device.type == "cuda"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+class Loss(nn.Module):
+    """The loss as a module, which is what PyTorch can distribute."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """As `Objective.loss`."""
+        return self.objective.loss(self.model, **drawn)
+
+
+class Saving(nn.Module):
+    """`checkpoint.save` as a module, so that it can be called with other weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, folder: Path, **about: Any) -> None:
+        """Writes the model, with the weights that it has in this call."""
+        checkpoint.save(self.model, folder, **about)  # type: ignore[arg-type]
+
+
+@contextmanager
+def held(folder: Path | None) -> Iterator[None]:
+    """Holds the folder of a run, which all processes must see; rank 0 has the lock."""
+    rank = parallel.group().rank
+    with ExitStack() as stack:
+        with parallel.together():
+            if folder and rank == 0:
+                stack.enter_context(locked(folder))
+        with parallel.together():
+            if folder and not (folder / "lock").exists():
+                raise ValueError(f"`folder` must be one that all processes see: {folder} is not")
+        yield
 
 
 @contextmanager
