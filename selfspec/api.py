@@ -23,6 +23,7 @@ from selfspec.checkpoint import save as save
 from selfspec.data.corpus import open_corpus
 from selfspec.engine import Engine, engine_for, unsupported
 from selfspec.hub import Reunion, download
+from selfspec.hub import adapt_causal as adapt_causal
 from selfspec.hub import attach_head as attach_head
 from selfspec.hub import push_to_hub as push_to_hub
 from selfspec.interfaces import Samples
@@ -35,6 +36,7 @@ from selfspec.schedules import Window
 from selfspec.train import Objective, Trainer
 
 __all__ = [
+    "adapt_causal",
     "attach_head",
     "calibrate",
     "generate",
@@ -43,6 +45,7 @@ __all__ = [
     "push_to_hub",
     "save",
     "train",
+    "train_adapted",
     "train_head",
 ]
 
@@ -288,6 +291,23 @@ def train_head(
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
     trainer = recipes.attach(model, data, folder, progress=progress, **options)
+    return _run(trainer, stop_after, progress)
+
+
+def train_adapted(
+    model: SSMD,
+    data: Path,
+    folder: Path,
+    *,
+    stop_after: float | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> SSMD:
+    """Train a model from `adapt_causal` whole, in place, until it drafts; then `attach_head`.
+
+    Arguments, result and errors as `train_head`; the options are those of `recipes.adapt_ar`.
+    """
+    trainer = recipes.adapt_ar(model, data, folder, progress=progress, **options)
     return _run(trainer, stop_after, progress)
 
 
