@@ -111,6 +111,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    first: int = 0,
     batch_size: int = 64,
     engine: Engine | Literal["reference"] | None = None,
     trace: bool = False,
@@ -132,6 +133,7 @@ def generate(
         temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
         seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
             the rounding of float32, which may differ from one batch shape to another).
+        first: the number r of the first row, where several processes share a run.
         batch_size: rows drawn at once.
         engine: what draws; one for this model by default. "reference" is the plain loop of
             `sampling/`, in the model's own precision also on CUDA.
@@ -155,7 +157,8 @@ def generate(
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
     texts = [prompt] if isinstance(prompt, str) else prompt
-    seeds = row_seeds(seed, num * (1 if texts is None else len(texts)), model.device)
+    rows = num * (1 if texts is None else len(texts))
+    seeds = row_seeds(seed, rows, model.device, first)
     if texts is None:
         tokens, pad = prompts.unprompted(
             seeds, model.mask_id, model.length, model.lengths, length, model.frame

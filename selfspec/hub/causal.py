@@ -13,23 +13,24 @@ so the logits at ℓ are U(h_(ℓ-1)). With causal attention they would be the m
 log p(x_ℓ | x_<ℓ): what it knows of text is where it was, and m, the mean of all rows, is all that
 is new. Without the shift every token would have to be unlearned first; docs/adapters.md has
 figures. DiffuLLaMA (Gong et al. 2024, arXiv 2410.17891) and Dream (arXiv 2508.15487) keep it too,
-but predict x_0 from its own state. Here it is predicted from b, the token that begins a text, else the one that
-ends one, else the mask; that costs one position. Attention is opened at once, not step by step.
+but predict x_0 from its own state. Here it is predicted from b, the token that begins a text, else
+the one that ends one, else the mask; that costs one position. Attention is opened at once, not step
+by step.
 
 Until it is trained the model drafts badly. `recipes.adapt_ar` trains it whole.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfspec.causal_lm import load_causal_lm
 from selfspec.hub.tokenizer import HubTokenizer
-from selfspec.hub.trunk import GUIDE, HubTrunk, Source, Vocabulary, transformers
+from selfspec.hub.trunk import GUIDE, HubTrunk, Source, Vocabulary
 from selfspec.model import SSMD
 from selfspec.weights import fingerprint
 
@@ -162,7 +163,7 @@ def adapt_causal(
     name, own = "", model
     if not isinstance(model, nn.Module):
         name = str(model)
-        own, tokenizer = load_causal(name, tokenizer, revision)
+        own, tokenizer = load_causal_lm(name, tokenizer, revision=revision)
     if not type(own).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         raise ValueError(f"`model` must be a causal language model, got {type(own).__name__}")
     size = own.config.vocab_size
@@ -176,28 +177,3 @@ def adapt_causal(
     if tokenizer is not None:
         result.tokenizer = HubTokenizer(tokenizer, size, size)
     return result.eval()
-
-
-def load_causal(name: str, tokenizer: Any = None, revision: str | None = None) -> tuple[Any, Any]:
-    """A causal language model by name in float32, and its tokenizer, or the one given.
-
-    Raises:
-        ValueError: another kind of model. OSError: no such model.
-    """
-    hf = transformers()
-    where, options = located(name)
-    options = {**options, "revision": revision}
-    model: Any = hf.AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
-    if hasattr(model.config, "quantization_config"):  # of a GGUF file, whose weights are plain now
-        del model.config.quantization_config
-    if tokenizer is None:
-        tokenizer = hf.AutoTokenizer.from_pretrained(where, **options)
-    elif isinstance(tokenizer, str):
-        tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer)
-    return model, tokenizer
-
-
-def located(name: str) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` wants for a name: a `.gguf` file is its folder and an option."""
-    path = Path(name)
-    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})
