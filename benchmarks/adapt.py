@@ -37,7 +37,7 @@ class Unshifted(CausalTrunk):
 def measure(args: argparse.Namespace, kind: type[CausalTrunk]) -> dict[str, Any]:
     """Nats a token before and after, and seconds."""
     model = adapt_causal(args.model)
-    model.trunk.__class__ = kind
+    model.trunk.__class__ = kind  # type: ignore[assignment]
     with TemporaryDirectory() as folder:
         trainer = adapt_ar(
             model, args.data, folder, length=args.length, steps=args.steps, seed=args.seed,

@@ -151,14 +151,14 @@ class Samples:
             name: torch.cat([getattr(part, name) for part in parts])
             for name in ("trunk_passes", "head_passes", "drafted", "accepted")
         }
-        pads = [part.pad for part in parts if part.pad is not None]
         width = max(part.tokens.shape[1] for part in parts)
+        none = [torch.zeros_like(part.tokens, dtype=torch.bool) for part in parts]
+        pads = [no if part.pad is None else part.pad for no, part in zip(none, parts, strict=True)]
+        full = all(part.pad is None and part.tokens.shape[1] == width for part in parts)
         return cls(
             **tensors,
             tokens=torch.cat([_widened(part.tokens, width, 0) for part in parts]),
-            pad=torch.cat([_widened(pad, width, True) for pad in pads])
-            if len(pads) == len(parts)
-            else None,
+            pad=None if full else torch.cat([_widened(pad, width, True) for pad in pads]),
             trunk_blocks=parts[0].trunk_blocks,
             head_blocks=parts[0].head_blocks,
             trace=_joined([part.trace for part in parts]),

@@ -54,6 +54,7 @@ def test_from_a_causal_model_to_samples(
     assert told["draft"] < first - 0.3  # the neighbours on either side decide a letter
     assert not [key for key in told if key in ("target", "window")]
     trained = ss.load(base / "model")
+    assert trained.length == 16
     told = run("attach", base / "model", *size, "--out", head, "--steps", 4, "--heads", 2)
     model = ss.load(head / "model")
     tokens = torch.full((2, 16), model.mask_id)

@@ -81,6 +81,11 @@ def test_parts_of_a_run_are_the_run():
         return samples.tokens.masked_fill(samples.pad, 0)
 
     assert real(Samples.concatenate(narrow)).equal(real(whole))
+    uneven = [ss.generate(tiny.model(), 2, length=length, rounds=1) for length in (5, 9)]
+    for part in uneven:
+        part.pad = None
+    assert Samples.concatenate(uneven).rows.count(1).tolist() == [5, 5, 9, 9]
+    assert Samples.concatenate(uneven[:1]).pad is None
 
 
 def test_two_processes_evaluate_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -34,7 +34,7 @@ def adapt(
         out: the folder of the run: rows, checkpoints and logs; the model is in its subfolder model,
             which `selfspec attach` takes.
         rows: documents packed one after another, or a row a document (a line of a text file).
-        length: the longest row; at most 512 by default.
+        length: the longest row and sample; at most 512 by default.
         field: which field of a JSON document holds its text.
         steps: optimiser steps.
         batch_size: rows a step.

@@ -56,7 +56,8 @@ def adapt_ar(
     Args:
         model: from `adapt_causal`; it is trained in place.
         data, folder, rows, field: as in `recipes.attach`.
-        length: the longest row; the model's length, at most 512, by default.
+        length: the longest row, which becomes the model's length; that of the causal model, at most
+            512, by default.
         device: where to train; CUDA if there is one.
         progress: show bars.
         **changes: of `settings`.
@@ -70,6 +71,8 @@ def adapt_ar(
     if data == "self":
         raise ValueError("`data` must be a file: an adapted model cannot write yet, got 'self'")
     config = settings(**changes)
+    length = min(model.length, 512) if length is None else length
     found = read_data(model, data, folder, config, rows, length, 0, field, device, progress)
+    model.trunk.length = length  # beyond it the model has not learned to draft
     objective = Diffusion(observed=found.observed)
     return Trainer(model, objective, config, found.batches, folder, found.valid)
