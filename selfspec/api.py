@@ -22,6 +22,7 @@ from selfspec.checkpoint import save as save
 from selfspec.data.corpus import open_corpus
 from selfspec.engine import Engine, engine_for, unsupported
 from selfspec.hub import Reunion, download
+from selfspec.hub import adapt_causal as adapt_causal
 from selfspec.hub import attach_head as attach_head
 from selfspec.hub import push_to_hub as push_to_hub
 from selfspec.interfaces import Samples
@@ -35,6 +36,7 @@ from selfspec.train import Objective, Trainer
 from selfspec.train.parallel import processes, together
 
 __all__ = [
+    "adapt_causal",
     "attach_head",
     "calibrate",
     "generate",
@@ -43,6 +45,7 @@ __all__ = [
     "push_to_hub",
     "save",
     "train",
+    "train_adapted",
     "train_head",
 ]
 
@@ -108,6 +111,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    first: int = 0,
     batch_size: int = 64,
     engine: Engine | Literal["reference"] | None = None,
     trace: bool = False,
@@ -129,6 +133,7 @@ def generate(
         temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
         seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
             the rounding of float32, which may differ from one batch shape to another).
+        first: the number r of the first row, where several processes share a run.
         batch_size: rows drawn at once.
         engine: what draws; one for this model by default. "reference" is the plain loop of
             `sampling/`, in the model's own precision also on CUDA.
@@ -152,7 +157,8 @@ def generate(
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
     texts = [prompt] if isinstance(prompt, str) else prompt
-    seeds = row_seeds(seed, num * (1 if texts is None else len(texts)), model.device)
+    rows = num * (1 if texts is None else len(texts))
+    seeds = row_seeds(seed, rows, model.device, first)
     if texts is None:
         tokens, pad = prompts.unprompted(
             seeds, model.mask_id, model.length, model.lengths, length, model.frame
@@ -295,6 +301,23 @@ def train_head(
     with processes(options.get("device")):
         trainer = recipes.attach(model, data, folder, progress=progress, **options)
         return _run(trainer, stop_after, progress)
+
+
+def train_adapted(
+    model: SSMD,
+    data: Path,
+    folder: Path,
+    *,
+    stop_after: float | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> SSMD:
+    """Train a model from `adapt_causal` whole, in place, until it drafts; then `attach_head`.
+
+    Arguments, result and errors as `train_head`; the options are those of `recipes.adapt_ar`.
+    """
+    trainer = recipes.adapt_ar(model, data, folder, progress=progress, **options)
+    return _run(trainer, stop_after, progress)
 
 
 def _run(trainer: Trainer, stop_after: float | None, progress: bool) -> Any:

@@ -10,7 +10,7 @@ as many blocks costs 1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -128,6 +128,11 @@ class Samples:
         pad = np.False_ if self.pad is None else self.pad.cpu().numpy()
         return np.ma.masked_array(self.tokens.cpu().numpy(), mask=pad)
 
+    def cpu(self) -> "Samples":
+        """The same, with its tensors on the CPU."""
+        moved = {k: v.cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -139,22 +144,30 @@ class Samples:
 
     @classmethod
     def concatenate(cls, parts: list["Samples"]) -> "Samples":
-        """The rows of several batches drawn by one sampler."""
+        """The rows of several batches drawn by one sampler; narrower ones get pads on the right."""
         if not parts:
             raise ValueError("`parts` must hold at least one batch, got none")
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
+            for name in ("trunk_passes", "head_passes", "drafted", "accepted")
         }
-        pads = [part.pad for part in parts if part.pad is not None]
+        width = max(part.tokens.shape[1] for part in parts)
+        none = [torch.zeros_like(part.tokens, dtype=torch.bool) for part in parts]
+        pads = [no if part.pad is None else part.pad for no, part in zip(none, parts, strict=True)]
+        full = all(part.pad is None and part.tokens.shape[1] == width for part in parts)
         return cls(
             **tensors,
-            pad=torch.cat(pads) if len(pads) == len(parts) else None,
+            tokens=torch.cat([_widened(part.tokens, width, 0) for part in parts]),
+            pad=None if full else torch.cat([_widened(pad, width, True) for pad in pads]),
             trunk_blocks=parts[0].trunk_blocks,
             head_blocks=parts[0].head_blocks,
             trace=_joined([part.trace for part in parts]),
             text=_joined([part.text for part in parts]),
         )
+
+
+def _widened(rows: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
 
 
 def _joined(lists: list) -> list | None:

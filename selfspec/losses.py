@@ -25,10 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.noise import row_seeds
 from selfspec.ops import inverse_order
 
 __all__ = [
     "SSMDLoss",
+    "draft_bounds",
     "masked_weights",
     "next_token_loss",
     "ssmd_loss",
@@ -115,6 +117,42 @@ def ssmd_loss(
             return SSMDLoss(total, draft, target)
         near = _weighted(nll, window_weights(revealed, window, order.shape[1]))
     return SSMDLoss(total + window_weight * near, draft, target, near)
+
+
+@torch.no_grad()
+def draft_bounds(
+    model: SSMD,
+    tokens: Tensor,
+    seed: int = 0,
+    first: int = 0,
+    pad: Tensor | None = None,
+    draws: int = 16,
+) -> Tensor:
+    """The masked-diffusion bound on -log p(x) of each sequence, by its trunk: (B,) nats a token.
+
+    The mean of the draft term over `draws` orders, their numbers of revealed tokens spread evenly.
+
+    Args:
+        model: with or without a head.
+        tokens: (B, L) the sequences.
+        seed: of the run; a row's draws depend on it and on the row's number.
+        first: the number of the first row.
+        pad: (B, L) bool, True at pads.
+        draws: of each sequence; one trunk pass each.
+    """
+    trunk, bounds = SSMD(model.trunk), []
+    for row, key in enumerate(row_seeds(seed, len(tokens), first=first).tolist()):
+        generator = torch.Generator().manual_seed(key & 0x7FFFFFFFFFFFFFFF)
+        keys = torch.rand(draws, tokens.shape[1], generator=generator).to(tokens.device)
+        u = torch.rand((), generator=generator).to(tokens.device)
+        gone = None if pad is None else pad[row].expand(draws, -1)
+        real = torch.full((draws,), tokens.shape[1], device=tokens.device)
+        if gone is not None:
+            keys, real = keys.masked_fill(gone, 2.0), (~gone).sum(1)
+        revealed = stratified_revealed(torch.zeros_like(real), real, u)
+        own = tokens[row].expand(draws, -1)
+        bounds.append(ssmd_loss(trunk, own, keys.argsort(1), revealed, gone).draft.double())
+    return torch.stack(bounds)
 
 
 def masked_weights(order: Tensor, revealed: Tensor, pad: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from selfspec import metrics as metrics
 from selfspec import recipes as recipes
+from selfspec.api import adapt_causal as adapt_causal
 from selfspec.api import attach_head as attach_head
 from selfspec.api import calibrate as calibrate
 from selfspec.api import generate as generate
@@ -10,6 +11,7 @@ from selfspec.api import load_judge as load_judge
 from selfspec.api import push_to_hub as push_to_hub
 from selfspec.api import save as save
 from selfspec.api import train as train
+from selfspec.api import train_adapted as train_adapted
 from selfspec.api import train_head as train_head
 from selfspec.data.bpe import BPETokenizer as BPETokenizer
 from selfspec.data.bpe import load_bpe as load_bpe

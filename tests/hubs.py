@@ -52,6 +52,19 @@ def esm(**changes: Any) -> Any:
     return _random(hf.EsmForMaskedLM, hf.EsmConfig(**config, token_dropout=True))
 
 
+def llama(**changes: Any) -> Any:
+    """Llama's; keys and values are shared by two heads."""
+    special = {"bos_token_id": CLS, "eos_token_id": SEP, "num_key_value_heads": 1}
+    return _random(hf.LlamaForCausalLM, hf.LlamaConfig(**{**SHAPE, **special, **changes}))
+
+
+def gpt2(**changes: Any) -> Any:
+    """GPT-2's, with its dropout and its table of positions."""
+    shape: Any = {"vocab_size": 25, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40}
+    special = {"bos_token_id": SEP, "eos_token_id": SEP}
+    return _random(hf.GPT2LMHeadModel, hf.GPT2Config(**shape, **special, **changes))
+
+
 def dit() -> Any:
     shape: Any = {"vocab_size": 25, "hidden_dim": 32, "cond_dim": 16, "n_blocks": 2, "n_heads": 2}
     return _random(mdlm.DiT, mdlm.DiTConfig(model_length=40, **shape))

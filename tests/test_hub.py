@@ -444,5 +444,5 @@ def test_the_published_layout_of_mdlm_is_loaded_without_remote_code(tmp_path: Pa
 
 
 def test_a_vocabulary_names_what_is_wrong():
-    with pytest.raises(ValueError, match=r"`mask` must be in 0\.\.7, got 9"):
+    with pytest.raises(ValueError, match=r"`mask` must be in 0\.\.8, got 9"):
         Vocabulary(8, 9)

@@ -194,7 +194,7 @@ def test_the_core_refuses_what_it_cannot_reunite(source: Path, tmp_path: Path):
     ("field", "value", "message"),
     [
         ("sha256", None, "must describe a model of the Hub"),
-        ("vocabulary", {"size": 3, "mask": 7}, r"`mask` must be in 0\.\.2"),
+        ("vocabulary", {"size": 3, "mask": 7}, r"`mask` must be in 0\.\.3"),
         ("dtype", "float7", "must describe a model of the Hub"),
         ("adapter", "Nobody", "its adapter 'Nobody'"),
         ("length", 99, r"`length` must be in 1\.\.40"),

@@ -110,5 +110,44 @@ def test_texts_are_scored_token_by_token_up_to_the_cut(gpt2: HuggingFaceJudge) -
     assert scores.mean == pytest.approx(np.nansum(scores.nats * scores.tokens) / 11)
 
 
+def test_bits_a_character_do_not_depend_on_how_text_is_cut(gpt2: HuggingFaceJudge) -> None:
+    texts = ["the cat saw a rat", "the rat ran", "and", "a rat ran and the cat ran and ran"]
+    scores = gpt2(texts)
+    # Without the first token, up to the last that was kept.
+    scored = [" cat saw a rat", " rat ran", "", " rat ran and the cat"]
+    assert scores.characters is not None
+    assert scores.characters.tolist() == [len(text) for text in scored]
+    nats = np.nansum(scores.nats * scores.tokens)
+    assert scores.bits_per_character == pytest.approx(nats / math.log(2) / len("".join(scored)))
+    parts = JudgeScores.concatenate([gpt2(texts[:1]), gpt2(texts[1:])])
+    assert parts.bits_per_character == pytest.approx(scores.bits_per_character)
+    assert parts.mean == pytest.approx(scores.mean)
+    assert parts.tokens.tolist() == scores.tokens.tolist()
+    with pytest.raises(ValueError, match="`characters` are not known"):
+        _ = judge_nll(EVERY, Markov()).bits_per_character
+
+
+def test_a_token_in_front_is_predicted_by_nothing_and_stands_for_no_text(
+    gpt2: HuggingFaceJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = gpt2.tokenizer
+
+    def with_begin(text: str, **options: object) -> dict[str, list]:
+        found = plain(text, **options)
+        return {"input_ids": [0, *found["input_ids"]],
+                "offset_mapping": [(0, 0), *found["offset_mapping"]]}  # fmt: skip
+
+    monkeypatch.setattr(gpt2, "tokenizer", with_begin)
+    scores = gpt2(["cat saw"])
+    assert scores.tokens.tolist() == [2]
+    assert scores.characters is not None
+    assert scores.characters.tolist() == [7]
+
+
+def test_texts_are_cut_where_the_model_ends(gpt2: HuggingFaceJudge) -> None:
+    judge = HuggingFaceJudge(gpt2.model.name_or_path, max_length=1024)
+    assert judge(["the cat " * 30]).tokens.tolist() == [15]  # it has sixteen positions
+
+
 def test_the_mean_of_no_tokens_is_no_number():
     assert math.isnan(JudgeScores(np.array([math.nan]), np.array([0])).mean)

@@ -12,7 +12,18 @@ import selfspec
 
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
-    {"files", "information", "interfaces", "kmers", "noise", "ops", "schedules", "weights"},
+    {
+        "causal_lm",
+        "files",
+        "information",
+        "interfaces",
+        "kmers",
+        "noise",
+        "ops",
+        "ranks",
+        "schedules",
+        "weights",
+    },
     {"lengths", "orders", "verification"},
     {"selection"},
     {"data", "metrics", "nn"},
@@ -30,8 +41,8 @@ LAYERS = [
 ]
 LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 ALWAYS = {"numpy", "safetensors", "torch", "tqdm"}
-LAZY = {"datasets", "fastapi", "huggingface_hub", "matplotlib", "tensorboard", "tokenizers",
-        "transformers", "tyro"}  # fmt: skip
+LAZY = {"datasets", "fastapi", "huggingface_hub", "matplotlib", "scipy", "tensorboard",
+        "tokenizers", "transformers", "tyro"}  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -8,7 +8,7 @@ from conftest import make_toy
 from reference import PLAIN, Conditionals, Puzzle
 from torch import Tensor, nn
 
-from selfspec.losses import next_token_loss, ssmd_loss, stratified_revealed
+from selfspec.losses import draft_bounds, next_token_loss, ssmd_loss, stratified_revealed
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.noise import row_seeds
@@ -159,3 +159,35 @@ def test_a_row_of_one_token_has_a_draft_and_nothing_to_verify(ternary: SSMD):
 def test_freezing_the_trunk_needs_a_head(ternary: SSMD, batch: dict[str, Any]):
     with pytest.raises(ValueError, match="`freeze_trunk` needs a model with a head, got head=None"):
         ssmd_loss(SSMD(ternary.trunk), **batch, freeze_trunk=True)
+
+
+def test_bounds_of_rows_are_those_of_all_orders():
+    """Against the sum over every order and number of revealed tokens, in float64."""
+    model = make_toy()
+    tokens = torch.tensor([[0, 2, 1, 1], [2, 2, 0, 1]])
+    expected = torch.zeros(2, dtype=torch.float64)
+    for sigma in permutations(range(4)):
+        for i in range(4):
+            masked = tokens.clone()
+            masked[:, list(sigma[i:])] = model.mask_id
+            with torch.no_grad():
+                logp = model.draft(model.encode(masked)).log_softmax(-1)
+            nll = -logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)[:, list(sigma[i:])]
+            expected += nll.mean(1) / 4 / 24
+    found = draft_bounds(model, tokens, draws=4000)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+    first = draft_bounds(model, tokens[:1], draws=4000)
+    assert found.equal(torch.cat([first, draft_bounds(model, tokens[1:], first=1, draws=4000)]))
+    assert not found.equal(draft_bounds(model, tokens, seed=1, draws=4000))
+
+
+def test_bounds_leave_pads_out():
+    model = make_toy()
+    tokens = torch.tensor([[0, 2, 1, 1]])
+    pad = torch.tensor([[False, False, True, True]])
+    alone = draft_bounds(model, tokens[:, :2], draws=3000)
+    torch.testing.assert_close(
+        draft_bounds(model, tokens, pad=pad, draws=3000), alone, rtol=0.03, atol=0
+    )
+    other = tokens.masked_fill(pad, 0)
+    assert draft_bounds(model, tokens, pad=pad).equal(draft_bounds(model, other, pad=pad))

@@ -68,6 +68,7 @@ def run(argv: list[str]) -> int:
 
 def all_verbs() -> dict[str, Callable[..., int | None]]:
     """The verbs by name."""
+    from selfspec.cli.adapt import adapt
     from selfspec.cli.attach import attach
     from selfspec.cli.benchmark import benchmark
     from selfspec.cli.demo import demo
@@ -79,7 +80,9 @@ def all_verbs() -> dict[str, Callable[..., int | None]]:
     from selfspec.cli.score import score
     from selfspec.cli.train import train
 
-    verbs = (sample, infill, score, train, attach, evaluate, benchmark, prepare, recipes, demo)
+    verbs = (
+        sample, infill, score, train, adapt, attach, evaluate, benchmark, prepare, recipes, demo,
+    )  # fmt: skip
     return {verb.__name__: verb for verb in verbs}
 
 

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     import numpy as np
 
     from selfspec.data.loader import TokenStore
+    from selfspec.data.tokenizers import Tokenizer
     from selfspec.interfaces import Samples
     from selfspec.model import SSMD
+    from selfspec.ranks import Ranks
     from selfspec.sampling import Sampler
 
 Metric = Literal[
-    "judge", "hf-judge", "spelling", "words", "distinct", "entropy", "kl", "heldout", "cost"
-]
+    "judge", "hf-judge", "spelling", "words", "distinct", "entropy", "kl", "mauve", "bound",
+    "heldout", "cost",
+]  # fmt: skip
+OF_DATA = {"kl", "mauve", "bound", "heldout"}
 
 
 def evaluate(
@@ -32,41 +36,64 @@ def evaluate(
     metrics: tuple[Metric, ...] = ("judge", "spelling", "words", "distinct", "entropy", "cost"),
     num: int = 64,
     judge: str = "books27-judge",
-    hf_judge: str = "gpt2",
+    hf_judge: str = "gpt2-large",
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2",
     data: Path | None = None,
+    split: str = "test",
     heldout_blocks: int = 2,
+    length: int | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Draw samples and measure them.
+    """Draw samples and measure them; under torchrun every process takes its share of the rows.
 
     Args:
         checkpoint: the name of a bundled checkpoint, or a folder.
         sampling: how to sample.
         run: where and from which seed.
-        metrics: what to measure. judge and hf-judge: bits a token under an autoregressive model.
-            spelling: share of known words. words: entropy of all words, nats. distinct: share of
-            different word 4-grams. entropy: of a sample's tokens, nats. kl: from data to samples
-            over character 4-grams, nats. heldout: bits a token of held-out text under the sampler,
-            exact for orders fixed in advance. cost: NFE, passes and seconds.
+        metrics: what to measure. judge: bits a token under an autoregressive model of the same
+            tokens. hf-judge: bits a character under a causal language model of any tokens, and its
+            nats a token. spelling: share of known words. words: entropy of all words, nats.
+            distinct: share of different word 4-grams. entropy: of a sample's tokens, nats. kl: from
+            data to samples over character 4-grams, nats. mauve: of samples and as many held-out
+            texts. bound: the masked-diffusion bound of held-out text, bits a token. heldout: bits a
+            token of held-out text under the sampler, exact for orders fixed in advance. cost: NFE,
+            passes and seconds.
         num: how many samples.
         judge: a checkpoint of an autoregressive model of the same tokens.
-        hf_judge: a causal language model of the transformers library, by name or folder.
-        data: a corpus written by `selfspec prepare`, for kl and heldout: its test split.
-        heldout_blocks: how many sequences of held-out text.
-        batch_size: samples drawn at once.
+        hf_judge: a causal language model of the transformers library: a name on the Hub, a folder,
+            or a .gguf file.
+        encoder: of texts for mauve, of the transformers library: a name on the Hub, or a folder.
+        data: a corpus written by `selfspec prepare`, for kl, mauve, bound and heldout.
+        split: of the corpus.
+        heldout_blocks: how many sequences of held-out text, for bound and heldout.
+        length: tokens a sample; by default as the training data, or the model's own length.
+        batch_size: samples drawn at once, by each process.
     """
     from selfspec import api
+    from selfspec.interfaces import Samples
+    from selfspec.ranks import ranks
 
-    model = api.load(checkpoint, run.where())
-    sampler = sampling.sampler(model)
-    store = test_split(data) if {"kl", "heldout"} & set(metrics) else None
-    start = time.perf_counter()
-    samples = api.generate(
-        model, num, sampler=sampler, seed=run.seed, batch_size=batch_size, progress=watched()
-    )
-    seconds = time.perf_counter() - start
-    task = Task(model, sampler, samples, seconds, judge, hf_judge, store, heldout_blocks, run)
-    report = task.report(metrics)
+    with ranks() as shared:
+        model = api.load(checkpoint, run.where())
+        sampler = sampling.sampler(model)
+        corpus = open_split(data, split) if OF_DATA & set(metrics) else None
+
+        def draw(rows: slice) -> Samples:
+            return api.generate(
+                model, rows.stop - rows.start, sampler=sampler, length=length, seed=run.seed,
+                first=rows.start, batch_size=batch_size, progress=watched() and not shared.rank,
+            ).cpu()  # fmt: skip
+
+        start = time.perf_counter()
+        samples = Samples.concatenate(shared.share(num, draw))
+        seconds = time.perf_counter() - start
+        task = Task(
+            model, sampler, samples, seconds, judge, hf_judge, encoder, corpus, heldout_blocks,
+            run, shared,
+        )  # fmt: skip
+        report = task.report(metrics)
+    if shared.rank:
+        return
     if run.json:
         return print(to_json(report))
     report["sampler"] = one_line(report["sampler"])
@@ -74,24 +101,37 @@ def evaluate(
         print(f"{name:15} {value:.4f}" if isinstance(value, float) else f"{name:15} {value}")
 
 
-def test_split(data: Path | None) -> TokenStore:
+@dataclass(frozen=True)
+class Corpus:
+    """Held-out text and the tokenizer that made its tokens."""
+
+    store: TokenStore
+    tokenizer: Tokenizer
+
+    def rows(self, length: int, most: int) -> np.ndarray:
+        """(n, L) evenly spaced blocks."""
+        return self.store.excerpt(length, most)
+
+
+def open_split(data: Path | None, split: str) -> Corpus:
     """The held-out text of a corpus."""
     from selfspec.data.corpus import open_corpus
     from selfspec.data.loader import TokenStore
 
     if data is None:
-        raise ValueError("`data` must be a corpus for the metrics kl and heldout, got none")
-    _, stores = open_corpus(data)
-    if "test" not in stores:
-        raise ValueError(f"`data` must have a split 'test', got {sorted(stores)} in {data}")
-    if not isinstance(store := stores["test"], TokenStore):
-        raise ValueError(f"`data` must be a corpus of text for kl and heldout, got {data}")
-    return store
+        raise ValueError(f"`data` must be a corpus for the metrics {', '.join(sorted(OF_DATA))}, "
+                         "got none")  # fmt: skip
+    tokenizer, stores = open_corpus(data)
+    if split not in stores:
+        raise ValueError(f"`data` must have a split {split!r}, got {sorted(stores)} in {data}")
+    if not isinstance(store := stores[split], TokenStore):
+        raise ValueError(f"`data` must be a corpus of text for these metrics, got {data}")
+    return Corpus(store, tokenizer)
 
 
 @dataclass
 class Task:
-    """What the metrics read."""
+    """What the metrics read; each shares its rows among the processes, if it takes time."""
 
     model: SSMD
     sampler: Sampler
@@ -99,9 +139,11 @@ class Task:
     seconds: float
     judge_name: str
     hf_judge_name: str
-    store: TokenStore | None
+    encoder_name: str
+    corpus: Corpus | None
     heldout_blocks: int
     run: Run
+    ranks: Ranks
 
     def report(self, metrics: tuple[Metric, ...]) -> dict[str, Any]:
         """The settings, then every metric by name."""
@@ -129,28 +171,47 @@ class Task:
         """Bits a token under an autoregressive model of the same tokens; of subwords a character
         too.
         """
-        from selfspec.metrics import judge_nll
+        from selfspec.metrics import JudgeScores, judge_nll
 
         judge = load_judge(self.judge_name, self.model)
-        found = judge_nll(self.samples.tokens, judge.log_probs, pad=self.samples.pad)
+        tokens, pad = self.samples.tokens, self.samples.pad
+        scores = self.ranks.share(
+            len(tokens),
+            lambda rows: judge_nll(
+                tokens[rows],
+                judge.log_probs,
+                pad=None if pad is None else pad[rows],
+                device=self.model.device,
+            ),
+        )
+        found = JudgeScores.concatenate(scores)
         report = {"judge": float(found.bits.mean())}
-        characters, tokens = sum(map(len, self.samples.text or [])), int(found.tokens.sum())
-        if characters not in (0, tokens):
-            report["judge_per_character"] = found.mean / math.log(2) * tokens / characters
+        characters, count = sum(map(len, self.samples.text or [])), int(found.tokens.sum())
+        if characters not in (0, count):
+            report["judge_per_character"] = found.mean / math.log(2) * count / characters
         return report
 
-    def hf_judge(self) -> float:
-        """Bits a token, of its own, under a Hugging Face model."""
-        from selfspec.metrics import HuggingFaceJudge
+    def hf_judge(self) -> dict[str, Any]:
+        """Bits a character, and nats a token of its own, under a Hugging Face model."""
+        from selfspec.metrics import HuggingFaceJudge, JudgeScores
 
         name = self.hf_judge_name
         try:
             judge = HuggingFaceJudge(name, device=self.model.device)
-        except ImportError as error:
-            raise ValueError("`hf_judge` needs `pip install selfspec[hf]`") from error
         except OSError as error:
-            raise ValueError(f"`hf_judge` must be a causal language model, got {name!r}") from error
-        return judge(self.texts).mean / math.log(2)
+            raise ValueError(
+                f"`hf_judge` must be a causal language model, got {name!r}; where "
+                f"nothing can be downloaded, a folder or a .gguf file"
+            ) from error
+        texts = self.texts
+        scores = JudgeScores.concatenate(
+            self.ranks.share(len(texts), lambda rows: judge(texts[rows]))
+        )
+        return {
+            "hf_judge": scores.bits_per_character,
+            "hf_judge_nats_per_token": scores.mean,
+            "hf_judge_name": name,
+        }
 
     def spelling(self) -> float:
         """Share of known words."""
@@ -183,9 +244,54 @@ class Task:
         """From data to samples over character 4-grams, nats."""
         from selfspec.metrics import ngram_counts, ngram_kl
 
-        assert self.store is not None
-        size = self.model.vocab_size
-        return ngram_kl(ngram_counts(self.store.tokens, size), ngram_counts(self.tokens, size))
+        assert self.corpus is not None
+        size, tokens = self.model.vocab_size, self.corpus.store.tokens
+        return ngram_kl(ngram_counts(tokens, size), ngram_counts(self.tokens, size))
+
+    def mauve(self) -> dict[str, Any]:
+        """Of the samples and as many held-out texts, by the features of an encoder."""
+        import numpy as np
+
+        from selfspec.metrics import TextFeatures, mauve
+
+        assert self.corpus is not None
+        rows = self.corpus.rows(self.tokens.shape[1], len(self.texts))
+        real = [self.corpus.tokenizer.decode(row) for row in rows]
+        try:
+            encoder = TextFeatures(self.encoder_name, device=self.model.device)
+        except OSError as error:
+            raise ValueError(f"`encoder` must be a model of the transformers library, "
+                             f"got {self.encoder_name!r}") from error  # fmt: skip
+        data, samples = (
+            np.concatenate(self.ranks.share(len(texts), lambda rows, t=texts: encoder(t[rows])))
+            for texts in (real, self.texts)
+        )
+        return {"mauve": mauve(data, samples), "mauve_encoder": self.encoder_name}
+
+    def bound(self) -> dict[str, Any]:
+        """Of held-out text, in bits a token and a character, with its standard error over rows."""
+        import torch
+
+        from selfspec.losses import draft_bounds
+
+        assert self.corpus is not None
+        blocks = self.corpus.rows(self.model.length, self.heldout_blocks).astype("int64")
+        tokens = torch.from_numpy(blocks)
+        nats = torch.cat(
+            self.ranks.share(
+                len(tokens),
+                lambda rows: draft_bounds(
+                    self.model, tokens[rows].to(self.model.device), self.run.seed, rows.start
+                ).cpu(),
+            )
+        )
+        characters = sum(len(self.corpus.tokenizer.decode(row)) for row in blocks)
+        bits = nats / math.log(2)
+        return {
+            "bound": float(bits.mean()),
+            "bound_stderr": float(bits.std() / len(bits) ** 0.5),
+            "bound_per_character": float(bits.mean()) * blocks.size / characters,
+        }
 
     def heldout(self) -> dict[str, Any]:
         """Bits a token of held-out text under the sampler; exact for orders fixed in advance."""
@@ -193,15 +299,24 @@ class Task:
 
         from selfspec.cli.score import measure
 
-        assert self.store is not None
-        blocks = self.store.blocks(self.model.length)[: self.heldout_blocks]
-        tokens = torch.from_numpy(blocks.astype("int64")).flatten().to(self.model.device)
-        score = measure(self.model, tokens, self.sampler, orders=2, seed=self.run.seed)
-        names = {"heldout": "bits", "heldout_stderr": "stderr", "heldout_exact": "exact"}
-        return {name: score[key] for name, key in names.items()}
+        assert self.corpus is not None
+        blocks = self.corpus.store.blocks(self.model.length)[: self.heldout_blocks]
+        tokens = torch.from_numpy(blocks.astype("int64")).to(self.model.device)
+
+        def score(rows: slice) -> list[dict[str, Any]]:
+            numbers = range(rows.start, rows.stop)
+            return [measure(self.model, tokens[i], self.sampler, 2, self.run.seed + i)
+                    for i in numbers]  # fmt: skip
+
+        found = [one for part in self.ranks.share(len(tokens), score) for one in part]
+        return {
+            "heldout": sum(one["bits"] for one in found) / len(found),
+            "heldout_stderr": sum(one["stderr"] ** 2 for one in found) ** 0.5 / len(found),
+            "heldout_exact": found[0]["exact"],
+        }
 
     def cost(self) -> dict[str, float]:
-        """NFE, passes, acceptance and seconds a sample."""
+        """NFE, passes, acceptance and seconds a sample, by all processes together."""
         from selfspec.cli.sample import account
 
         cost = account(self.samples, self.seconds / len(self.samples))

@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 
+from selfspec import checkpoint
 from selfspec.hub import mdlm
 from selfspec.hub.bert import MaskedLMTrunk
+from selfspec.hub.causal import CausalTrunk
 from selfspec.hub.esm import EsmTrunk
 from selfspec.hub.llada import DreamTrunk, LLaDATrunk
 from selfspec.hub.mdlm import MDLMTrunk
+from selfspec.hub.publish import download
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.hub.trunk import GUIDE, HubTrunk, Source, read_vocabulary, transformers
 from selfspec.model import SSMD
@@ -34,6 +37,7 @@ ADAPTERS: tuple[type[HubTrunk], ...] = (
     DreamTrunk,
     EsmTrunk,
     MaskedLMTrunk,
+    CausalTrunk,
 )
 """The first that fits is taken."""
 HEAD_CHANNELS = 32
@@ -61,7 +65,8 @@ def attach_head(
 
     Args:
         model: a name on the Hugging Face Hub, a folder, or a model of the `transformers` library,
-            which becomes part of the result and is put into evaluation mode.
+            which becomes part of the result and is put into evaluation mode; or a model of
+            `adapt_causal` or its checkpoint, of which only the arguments of the head apply.
         blocks: causal blocks of the head; 0 for none, to draft only.
         heads: attention heads of the head; one for 32 channels by default.
         mlp_ratio, dropout: of the head, as in `HeadConfig`.
@@ -86,20 +91,35 @@ def attach_head(
     name = ""
     if isinstance(model, HubTrunk):
         raise ValueError("`model` must be a model, got an adapter: use its `.model`")
-    if not isinstance(model, torch.nn.Module):
+    if isinstance(model, SSMD):
+        model, tokenizer = _taken(model)
+    elif not isinstance(model, torch.nn.Module):
         name, load = str(model), {"revision": revision, "trust_remote_code": trust_remote_code}
         model, tokenizer = load_model(name, tokenizer, dtype=dtype, **load)
     elif config := getattr(model, "config", None):
         name = getattr(config, "name_or_path", None) or ""
     name = str(Path(name).resolve()) if name and Path(name).is_dir() else name
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-    trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter, name, commit)
+    if isinstance(model, HubTrunk):
+        trunk = model
+    else:
+        commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+        trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter, name, commit)
     trunk.check()
     result = SSMD(trunk, make_head(trunk.width, blocks, heads, mlp_ratio, dropout, seed))
     result.head = None if result.head is None else result.head.to(trunk.forbidden.device)  # type: ignore[arg-type]
     if tokenizer is not None:
         result.tokenizer = HubTokenizer(tokenizer, trunk.vocab_size, trunk.mask_id)
     return result.eval()
+
+
+def _taken(model: SSMD) -> tuple[HubTrunk, Any]:
+    """The trunk of a model that has no head yet, frozen, and its tokenizer."""
+    if not isinstance(model.trunk, HubTrunk) or model.head is not None:
+        head = "no head" if model.head is None else "a head"
+        raise ValueError(f"`model` must have a trunk of the Hub and no head yet, got "
+                         f"{type(model.trunk).__name__} and {head}")  # fmt: skip
+    model.eval().requires_grad_(False)
+    return model.trunk, getattr(model.tokenizer, "inner", None)
 
 
 def make_trunk(
@@ -163,12 +183,16 @@ def load_model(
 ) -> tuple[Any, Any]:
     """A masked model by name, and its tokenizer, or the one given; None where there is none.
 
+    Of a checkpoint of an adapted model, its trunk.
+
     Raises:
         ValueError: a causal model, or one whose code is not trusted.
         OSError: no such model.
     """
     hf = transformers()
     config, _ = hf.PreTrainedConfig.get_config_dict(name, revision=revision)
+    if config.get("kind") == "ssmd":
+        return _checkpoint(name, tokenizer, revision)
     family = config.get("model_type")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if family == "mdlm":
@@ -194,6 +218,19 @@ def load_model(
     return model, _load_tokenizer(tokenizer, name, options)
 
 
+def _checkpoint(name: str, tokenizer: Any, revision: str | None) -> tuple[HubTrunk, Any]:
+    """The trunk of a checkpoint of this package, and its tokenizer, or the one given."""
+    from selfspec.hub.reunite import Reunion  # which needs this module
+
+    local = Path(name).is_dir()
+    model = checkpoint.load(name if local else download(name, revision), reunite=Reunion())
+    assert isinstance(model, SSMD)
+    trunk, own = _taken(model)
+    name = str(Path(name).resolve()) if local else name
+    trunk.source = Source(name, revision, fingerprint(trunk.parameters()))
+    return trunk, tokenizer or own
+
+
 def _load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) -> Any:
     """The one given, or of a name given, or the model's own where there is one."""
     if tokenizer is not None and not isinstance(tokenizer, str):
@@ -209,4 +246,5 @@ def _load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) -
 
 def _causal(name: str) -> ValueError:
     return ValueError(f"`model` must be a masked (bidirectional) language model, got the causal "
-                      f"{name}: it cannot see what stands behind a mask")  # fmt: skip
+                      f"{name}: it cannot see what stands behind a mask; `adapt_causal` makes "
+                      "one of it")  # fmt: skip

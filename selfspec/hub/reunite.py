@@ -46,7 +46,8 @@ class Reunion:
         path = folder / "config.json"
         source, vocabulary, dtype = _read(config, path)
         if config.get("model"):
-            model, tokenizer = _blank(config["model"], folder, path)
+            auto = _adapter(config.get("adapter"), path).auto_class
+            model, tokenizer = _blank(config["model"], auto, folder, path)
             model = model.to(dtype)
         else:
             model, tokenizer = self._find(source, dtype, path)
@@ -71,8 +72,7 @@ class Reunion:
                                  "give where it is as `trunk`")  # fmt: skip
             revision = None if model else source.revision
             model, tokenizer = load_model(name, tokenizer, revision, self.trust, dtype)
-        inner = model.model if isinstance(model, HubTrunk) else model
-        if (found := fingerprint(inner.parameters())) != source.sha256:
+        if (found := fingerprint(model.parameters())) != source.sha256:
             raise ValueError(f"{path}: `trunk` must have the weights that the head was made for "
                              f"({source.name}, SHA-256 {source.sha256[:12]}…), got others "
                              f"({found[:12]}…)")  # fmt: skip
@@ -97,14 +97,14 @@ def _adapter(name: Any, path: Path) -> type[HubTrunk]:
     return kinds[name]
 
 
-def _blank(config: dict[str, Any], folder: Path, path: Path) -> tuple[Any, Any]:
+def _blank(config: dict[str, Any], auto: str, folder: Path, path: Path) -> tuple[Any, Any]:
     """A model whose weights are in the checkpoint, before they are read, and its tokenizer."""
     hf = transformers()
     try:
         if config.get("model_type") == "mdlm":
             model: Any = mdlm.DiT(mdlm.DiTConfig(**config))
         else:
-            model = hf.AutoModelForMaskedLM.from_config(hf.AutoConfig.for_model(**config))
+            model = getattr(hf, auto).from_config(hf.AutoConfig.for_model(**config))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: trunk.model must be the config of a model ({error})") from error
     own = folder / "tokenizer"

@@ -36,7 +36,7 @@ class Vocabulary:
 
     Attributes:
         size: V, as many as the model has logits.
-        mask: stands for a masked position; below V, and forbidden.
+        mask: stands for a masked position; below V and forbidden, or V, which has no logit.
         pad: what the model is given at pads, which it does not attend to.
         begin, end: tokens that stand around every sequence, observed.
         forbidden: tokens that are never drafted.
@@ -50,8 +50,11 @@ class Vocabulary:
     forbidden: tuple[int, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "forbidden", tuple(sorted({*self.forbidden, self.mask})))
-        for name in ("mask", "pad", "begin", "end", "forbidden"):
+        never = {*self.forbidden, *([self.mask] if self.mask != self.size else ())}
+        object.__setattr__(self, "forbidden", tuple(sorted(never)))
+        if not 0 <= self.mask <= self.size:
+            raise ValueError(f"`mask` must be in 0..{self.size}, got {self.mask}")
+        for name in ("pad", "begin", "end", "forbidden"):
             value = getattr(self, name)
             ids = (value,) if isinstance(value, int) else value
             if wrong := [i for i in ids if not 0 <= i < self.size]:
@@ -98,6 +101,8 @@ class HubTrunk(nn.Module):
     drafted, and nothing stands around a sequence."""
     remote_code: ClassVar[bool] = False
     """Whether loading the model runs code from its repository."""
+    auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    """Of the library, that makes an empty model from its config."""
     forbidden: Tensor
     """(V,) bool."""
 
@@ -185,7 +190,7 @@ class HubTrunk(nn.Module):
         weights.
         """
         found = bool(self.source.name) or self.remote_code
-        return found and fingerprint(self.model.parameters()) == self.source.sha256
+        return found and fingerprint(self.parameters()) == self.source.sha256
 
     def to_config(self, whole: bool) -> dict[str, Any]:
         """A JSON-ready description, from which `reunite` makes an equal trunk.
@@ -200,7 +205,7 @@ class HubTrunk(nn.Module):
             raise ValueError("`model` must have the trunk's own weights, and `merge` be False, "
                              "where the trunk is remote code: it cannot be written")  # fmt: skip
         source = asdict(self.source)
-        if whole and source["sha256"] != (now := fingerprint(self.model.parameters())):
+        if whole and source["sha256"] != (now := fingerprint(self.parameters())):
             source = asdict(Source("", None, now))  # it was trained further
         return {
             "kind": "hub",
@@ -287,7 +292,7 @@ def read_vocabulary(
         writes_specials: special tokens are text: only mask and pads are forbidden.
 
     Raises:
-        ValueError: there is no mask token.
+        ValueError: there is no mask token, or it is none of the model's.
     """
     stated = [mask_id, getattr(tokenizer, "mask_token_id", None),
               getattr(config, "mask_token_id", None)]  # fmt: skip
@@ -296,6 +301,8 @@ def read_vocabulary(
         whose = type(tokenizer).__name__ if tokenizer is not None else "a model without tokenizer"
         raise ValueError(f"`tokenizer` must have a mask token, got {whose} without one: "
                          "give `mask_id` if the model was trained with another")  # fmt: skip
+    if not 0 <= mask < size:
+        raise ValueError(f"`mask` must be in 0..{size - 1}, got {mask}")
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None)]
     pad = next((i for i in pads if i is not None), 0)
     never = {mask, *forbidden}

@@ -9,6 +9,9 @@ from selfspec.metrics.judge import HuggingFaceJudge as HuggingFaceJudge
 from selfspec.metrics.judge import Judge as Judge
 from selfspec.metrics.judge import JudgeScores as JudgeScores
 from selfspec.metrics.judge import judge_nll as judge_nll
+from selfspec.metrics.mauve import TextFeatures as TextFeatures
+from selfspec.metrics.mauve import divergence_area as divergence_area
+from selfspec.metrics.mauve import mauve as mauve
 from selfspec.metrics.proteins import ESMFold as ESMFold
 from selfspec.metrics.proteins import Folded as Folded
 from selfspec.metrics.proteins import distinct_kmers as distinct_kmers

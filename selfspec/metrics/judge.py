@@ -2,6 +2,10 @@
 
     NLL(x) = -(1/L) Σ_l log q(x_l | x_<l)        nats per token; divided by ln 2, bits per token.
 
+Models with other tokens compare by the character:
+
+    bits per character(x) = NLL(x) · scored tokens / (ln 2 · scored characters).
+
 A low value alone proves nothing: one good sample repeated scores well. Report the diversity of
 `entropy` beside it.
 
@@ -15,7 +19,7 @@ There are two kinds of judge, and their numbers do not compare:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+
+from selfspec.causal_lm import load_causal_lm
 
 __all__ = ["HuggingFaceJudge", "Judge", "JudgeScores", "judge_nll"]
 
@@ -38,10 +44,12 @@ class JudgeScores:
     Attributes:
         nats: (n,) float64, mean negative log-likelihood a token; nan for a sample without tokens.
         tokens: (n,) int64, how many tokens of each sample were scored.
+        characters: (n,) int64, how many characters they stand for; None for judges of tokens.
     """
 
     nats: np.ndarray
     tokens: np.ndarray
+    characters: np.ndarray | None = None
 
     @property
     def bits(self) -> np.ndarray:
@@ -51,10 +59,33 @@ class JudgeScores:
     @property
     def mean(self) -> float:
         """Nats a token over all tokens of all samples: long ones weigh more; nan without any."""
+        return self._total / total if (total := int(self.tokens.sum())) else math.nan
+
+    @property
+    def bits_per_character(self) -> float:
+        """Bits a character over all characters of all samples; nan without any.
+
+        Raises:
+            ValueError: the judge read tokens, not text.
+        """
+        if self.characters is None:
+            raise ValueError("`characters` are not known: the judge read tokens, not text")
+        total = int(self.characters.sum())
+        return self._total / (math.log(2) * total) if total else math.nan
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["JudgeScores"]) -> "JudgeScores":
+        """The scores of several lots of samples by one judge."""
+        columns = [(part.nats, part.tokens, part.characters) for part in parts]
+        nats, tokens, characters = zip(*columns, strict=True)
+        known = all(column is not None for column in characters)
+        counts = np.concatenate(characters) if known else None
+        return cls(np.concatenate(nats), np.concatenate(tokens), counts)
+
+    @property
+    def _total(self) -> float:
         scored = self.tokens > 0
-        if not scored.any():
-            return math.nan
-        return float(np.average(self.nats[scored], weights=self.tokens[scored]))
+        return float((self.nats[scored] * self.tokens[scored]).sum())
 
 
 @torch.no_grad()
@@ -105,36 +136,39 @@ class HuggingFaceJudge:
     """A causal language model of the `transformers` library as a judge of text.
 
     Args:
-        name: of a model on the Hub, or a folder.
-        max_length: tokens kept of a text, no more than the model can read.
+        name: of a model on the Hub, a folder, or a `.gguf` file.
+        max_length: tokens kept of a text, at most as many as the model can read.
         device: of the model.
-        load: passed to both `from_pretrained` calls, for instance `gguf_file`.
+        **load: for `load_causal_lm`, such as `dtype`, which is float32 by default.
 
     Raises:
-        ImportError: `transformers` is not installed.
+        ValueError: `transformers` is not installed, or the tokenizer does not say where in a text
+            a token stands.
+        OSError: no such model.
     """
 
     def __init__(
         self, name: str, max_length: int = 1024, device: torch.device | str = "cpu", **load: Any
     ) -> None:
-        from transformers import (  # pyright: ignore[reportMissingImports]
-            AutoModelForCausalLM,
-            AutoTokenizer,
-        )
-
-        self.tokenizer = AutoTokenizer.from_pretrained(name, **load)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, **load)
-        self.model = model.to(device).eval()
-        self.max_length, self.device = max_length, device
+        model, self.tokenizer = load_causal_lm(name, **load)
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"`name` must have a fast tokenizer, got {name!r} without")
+        self.model = model.to(device)
+        most = getattr(model.config, "max_position_embeddings", None) or max_length
+        self.max_length, self.device = min(max_length, most), device
 
     @torch.no_grad()
     def __call__(
         self, texts: Sequence[str], batch_size: int = 16, progress: bool = False
     ) -> JudgeScores:
-        """Scores texts: (n,) nats a token of this model's own tokenizer, the first not counted."""
-        totals, counts = [], []
+        """Scores texts: (n,) nats a token of this model's own tokenizer, the first not counted.
+
+        Nor are the characters of that token, or those behind the cut.
+        """
+        totals, counts, characters = [], [], []
         for start in tqdm(range(0, len(texts), batch_size), desc="judge", disable=not progress):
-            ids = [self._encode(text) for text in texts[start : start + batch_size]]
+            encoded = [self._encode(text) for text in texts[start : start + batch_size]]
+            ids = [row for row, _ in encoded]
             lengths = torch.tensor([len(row) for row in ids])
             tokens = pad_sequence(ids, batch_first=True)
             # Pads stand on the right, where a causal model does not see them.
@@ -147,11 +181,18 @@ class HuggingFaceJudge:
             )
             totals.append((nats.cpu().double() * real[:, 1:]).sum(1))
             counts.append(real[:, 1:].sum(1))
-        return _scores(totals, torch.cat(counts))
+            characters += [scored for _, scored in encoded]
+        scores = _scores(totals, torch.cat(counts))
+        return replace(scores, characters=np.array(characters, dtype=np.int64))
 
-    def _encode(self, text: str) -> Tensor:
-        ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
-        return torch.tensor(ids, dtype=torch.int64)
+    def _encode(self, text: str) -> tuple[Tensor, int]:
+        """The ids of a text, and how many of its characters the judge has to predict."""
+        found = self.tokenizer(
+            text, truncation=True, max_length=self.max_length, return_offsets_mapping=True
+        )
+        ends = [end for _, end in found["offset_mapping"]]
+        ids = torch.tensor(found["input_ids"], dtype=torch.int64)
+        return ids, max(ends) - ends[0] if ends else 0
 
 
 def _scores(totals: list[Tensor], counts: Tensor) -> JudgeScores:

@@ -10,6 +10,7 @@ from selfspec.recipes import books27 as books27
 from selfspec.recipes import books_bpe as books_bpe
 from selfspec.recipes import proteins as proteins
 from selfspec.recipes import uniref50 as uniref50
+from selfspec.recipes.adapt_ar import adapt_ar as adapt_ar
 from selfspec.recipes.attach import attach as attach
 from selfspec.recipes.openwebtext import openwebtext as openwebtext
 from selfspec.recipes.recipe import Recipe as Recipe

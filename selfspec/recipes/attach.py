@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -106,13 +106,45 @@ def attach(
     """
     if not isinstance(model.trunk, HubTrunk) or model.head is None:
         raise ValueError("`model` must be one from `attach_head`, with a head")
+    config = settings(**changes)
+    found = read_data(model, data, folder, config, rows, length, num, field, device, progress)
+    objective = Diffusion(True, window_weight, observed=found.observed)
+    return Trainer(model, objective, config, found.batches, folder, found.valid)
+
+
+class Data(NamedTuple):
+    """What a trainer reads."""
+
+    batches: Batches
+    valid: np.ndarray
+    observed: tuple[int, ...]
+    """Tokens that occur and are never drafted."""
+
+
+def read_data(
+    model: SSMD,
+    data: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    config: TrainConfig,
+    rows: Rows,
+    length: int | None,
+    num: int,
+    field: str,
+    device: torch.device | str | None,
+    progress: bool,
+) -> Data:
+    """Rows of a file for a model on a trunk of the Hub; arguments and errors as in `attach`.
+
+    The model is moved to the device, and knows how long its sequences are.
+    """
     if rows not in get_args(Rows):
         raise ValueError(f"`rows` must be one of {get_args(Rows)}, got {rows!r}")
+    assert isinstance(model.trunk, HubTrunk)
     frame = sum(map(len, model.frame))
     length = min(model.length, 512) if length is None else length
     if not frame < length <= model.length:
         raise ValueError(f"`length` must be in {frame + 1}..{model.length}, got {length}")
-    config, room = settings(**changes), length - frame
+    room = length - frame
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     facts: dict[str, Any] = {"length": length, "trunk": model.trunk.source.sha256}
     if data == "self":
@@ -134,8 +166,7 @@ def attach(
         model.lengths = Lengths.of(train.lengths - frame, model.length - frame)
     else:
         batches, held_out = Full(batches), held_out.data
-    objective = Diffusion(True, window_weight, observed=_observed(model, train, valid))
-    return Trainer(model, objective, config, batches, folder, held_out)
+    return Data(batches, held_out, _observed(model, train, valid))
 
 
 @dataclass(frozen=True)
