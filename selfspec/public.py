@@ -64,6 +64,7 @@ from selfspec.sampling import RescaleRemasking as RescaleRemasking
 from selfspec.sampling import Sampler as Sampler
 from selfspec.sampling import SelfVerifiedSampler as SelfVerifiedSampler
 from selfspec.sampling import SpeculativeSampler as SpeculativeSampler
+from selfspec.sampling import StaleCacheSampler as StaleCacheSampler
 from selfspec.sampling import StarShapedSampler as StarShapedSampler
 from selfspec.sampling import ThresholdSampler as ThresholdSampler
 from selfspec.sampling import ThresholdWindow as ThresholdWindow

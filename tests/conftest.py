@@ -9,6 +9,7 @@ from torch import nn
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.ops import take_along
 
 torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
 
@@ -38,12 +39,28 @@ class RuggedTrunk(nn.Module):
         self.mixing = nn.Parameter(torch.randn(length, length, width, width) / width)
         self.unembedding = nn.Parameter(scale * torch.randn(width, vocab) / width**0.5)
 
-    def forward(self, tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        pad: torch.Tensor | None = None,
+        memories: list[list[torch.Tensor]] | None = None,
+        at: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What may be stale are the states of the other positions."""
         states = self.embed(tokens)
-        if pad is not None:
+        if pad is not None and at is None:
             states = states.masked_fill(pad.unsqueeze(-1), 0)
-        mixing = self.mixing[: tokens.shape[1], : tokens.shape[1]]
-        return torch.einsum("bkc,lkcd->bld", states, mixing).tanh()
+        if memories is not None:
+            if at is not None:
+                rows = torch.arange(len(at)).unsqueeze(1)
+                states = memories[0].pop().index_put((rows, at), states)
+            memories[0].append(states)
+        mixing = self.mixing[: states.shape[1], : states.shape[1]]
+        hidden = torch.einsum("bkc,lkcd->bld", states, mixing).tanh()
+        return hidden if at is None else take_along(hidden, at)
+
+    def memories(self) -> list[list[torch.Tensor]]:
+        return [[]]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.embedding[tokens]

@@ -7,6 +7,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from conftest import make_toy
 from processes import Process, drafts_of, law
 from reference import (
     INFILL,
@@ -50,6 +51,7 @@ from selfspec.sampling import (
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
+    StaleCacheSampler,
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
@@ -343,16 +345,34 @@ def test_self_verification_gives_the_greedy_result(rugged: SSMD, binary: SSMD, d
 
 @pytest.mark.parametrize("puzzle", [PLAIN, INFILL], ids=lambda p: p.text)
 @pytest.mark.parametrize("window", [ConstantWindow(3), UnboundedWindow()], ids=lambda w: str(w))
+@pytest.mark.parametrize("kind", [AnyOrderVerifiedSampler, StaleCacheSampler])
 def test_any_order_verification_has_the_any_order_law(
-    ternary: SSMD, puzzle: Puzzle, window: Window
+    ternary: SSMD, kind: type[AnyOrderVerifiedSampler], puzzle: Puzzle, window: Window
 ):
     expected = sampler_law(ternary, puzzle, UNIFORM, ConstantWindow(1), 0)
-    assert agrees(AnyOrderVerifiedSampler(ternary, window=window), puzzle, expected)
-    verified = AnyOrderVerifiedSampler(ternary, UNIFORM, ConstantWindow(1))
+    assert agrees(kind(ternary, window=window), puzzle, expected)
+    verified = kind(ternary, UNIFORM, ConstantWindow(1))
     masked = torch.full((50, 6), 3)
     assert torch.equal(
         verified.sample(masked).tokens, AnyOrderSampler(ternary).sample(masked).tokens
     )
+
+
+def test_stale_drafts_know_the_drafts_before_them(ternary: SSMD):
+    masked = torch.full((2000, 6), 3)
+    blind = AnyOrderVerifiedSampler(ternary, window=UnboundedWindow()).sample(masked)
+    stale = StaleCacheSampler(ternary, window=UnboundedWindow()).sample(masked)
+    assert stale.acceptance > blind.acceptance + 0.05
+    # With one block nothing but the new token is stale, and that is computed.
+    shallow = StaleCacheSampler(make_toy(blocks=1), window=UnboundedWindow()).sample(masked)
+    assert shallow.acceptance == 1
+    np.testing.assert_allclose(shallow.nfe, (6 + 5 * 2 / 6) / 2)  # one of two blocks
+
+
+def test_a_trunk_that_keeps_nothing_is_refused(rugged: SSMD, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(type(rugged.trunk), "memories")
+    with pytest.raises(ValueError, match="`model` must have a trunk that keeps keys and values"):
+        StaleCacheSampler(rugged)
 
 
 @pytest.mark.parametrize(("block", "base"), [(4, 2), (2, 2), (3, 3), (64, 3)])
@@ -520,6 +540,17 @@ def prefixes_lack_the_drafts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AnyOrderVerifiedSampler, "target", blind)
 
 
+def drafts_are_said_to_be_fresh(patch: pytest.MonkeyPatch) -> None:
+    drafted = StaleCacheSampler.draw_drafts
+
+    def mislabelled(self: StaleCacheSampler, state: State) -> Drafts:
+        drafts = drafted(self, state)
+        drafts.logp = self.log_probs(self.model.draft(drafts.hidden, drafts.positions))
+        return drafts
+
+    patch.setattr(StaleCacheSampler, "draw_drafts", mislabelled)
+
+
 def a_span_starts_one_too_late(patch: pytest.MonkeyPatch) -> None:
     keys = SpanOrder.draft_keys
     patch.setattr(
@@ -559,7 +590,13 @@ PAIRS = [
     (
         prefixes_lack_the_drafts,
         lambda _, ternary: test_any_order_verification_has_the_any_order_law(
-            ternary, PLAIN, ConstantWindow(3)
+            ternary, AnyOrderVerifiedSampler, PLAIN, ConstantWindow(3)
+        ),
+    ),
+    (
+        drafts_are_said_to_be_fresh,
+        lambda _, ternary: test_any_order_verification_has_the_any_order_law(
+            ternary, StaleCacheSampler, PLAIN, UnboundedWindow()
         ),
     ),
     (a_span_starts_one_too_late, ordered("spans", HINTED, 2)),

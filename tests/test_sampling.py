@@ -1,5 +1,6 @@
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from reference import (
     p_value,
     sampler_law,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfspec.interfaces import Pass, Samples
 from selfspec.likelihood import ancestral_chain, chain, draw_order, scores
@@ -49,6 +50,7 @@ from selfspec.sampling import (
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
+    StaleCacheSampler,
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
@@ -195,6 +197,7 @@ ORDERED: dict[str, Make] = {
     "ancestral": lambda m, o: AncestralSampler(m, o, CosineSchedule(), steps=4),
     "any order": lambda m, o: AnyOrderSampler(m, o),
     "any order, verified": lambda m, o: AnyOrderVerifiedSampler(m, o, ConstantWindow(3)),
+    "stale cache": lambda m, o: StaleCacheSampler(m, o, ConstantWindow(3)),
     "entropy bound": lambda m, o: EntropyBoundSampler(m, 0.8, o),
     "speculative, bounded": lambda m, o: SpeculativeSampler(m, o, EntropyBoundWindow(1.0), 2),
 }
@@ -218,6 +221,7 @@ OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
 # The most trunk passes for n tokens; n where nothing is said.
 BOUNDS: dict[str, Callable[[int], float]] = {
     "any order, verified": lambda n: 3 * n,
+    "stale cache": lambda n: n * (3 + 4 / max(n, 3)),
     "remdm cap": lambda n: 6,
     "remdm conf": lambda n: 6,
     "remdm loop": lambda n: 9,
@@ -320,7 +324,8 @@ def test_contract_the_account_is_that_of_the_trace(
         trunks = sum(p.trunk_passes for p in passes)
         verified_by_head = isinstance(sampler, SpeculativeSampler) and sampler.needs_head
         heads = sum(len(p.rounds) for p in passes) if verified_by_head else 0
-        assert (trunks, heads) == (out.trunk_passes[row], out.head_passes[row])
+        assert trunks == pytest.approx(out.trunk_passes[row].item())
+        assert heads == out.head_passes[row]
         assert out.nfe[row].item() == pytest.approx((2 * trunks + heads) / 3)
 
 
@@ -331,7 +336,7 @@ def test_contract_no_row_takes_more_passes_than_it_may(
     most = BOUNDS.get(named[0], lambda n: n)
     for passes, n in zip(out.trunk_passes.tolist(), (tokens == 3).sum(1).tolist(), strict=True):
         assert (passes > 0) == (n > 0)
-        assert passes <= (most(n) if n else 0)
+        assert passes <= (most(n) if n else 0) + 1e-9
 
 
 def test_contract_a_row_is_the_same_alone_and_in_any_batch(
@@ -379,6 +384,36 @@ def test_contract_appended_pads_change_nothing(sampler: Sampler):
     short, long = sampler.sample(tokens, seeds), sampler.sample(longer, seeds, pad)
     assert torch.equal(short.tokens, long.tokens[:, :4])
     assert torch.equal(short.nfe, long.nfe)
+
+
+class ForbiddingTrunk(nn.Module):
+    """The tokens of another trunk, and its mask as a token that is never drafted."""
+
+    def __init__(self, trunk: Any):
+        super().__init__()
+        self.trunk, self.vocab_size, self.mask_id = trunk, trunk.vocab_size + 1, trunk.mask_id
+        self.width, self.length, self.num_blocks = trunk.width, trunk.length, trunk.num_blocks
+        self.embed, self.memories = trunk.embed, trunk.memories
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.trunk(*args, **kwargs)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return nn.functional.pad(self.trunk.unembed(hidden), (0, 1), value=-torch.inf)
+
+
+@pytest.mark.parametrize("name", [*ORDERED, *OTHERS, "cells", "spans"])
+def test_a_forbidden_token_changes_nothing(rugged: SSMD, name: str):
+    """Where a logit is -inf, no statistic of the draft may become nan, and no draw may hit it."""
+    rules = {"cells": CellOrder(), "spans": SpanOrder()}
+    make = OTHERS.get(name) or (
+        lambda m: ORDERED.get(name, ORDERED["speculative"])(m, rules.get(name, UNIFORM))
+    )
+    tokens, pad = stacked(ROWS * 20)
+    expected = make(rugged).sample(tokens, 3, pad)
+    out = make(SSMD(ForbiddingTrunk(rugged.trunk), rugged.head)).sample(tokens, 3, pad)
+    assert torch.equal(out.tokens, expected.tokens)
+    assert torch.equal(out.nfe, expected.nfe)
 
 
 # What the samplers are to each other.

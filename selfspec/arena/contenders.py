@@ -38,11 +38,18 @@ from selfspec.sampling import (
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
+    StaleCacheSampler,
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
 )
-from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, Schedule
+from selfspec.schedules import (
+    ConstantWindow,
+    CosineSchedule,
+    CosineWindow,
+    LinearSchedule,
+    Schedule,
+)
 from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
 
 __all__ = ["BASELINE", "CONTENDERS", "STEPS", "contenders"]
@@ -189,6 +196,13 @@ def _bounded(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settin
                 yield Setting("self-speculative, bounded", order, knobs, sampler)
 
 
+def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    if hasattr(model.trunk, "memories"):  # a trunk of the Hub keeps no keys and values
+        for k in (5, 16):
+            sampler = StaleCacheSampler(model, window=ConstantWindow(k))
+            yield Setting("stale cache", "uniform", {"window": k}, sampler)
+
+
 def optimal(
     model: SSMD, profile: Sequence[float], steps: Sequence[int], rounds: Sequence[int] = (4,)
 ) -> Settings:
@@ -234,6 +248,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "any-order-verified": lambda m, o, s: _swept(
         "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)
     ),
+    "stale-cache": _stale_cache,
     "self-verified": lambda m, o, s: _swept(
         "self-verified, greedy", "", "drafts", (8,), lambda n: SelfVerifiedSampler(m, n)
     ),

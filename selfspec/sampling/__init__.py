@@ -32,6 +32,7 @@ from selfspec.sampling.remdm import (
 )
 from selfspec.sampling.self_verified import SelfVerifiedSampler
 from selfspec.sampling.speculative import SpeculativeSampler
+from selfspec.sampling.stale_cache import StaleCacheSampler
 from selfspec.sampling.star_shaped import StarShapedSampler
 from selfspec.sampling.threshold import ThresholdSampler, ThresholdWindow
 from selfspec.sampling.top_k import TopKSampler
@@ -62,6 +63,7 @@ __all__ = [
     "Sampler",
     "SelfVerifiedSampler",
     "SpeculativeSampler",
+    "StaleCacheSampler",
     "StarShapedSampler",
     "ThresholdSampler",
     "ThresholdWindow",
