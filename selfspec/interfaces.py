@@ -75,7 +75,7 @@ class Pass:
     revealed: list[tuple[int, int]]
     """(position, token) pairs that stand after the pass."""
     remasked: list[int] = field(default_factory=list)
-    """Positions that were known before and are masked again."""
+    """Positions that were known and are masked again after the pass."""
     trunk_passes: float = 1
     """Sequences that the trunk read for it; a share where it computed some positions only."""
 

@@ -59,6 +59,7 @@ from selfspec.sampling import LoopRemasking as LoopRemasking
 from selfspec.sampling import PathPlanningSampler as PathPlanningSampler
 from selfspec.sampling import PlainSampler as PlainSampler
 from selfspec.sampling import PUNTSampler as PUNTSampler
+from selfspec.sampling import RemaskedSpeculativeSampler as RemaskedSpeculativeSampler
 from selfspec.sampling import ReMDMSampler as ReMDMSampler
 from selfspec.sampling import RescaleRemasking as RescaleRemasking
 from selfspec.sampling import Sampler as Sampler

@@ -399,3 +399,43 @@ def verified_law(
         along = dict(zip(sigma[len(known) :], values, strict=True))
         out[int("".join(str(along[i]) for i in puzzle.masked), puzzle.vocab)] += weight
     return out
+
+
+def remasked_law(
+    model: SSMD, puzzle: Puzzle, most: Sequence[int], rounds: int, eta: float, passes: int
+) -> np.ndarray:
+    """A pass verifies up to its goal; then every generated token may be taken back."""
+    known, pads, n = puzzle.known, puzzle.where("."), len(puzzle.masked)
+    tables: dict[Sigma, Conditionals] = {}
+    begins, done = list(permutations(known)), np.zeros(puzzle.vocab**n)
+    states = {((sigma, ()), most[0]): 1 / len(begins) for sigma in begins}
+    for k in range(passes + n):
+        reached: dict[tuple, float] = defaultdict(float)
+        for ((sigma, values), goal), weight in states.items():
+            every = list(permutations(i for i in puzzle.masked if i not in sigma))
+            for rest in every:
+                full = sigma + rest + pads
+                if full not in tables:
+                    tables[full] = Conditionals(model, puzzle, full)
+                found = one_pass(tables[full], values, goal - len(values), rounds)
+                for after, share in found.items():
+                    reached[full[: len(known) + len(after)], after] += weight * share / len(every)
+        states = defaultdict(float)
+        for (sigma, values), weight in reached.items():
+            if (j := len(values)) == n:
+                along = dict(zip(sigma[len(known) :], values, strict=True))
+                index = "".join(str(along[i]) for i in puzzle.masked)
+                done[int(index, puzzle.vocab)] += weight
+                continue
+            goal = j + most[j]
+            chance = min(eta, (n - goal) / j) if k < passes else 0
+            for stays in product([True, False], repeat=j):
+                left = [
+                    (i, v) for i, v, s in zip(sigma[len(known) :], values, stays, strict=True) if s
+                ]
+                share = weight * chance ** (j - len(left)) * (1 - chance) ** len(left)
+                where = sigma[: len(known)] + tuple(i for i, _ in left)
+                states[(where, tuple(v for _, v in left)), goal] += share
+        states = {state: weight for state, weight in states.items() if weight > 0}
+    assert not states
+    return done

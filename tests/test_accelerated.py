@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import processes
@@ -46,6 +47,7 @@ from selfspec.sampling import (
     PathPlanningSampler,
     PlainSampler,
     PUNTSampler,
+    RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
     Sampler,
@@ -58,6 +60,7 @@ from selfspec.sampling import (
     klass,
     lookahead,
     punt,
+    remasked_speculative,
     remdm,
 )
 from selfspec.sampling.base import Drafts, State
@@ -470,6 +473,34 @@ def rest_of(sigma: tuple[int, ...]) -> processes.PlanOf:
     return lambda p, masked, width: [(tuple(i for i in sigma if i in masked), 1.0)]
 
 
+@dataclass(frozen=True)
+class ListedWindow:
+    """Given windows, for one number of tokens."""
+
+    sizes: tuple[int, ...]
+
+    def table(self, n: int) -> np.ndarray:
+        return np.array(self.sizes[:n])
+
+
+REMASKED = {
+    "two at first": ((2, 1, 1, 1), 1, 1.0, 2),
+    "half": ((3, 2, 1, 1), 1, 0.5, 3),
+    "two rounds": ((1, 2, 1, 1), 2, 0.7, 1),
+}
+
+
+@pytest.mark.parametrize("name", REMASKED)
+def test_remasking_between_verified_passes_has_the_law_of_its_definition(rugged: SSMD, name: str):
+    sizes, rounds, eta, passes = REMASKED[name]
+    expected = processes.remasked_law(rugged, HINTED, sizes, rounds, eta, passes)
+    sampler = RemaskedSpeculativeSampler(rugged, UNIFORM, ListedWindow(sizes), rounds, eta, passes)
+    assert agrees(sampler, HINTED, expected)
+    kept = processes.remasked_law(rugged, HINTED, sizes, rounds, 0, 0)
+    np.testing.assert_allclose(kept, sampler_law(rugged, HINTED, UNIFORM, sampler.window, rounds))
+    assert laws_differ([expected, kept])
+
+
 # Mutants: each fault, one at a time, and the test above that sees it.
 
 
@@ -551,6 +582,14 @@ def drafts_are_said_to_be_fresh(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StaleCacheSampler, "draw_drafts", mislabelled)
 
 
+def what_is_taken_back_comes_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RemaskedSpeculativeSampler, "arrange", SpeculativeSampler.arrange)
+
+
+def remasking_is_not_made_up_for_by_the_window(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(remasked_speculative.RemaskedState, "window", State.window)
+
+
 def a_span_starts_one_too_late(patch: pytest.MonkeyPatch) -> None:
     keys = SpanOrder.draft_keys
     patch.setattr(
@@ -568,6 +607,12 @@ def chosen(name: str) -> Callable[[SSMD, SSMD], None]:
 
 def taken(name: str) -> Callable[[SSMD, SSMD], None]:
     return lambda rugged, _: test_samplers_of_sets_have_the_law_of_their_definition(rugged, name)
+
+
+def remasked(name: str) -> Callable[[SSMD, SSMD], None]:
+    return lambda rugged, _: test_remasking_between_verified_passes_has_the_law_of_its_definition(
+        rugged, name
+    )
 
 
 def ordered(name: str, puzzle: Puzzle, size: int) -> Callable[[SSMD, SSMD], None]:
@@ -599,6 +644,8 @@ PAIRS = [
             ternary, StaleCacheSampler, PLAIN, UnboundedWindow()
         ),
     ),
+    (what_is_taken_back_comes_first, remasked("two at first")),
+    (remasking_is_not_made_up_for_by_the_window, remasked("two at first")),
     (a_span_starts_one_too_late, ordered("spans", HINTED, 2)),
 ]
 

@@ -33,6 +33,7 @@ from selfspec.sampling import (
     PathPlanningSampler,
     PlainSampler,
     PUNTSampler,
+    RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
     Sampler,
@@ -165,6 +166,17 @@ def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) 
             yield Setting("self-speculative", order, {"rounds": rounds, "dtau": dtau}, sampler)
 
 
+def _remasked(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    """Remasking between verified passes."""
+    for order in orders if model.head is not None else ():
+        for rounds, dtau in SWEEP:
+            for eta in (0.01, 0.05):
+                rule, window = ORDERS[order](), CosineWindow(dtau)
+                sampler = RemaskedSpeculativeSampler(model, rule, window, rounds, eta)
+                knobs = {"rounds": rounds, "dtau": dtau, "eta": eta}
+                yield Setting("self-speculative, remasked", order, knobs, sampler)
+
+
 def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     """Orders from drafts, unverified and verified: what verification adds to each."""
     for order, rule in DRAFT_ORDERS.items():
@@ -254,6 +266,7 @@ CONTENDERS: Mapping[str, Contender] = {
     ),
     "draft-orders": _by_drafts,
     "bounded": _bounded,
+    "remasked": _remasked,
     "self-speculative": _self_speculative,
 }
 """By the names that `selfspec benchmark --against` takes; the optimal schedule needs a profile."""

@@ -23,6 +23,7 @@ from selfspec.sampling.lookahead import LookaheadSampler
 from selfspec.sampling.path_planning import PathPlanningSampler
 from selfspec.sampling.plain import PlainSampler
 from selfspec.sampling.punt import PUNTSampler
+from selfspec.sampling.remasked_speculative import RemaskedSpeculativeSampler
 from selfspec.sampling.remdm import (
     CapRemasking,
     ConfidenceRemasking,
@@ -59,6 +60,7 @@ __all__ = [
     "PathPlanningSampler",
     "PlainSampler",
     "ReMDMSampler",
+    "RemaskedSpeculativeSampler",
     "RescaleRemasking",
     "Sampler",
     "SelfVerifiedSampler",
