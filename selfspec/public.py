@@ -33,6 +33,8 @@ from selfspec.model import SSMD as SSMD
 from selfspec.model import AutoregressiveModel as AutoregressiveModel
 from selfspec.nn.head import CausalHead as CausalHead
 from selfspec.nn.head import HeadConfig as HeadConfig
+from selfspec.nn.scorer import Scorer as Scorer
+from selfspec.nn.scorer import ScorerConfig as ScorerConfig
 from selfspec.nn.transformer import Trunk as Trunk
 from selfspec.nn.transformer import TrunkConfig as TrunkConfig
 from selfspec.noise import row_seeds as row_seeds
@@ -53,11 +55,13 @@ from selfspec.sampling import EntropyBoundWindow as EntropyBoundWindow
 from selfspec.sampling import FactorSampler as FactorSampler
 from selfspec.sampling import FactorWindow as FactorWindow
 from selfspec.sampling import FixedCountSampler as FixedCountSampler
+from selfspec.sampling import GuidedStarShapedSampler as GuidedStarShapedSampler
 from selfspec.sampling import KLASSSampler as KLASSSampler
 from selfspec.sampling import LookaheadSampler as LookaheadSampler
 from selfspec.sampling import LoopRemasking as LoopRemasking
 from selfspec.sampling import PathPlanningSampler as PathPlanningSampler
 from selfspec.sampling import PlainSampler as PlainSampler
+from selfspec.sampling import PolicySampler as PolicySampler
 from selfspec.sampling import PUNTSampler as PUNTSampler
 from selfspec.sampling import RemaskedSpeculativeSampler as RemaskedSpeculativeSampler
 from selfspec.sampling import ReMDMSampler as ReMDMSampler

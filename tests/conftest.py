@@ -8,6 +8,7 @@ from torch import nn
 
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.scorer import Scorer, ScorerConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.ops import take_along
 
@@ -75,6 +76,15 @@ def make_rugged(vocab: int, seed: int) -> SSMD:
     head = CausalHead(HeadConfig(heads=1, mlp_ratio=2), 8)
     nn.init.normal_(head.project.weight, std=2.0)
     return SSMD(RuggedTrunk(vocab), head).double().eval()
+
+
+def make_scorer(seed: int = 0, scale: float = 1.0, **shape: int) -> Scorer:
+    """Float64, with opinions."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        scorer = Scorer(ScorerConfig(width=8, heads=1, **shape))
+        nn.init.normal_(scorer.output.weight, std=scale)
+    return scorer.double().eval()
 
 
 @pytest.fixture(scope="session")

@@ -261,6 +261,46 @@ def star(puzzle: Puzzle, drafts: Drafts, share: Sequence[float], on: float) -> P
     return process
 
 
+def guided_star(
+    puzzle: Puzzle, drafts: Drafts, odds: Callable[[Row], np.ndarray], share: Sequence[float],
+    on: float,
+) -> Process:  # fmt: skip
+    """Draw everything, mask what a network takes for errors, without replacement."""
+    before = star(puzzle, drafts, share, on)
+
+    def process(row: Row, k: int, memory: Hashable) -> Outcomes:
+        if share[k] > on:
+            yield from before(row, k, memory)
+            return
+        masked = [i for i in puzzle.masked if row[i] == puzzle.vocab]
+        count = ceil(len(puzzle.masked) * share[k + 1] - 1e-9)
+        for chance, values in draws(drafts(row), masked):
+            whole = filled(row, masked, values)
+            weights = {i: exp(odds(whole)[i]) for i in puzzle.masked}
+            for coin, hidden in without_replacement(weights, count):
+                yield chance * coin, filled(whole, hidden, [puzzle.vocab] * count), None
+
+    return process
+
+
+def policy(puzzle: Puzzle, drafts: Drafts, odds: Callable[[np.ndarray], np.ndarray]) -> Process:
+    """A coin a masked position; the likeliest where none says yes."""
+
+    def process(row: Row, k: int, memory: Hashable) -> Outcomes:
+        p = drafts(row)
+        masked = [i for i in puzzle.masked if row[i] == puzzle.vocab]
+        share = len(masked) / sum(not pad for pad in puzzle.pad.tolist())
+        b = odds(np.array([[max(p[i]), i in masked, share] for i in range(len(row))]))
+        for coins in product([False, True], repeat=len(masked)):
+            yes = [i for i, coin in zip(masked, coins, strict=True) if coin]
+            share_ = np.prod([1 / (1 + exp(-b[i] if i in yes else b[i])) for i in masked])
+            chosen = yes or [max(masked, key=lambda i: b[i])]
+            for chance, values in draws(p, chosen):
+                yield float(share_) * chance, filled(row, chosen, values), None
+
+    return process
+
+
 def path_planning(puzzle: Puzzle, drafts: Drafts, steps: int, eta: float) -> Process:
     def process(row: Row, k: int, memory: Hashable) -> Outcomes:
         p, n = drafts(row), len(puzzle.masked)

@@ -8,7 +8,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from conftest import make_toy
+from conftest import make_scorer, make_toy
 from processes import Process, drafts_of, law
 from reference import (
     INFILL,
@@ -41,11 +41,13 @@ from selfspec.sampling import (
     EntropyBoundWindow,
     FactorSampler,
     FactorWindow,
+    GuidedStarShapedSampler,
     KLASSSampler,
     LookaheadSampler,
     LoopRemasking,
     PathPlanningSampler,
     PlainSampler,
+    PolicySampler,
     PUNTSampler,
     RemaskedSpeculativeSampler,
     ReMDMSampler,
@@ -219,6 +221,22 @@ LOOP = LoopRemasking(0.2, on=2 / 3, off=1 / 6, alpha=0.8)
 LOOPED = [0, 0.4, 0.8, 0.8, 0.8, 0.8, 1]
 LOOP_SIGMA = [0, 0, 0.2, 0.2, 0.2, 0]
 
+PREDICTOR = make_scorer(vocab_size=3)
+POLICY = make_scorer(seed=7, scale=2.0, features=3)
+
+
+@torch.no_grad()
+def predicted(row: processes.Row) -> np.ndarray:
+    """The error predictor's log-odds in a row of PADDED."""
+    return PREDICTOR(torch.tensor([row]).masked_fill(PADDED.pad, 0), PADDED.pad[None])[0].numpy()
+
+
+@torch.no_grad()
+def advised(features: np.ndarray) -> np.ndarray:
+    """The policy's log-odds in a row of PADDED."""
+    return POLICY(torch.from_numpy(features)[None], PADDED.pad[None])[0].numpy()
+
+
 TAKEN: dict[str, tuple[Make, Define, int | None]] = {
     "confidence": (
         lambda m: ConfidenceSampler(m, 2, 0, LinearSchedule()),
@@ -259,6 +277,26 @@ TAKEN: dict[str, tuple[Make, Define, int | None]] = {
         lambda m: StarShapedSampler(m, STEPS, 0.4),
         lambda z, d: processes.star(z, d, SHARE, 0.4),
         STEPS,
+    ),
+    "star-shaped, guided": (
+        lambda m: GuidedStarShapedSampler(m, PREDICTOR, STEPS, 1),
+        lambda z, d: processes.guided_star(z, d, predicted, SHARE, 1),
+        STEPS,
+    ),
+    "star-shaped, guided late": (
+        lambda m: GuidedStarShapedSampler(m, PREDICTOR, STEPS, 0.6),
+        lambda z, d: processes.guided_star(z, d, predicted, SHARE, 0.6),
+        STEPS,
+    ),
+    "policy": (
+        lambda m: PolicySampler(m, POLICY),
+        lambda z, d: processes.policy(z, d, advised),
+        None,
+    ),
+    "policy, cooler": (
+        lambda m: PolicySampler(m, POLICY, 0.3),
+        lambda z, d: processes.policy(z, d, lambda x: advised(x) / 0.3),
+        None,
     ),
     "path planning": (
         lambda m: PathPlanningSampler(m, STEPS),
@@ -644,6 +682,8 @@ PAIRS = [
             ternary, StaleCacheSampler, PLAIN, UnboundedWindow()
         ),
     ),
+    (positions_are_drawn_with_the_noise_of_tokens, taken("star-shaped, guided")),
+    (positions_are_drawn_with_the_noise_of_tokens, taken("policy")),
     (what_is_taken_back_comes_first, remasked("two at first")),
     (remasking_is_not_made_up_for_by_the_window, remasked("two at first")),
     (a_span_starts_one_too_late, ordered("spans", HINTED, 2)),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make_scorer
 from reference import (
     BINARY,
     INFILL,
@@ -41,10 +42,12 @@ from selfspec.sampling import (
     EntropyBoundWindow,
     FactorSampler,
     FixedCountSampler,
+    GuidedStarShapedSampler,
     KLASSSampler,
     LookaheadSampler,
     LoopRemasking,
     PathPlanningSampler,
+    PolicySampler,
     PUNTSampler,
     RemaskedSpeculativeSampler,
     ReMDMSampler,
@@ -205,6 +208,8 @@ ORDERED: dict[str, Make] = {
     "entropy bound": lambda m, o: EntropyBoundSampler(m, 0.8, o),
     "speculative, bounded": lambda m, o: SpeculativeSampler(m, o, EntropyBoundWindow(1.0), 2),
 }
+PREDICTOR = make_scorer(vocab_size=4)  # of one token more than the toy has
+POLICY = make_scorer(seed=7, features=3)
 OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
     "top-k": lambda m: TopKSampler(m, Margin(), steps=3),
     "top-k, drawn": lambda m: TopKSampler(m, Entropy(), steps=3, alg_temperature=0.2),
@@ -217,6 +222,8 @@ OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
     "remdm conf": lambda m: ReMDMSampler(m, ConfidenceRemasking(), 6),
     "remdm loop": lambda m: ReMDMSampler(m, LoopRemasking(0.3), 9),
     "star-shaped": lambda m: StarShapedSampler(m, 6, 0.8),
+    "star-shaped, guided": lambda m: GuidedStarShapedSampler(m, PREDICTOR, 6, 0.8),
+    "policy": lambda m: PolicySampler(m, POLICY),
     "path planning": lambda m: PathPlanningSampler(m, 6, 1.5),
     "lookahead": lambda m: LookaheadSampler(m, 3),
     "punt": lambda m: PUNTSampler(m, 0.02),
@@ -231,6 +238,8 @@ BOUNDS: dict[str, Callable[[int], float]] = {
     "remdm conf": lambda n: 6,
     "remdm loop": lambda n: 9,
     "star-shaped": lambda n: 6,
+    "star-shaped, guided": lambda n: 6 * 1.5,  # both are as wide as the trunk, of two blocks
+    "policy": lambda n: 1.5 * n,
     "path planning": lambda n: 6,
     "lookahead": lambda n: 1 + 2 * (min(n, 3) - 1),
     "punt": lambda n: n * (1 + np.ceil(np.log2(n))),
@@ -517,6 +526,11 @@ TOKENS = torch.full((2, 4), 3)
      (lambda m: LoopRemasking(on=0.1, off=0.2), "`on` and `off` must .* got 0.1 and 0.2"),
      (lambda m: LoopRemasking(alpha=1), r"`alpha` must be in \(0, 1\), got 1"),
      (lambda m: StarShapedSampler(m, on=-1), r"`on` must be in \[0, 1\], got -1"),
+     (lambda m: GuidedStarShapedSampler(m, make_scorer(vocab_size=2)),
+      "`predictor` must read the model's 3 tokens, got 2"),
+     (lambda m: GuidedStarShapedSampler(m, PREDICTOR, 0), "`steps` must be at least 1, got 0"),
+     (lambda m: PolicySampler(m, PREDICTOR), "`policy` must read 3 features, got 0"),
+     (lambda m: PolicySampler(m, POLICY, 0), "`policy_temperature` must be above 0, got 0"),
      (lambda m: PathPlanningSampler(m, eta=-1), "`eta` must be at least 0, got -1"),
      (lambda m: LookaheadSampler(m, pool=0), "`pool` must be at least 1, got 0"),
      (lambda m: LookaheadSampler(m, weight_temperature=0), "`weight_temperature` must be above 0"),

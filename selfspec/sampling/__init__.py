@@ -18,10 +18,12 @@ from selfspec.sampling.dilated import DilatedOrder, DilatedSampler, DilatedWindo
 from selfspec.sampling.entropy_bound import EntropyBoundSampler, EntropyBoundWindow
 from selfspec.sampling.factor import FactorSampler, FactorWindow
 from selfspec.sampling.fixed_count import AnyOrderSampler, FixedCountSampler
+from selfspec.sampling.guided_star_shaped import GuidedStarShapedSampler
 from selfspec.sampling.klass import KLASSSampler
 from selfspec.sampling.lookahead import LookaheadSampler
 from selfspec.sampling.path_planning import PathPlanningSampler
 from selfspec.sampling.plain import PlainSampler
+from selfspec.sampling.policy import PolicySampler
 from selfspec.sampling.punt import PUNTSampler
 from selfspec.sampling.remasked_speculative import RemaskedSpeculativeSampler
 from selfspec.sampling.remdm import (
@@ -53,12 +55,14 @@ __all__ = [
     "FactorSampler",
     "FactorWindow",
     "FixedCountSampler",
+    "GuidedStarShapedSampler",
     "KLASSSampler",
     "LookaheadSampler",
     "LoopRemasking",
     "PUNTSampler",
     "PathPlanningSampler",
     "PlainSampler",
+    "PolicySampler",
     "ReMDMSampler",
     "RemaskedSpeculativeSampler",
     "RescaleRemasking",

@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Trainer:
     """Trains a model in place.
 
     Args:
-        model: `SSMD` or `AutoregressiveModel`, on the device to train on.
+        model: `SSMD`, `AutoregressiveModel` or `Scorer`, on the device to train on.
         objective: what to minimise, and which part of the model moves.
         config: all settings.
         batches: the training data.
@@ -89,7 +90,8 @@ class Trainer:
         model.eval().requires_grad_(False)
         self.part.requires_grad_(True)
         self.device = next(model.parameters()).device
-        self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
+        symbols = getattr(model, "trunk", model).vocab_size
+        self.optimisers = Optimisers(model, config.adamw, config.muon, symbols)
         self.params = self.optimisers.params
         frozen = [p for p in model.parameters() if not p.requires_grad]
         self._frozen = {"frozen": fingerprint(frozen)} if frozen else {}
@@ -232,7 +234,8 @@ class Trainer:
         about = {**progress, "run": self._identity()}
         write_state(self.folder / "state.safetensors", tensors, about)
         with explained(self.folder / "model"), self.ema.applied():
-            checkpoint.save(self.model, self.folder / "model", training=about)
+            save = getattr(self.model, "save", partial(checkpoint.save, self.model))
+            save(self.folder / "model", training=about)
 
     def resume(self) -> None:
         """Takes over the checkpoint in the folder, if there is one.
