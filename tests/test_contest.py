@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from conftest import make_scorer
 
 import selfspec as ss
-from selfspec.arena import CONTENDERS, Reference, Setting, Sweep, contenders, row_table
+from selfspec.arena import CONTENDERS, PREPARED, Reference, Setting, Sweep, contenders, row_table
 from selfspec.arena.contenders import BASELINE
 from selfspec.arena.contest import contest_figure, marks, save_page, write_contest
 from selfspec.arena.pareto import diverse, front
@@ -34,7 +35,9 @@ PROFILE = np.linspace(3, 1, tiny.LENGTH).tolist()
 
 @pytest.fixture(scope="module")
 def everything(model: SSMD) -> list[Setting]:
-    return contenders(model, ["all"], ("uniform", "van-der-corput"), (2, 4), PROFILE)
+    parts = {"predictor": make_scorer(vocab_size=27), "policy": make_scorer(features=3)}
+    orders = ("uniform", "van-der-corput")
+    return contenders(model, ["all"], orders, (2, 4), PROFILE, **parts)
 
 
 def test_all_are_there_once(everything: list[Setting]):
@@ -47,19 +50,22 @@ def test_all_are_there_once(everything: list[Setting]):
 
 
 def _concrete(kind: type) -> set[type]:
-    found = set() if kind.__abstractmethods__ else {kind}  # type: ignore[attr-defined]
+    """Those of a kind that are for users."""
+    own = kind.__name__.endswith("Sampler") and not kind.__abstractmethods__  # type: ignore[attr-defined]
+    found = {kind} if own else set()
     return found.union(*(_concrete(child) for child in kind.__subclasses__()))
 
 
 def test_the_command_line_knows_their_names():
-    assert {*get_args(Contender), "self-speculative"} == {*CONTENDERS, "all", "optimal"}
+    assert {*get_args(Contender), "self-speculative"} == {*CONTENDERS, *PREPARED, "all"}
 
 
 def test_unknown_names_are_named(model: SSMD):
     with pytest.raises(ValueError, match=r"`names` must be of plain, .* got 'plane'"):
         contenders(model, ["plane"])
-    with pytest.raises(ValueError, match="`profile` must be given"):
-        contenders(model, ["optimal"])
+    for name, part in PREPARED.items():
+        with pytest.raises(ValueError, match=f"`{part}` must be given for '{name}', got None"):
+            contenders(model, [name])
 
 
 def test_settings_say_what_they_run(everything: list[Setting], model: SSMD):
@@ -71,7 +77,7 @@ def test_settings_say_what_they_run(everything: list[Setting], model: SSMD):
         assert ((out.tokens >= 0) & (out.tokens < 27)).all()
         assert (out.nfe > 0).all()
         if "steps" in setting.settings and "lookahead" not in setting.sampler:
-            most = setting.settings["steps"]
+            most = setting.settings["steps"] * (1 + getattr(setting.run, "cost", 0))
             if not setting.settings.get("rounds"):
                 assert (out.trunk_passes <= most).all()
 

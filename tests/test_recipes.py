@@ -8,8 +8,10 @@ from selfspec.data.loader import TokenStore, spread, write_store
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.scorer import Scorer
 from selfspec.nn.transformer import Trunk, TrunkConfig
-from selfspec.recipes import ALL, Recipe, books27, proteins, text8, uniref50
+from selfspec.recipes import ALL, Recipe, books27, guides, proteins, text8, uniref50
+from selfspec.sampling import GuidedStarShapedSampler, PolicySampler
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +151,25 @@ def test_spread():
     assert spread(blocks, 4).ravel().tolist() == [0, 3, 6, 9]
     assert spread(blocks, 20).ravel().tolist() == list(range(10))
     assert spread(blocks, 1).ravel().tolist() == [0]
+
+
+# Small networks beside a model
+
+
+def test_guides_are_trained_by_a_call(store, tmp_path):
+    model = shrunk(books27.joint()).build()
+    assert isinstance(model, SSMD)
+    few = {"device": "cpu", "steps": 2, "batch_size": 4}
+    errors = guides.errors(model, tmp_path / "errors", store, store, **few)
+    policy = guides.policy(
+        model, lambda x: torch.ones(len(x)), tmp_path / "policy", store, group=3, **few
+    )
+    assert errors.run(progress=False)
+    assert policy.run(progress=False)
+    masked = torch.full((3, 16), 27)
+    predictor, decides = (Scorer.load(tmp_path / n / "model") for n in ("errors", "policy"))
+    for sampler in (GuidedStarShapedSampler(model, predictor, 4), PolicySampler(model, decides)):
+        assert (sampler.sample(masked).tokens < 27).all()
+    letters = write_store(tmp_path / "other.bin", [np.zeros(100, np.int64)], 4)
+    with pytest.raises(ValueError, match=r"`trunk.vocab_size` must be 4, .*, got 27"):
+        guides.errors(model, None, letters, **few)
