@@ -123,7 +123,7 @@ def grpo(model: SSMD, quality, folder: Path, alpha: float = 1.0) -> tuple[Scorer
 
 
 def test_a_policy_that_is_paid_for_speed_reveals_all_at_once(rugged: SSMD, tmp_path: Path):
-    policy, rewards = grpo(rugged, lambda texts: torch.ones(len(texts)), tmp_path)
+    policy, rewards = grpo(rugged, lambda texts, _: torch.ones(len(texts)), tmp_path)
     assert rewards[0] < 0.6
     assert rewards[-1] > 0.75  # of 5/6 with one step of six
     steps = PolicySampler(rugged, policy).sample(torch.full((500, 6), 3)).trunk_passes
@@ -143,7 +143,7 @@ def test_a_policy_that_is_paid_for_patience_takes_its_time(tmp_path: Path):
     assert repeats(out.tokens).mean() > 0.9
 
 
-def repeats(texts: Tensor) -> Tensor:
+def repeats(texts: Tensor, pad: Tensor | None = None) -> Tensor:
     """Whether all tokens are the same."""
     return (texts == texts[:, :1]).all(1).double()
 
@@ -219,8 +219,28 @@ def test_likelihood_is_that_of_the_judge():
     torch.manual_seed(0)
     judge = AutoregressiveModel(Trunk(TrunkConfig(3, 6, 8, 1, 1, causal=True)))
     texts = torch.randint(3, (4, 6))
-    expected = judge.log_probs(texts).mean(1).exp()
-    torch.testing.assert_close(Likelihood(judge)(texts), expected)
+    pad = torch.arange(6) >= torch.tensor([6, 6, 4, 1]).unsqueeze(1)
+    logp = judge.log_probs(texts)
+    expected = [logp[k, : int((~pad[k]).sum())].mean().exp().item() for k in range(4)]
+    found = Likelihood(judge)(texts.masked_fill(pad, -7), pad)
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_rows_of_several_lengths_are_rewarded_each_by_its_own(rugged: SSMD):
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, -7, -7, -7]])
+    pad, seen = tokens < 0, []
+
+    def quality(texts: Tensor, pads: Tensor) -> Tensor:
+        seen.append((texts, pads))
+        return torch.ones(len(texts))
+
+    objective = GRPO(rugged, (1,), quality=quality, group=2)
+    drawn = objective.draw(tokens, torch.Generator().manual_seed(0), pad)
+    _, parts = objective.loss(make_scorer(scale=0, features=3), **drawn)
+    texts, pads = seen[0]
+    assert torch.equal(pads, pad.repeat_interleave(2, 0))
+    assert (texts[:, 1] == 1).all()  # observed
+    assert 0 < parts["reward"] < 1
 
 
 def test_bad_settings_are_named(rugged: SSMD):

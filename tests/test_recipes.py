@@ -162,7 +162,7 @@ def test_guides_are_trained_by_a_call(store, tmp_path):
     few = {"device": "cpu", "steps": 2, "batch_size": 4}
     errors = guides.errors(model, tmp_path / "errors", store, store, **few)
     policy = guides.policy(
-        model, lambda x: torch.ones(len(x)), tmp_path / "policy", store, group=3, **few
+        model, lambda texts, pad: torch.ones(len(texts)), tmp_path / "policy", store, group=3, **few
     )
     assert errors.run(progress=False)
     assert policy.run(progress=False)

@@ -10,12 +10,10 @@ untried at full size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from selfspec.data.corpus import Store
 from selfspec.model import SSMD
@@ -31,6 +29,7 @@ from selfspec.train import (
     TrainConfig,
     Trainer,
 )
+from selfspec.train.guides import Quality
 
 VALID_ROWS = 256
 
@@ -68,7 +67,7 @@ def errors(
 
 def policy(
     model: SSMD,
-    quality: Callable[[Tensor], Tensor],
+    quality: Quality,
     folder: str | os.PathLike[str] | None,
     train: Store,
     valid: Store | None = None,
@@ -82,7 +81,7 @@ def policy(
 
     Args:
         model: what the policy decides for; its weights do not move.
-        quality: (B, L) tokens → (B,) in [0, 1], such as `Likelihood` under a judge.
+        quality: (B, L) tokens and pads → (B,) in [0, 1], such as `Likelihood` under a judge.
         folder: for checkpoints and logs; a run found there is resumed.
         train, valid: tokens, of which lengths and tokens that stand around a text are used.
         shape: of the policy; one block of width 128 by default.

@@ -44,7 +44,7 @@ class Distilled(Recipe):
     reverse: bool = False
 
     def trainer(self, folder: Any, train: Store, valid: Any = None, start: Any = None,
-                device: Any = None, rank: int = 0, world: int = 1) -> Trainer:  # fmt: skip
+                device: Any = None, **processes: Any) -> Trainer:  # fmt: skip
         """As `Recipe.trainer`, with the start as the teacher."""
         if start is None:
             raise ValueError("`start` must be a trained model for this recipe, got None")
@@ -54,7 +54,7 @@ class Distilled(Recipe):
         step = 2**self.round / self.finest
         objective = Distillation(teacher.to(device).eval(), step=step, reverse=self.reverse)
         run = replace(self, objective=objective)
-        return Recipe.trainer(run, folder, train, valid, start, device, rank, world)
+        return Recipe.trainer(run, folder, train, valid, start, device, **processes)
 
 
 def sdtt(name: str, trunk: TrunkConfig, round: int = 1, **changes: Any) -> Distilled:

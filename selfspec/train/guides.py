@@ -38,6 +38,8 @@ from selfspec.train.config import require
 from selfspec.train.objectives import Diffusion, Drawn
 from selfspec.weights import fingerprint
 
+Quality = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class OnFrozen:
@@ -88,9 +90,10 @@ class Likelihood:
 
     judge: AutoregressiveModel = field(repr=False)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """(B, L) → (B,)."""
-        return self.judge.log_probs(tokens).mean(1).exp()
+    def __call__(self, tokens: Tensor, pad: Tensor) -> Tensor:
+        """(B, L) tokens and pads → (B,)."""
+        logp = self.judge.log_probs(tokens.masked_fill(pad, 0)).masked_fill(pad, 0)
+        return (logp.sum(1) / (~pad).sum(1)).exp()
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,13 @@ class GRPO(OnFrozen):
     """The policy; see the module.
 
     Attributes:
-        quality: (B, L) tokens → (B,) in [0, 1].
+        quality: (B, L) tokens and (B, L) pads → (B,) in [0, 1].
         group: G ≥ 2, texts a row.
         alpha: α ≥ 0, the price of a step.
         policy_temperature: τ of the coins.
     """
 
-    quality: Callable[[Tensor], Tensor] = field(kw_only=True, repr=False)
+    quality: Quality = field(kw_only=True, repr=False)
     group: int = 8
     alpha: float = 1.0
     policy_temperature: float = 1.0
@@ -123,18 +126,19 @@ class GRPO(OnFrozen):
     def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Sample, judge, and weigh what the policy did; the parts are `reward` and `steps`."""
         tokens, seeds, pad = drawn["tokens"], drawn["seeds"], drawn.get("pad")
-        known = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad.clone()
+        pad = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
+        known = pad.clone()
         for token in self.observed:
             known |= tokens == token
         blank = torch.where(known, tokens, self.model.mask_id).repeat_interleave(self.group, 0)
         seeds = (seeds.unsqueeze(1) + torch.arange(self.group, device=seeds.device)).flatten()
-        pads = None if pad is None else pad.repeat_interleave(self.group, 0)
+        pads = pad.repeat_interleave(self.group, 0)
         rollouts = Rollouts(self.model, model, self.policy_temperature)
         texts = rollouts.sample(blank, seeds, pads).tokens
         logp, steps = rollouts.log_prob(len(texts))
-        n = (~known).sum(1).repeat_interleave(self.group)
+        n = (~known).sum(1).clamp(min=1).repeat_interleave(self.group)
         with torch.no_grad():
-            reward = self.quality(texts) * (1 - steps / n).clamp(min=0) ** self.alpha
+            reward = self.quality(texts, pads) * (1 - steps / n).clamp(min=0) ** self.alpha
         groups = reward.view(-1, self.group)
         spread = groups.std(1, keepdim=True).clamp(min=1e-6)
         advantage = ((groups - groups.mean(1, keepdim=True)) / spread).flatten()
