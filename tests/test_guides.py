@@ -109,7 +109,30 @@ def test_what_is_known_is_no_error(rugged: SSMD):
     assert all(p.grad is None for p in rugged.parameters())
 
 
+@pytest.mark.parametrize("kind", ["errors", "policy"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(rugged: SSMD, tmp_path: Path, kind: str):
+    settings = TrainConfig(steps=3, batch_size=12, save_every=2)
+    shape = {"vocab_size": 3} if kind == "errors" else {"features": 3}
+
+    def trainer(name: str) -> Trainer:
+        made = Errors(rugged) if kind == "errors" else GRPO(rugged, quality=always, group=4)
+        return Trainer(fresh(**shape), made, settings, Constant(12), tmp_path / name)
+
+    assert trainer("whole").run(progress=False)
+    assert not trainer("parts").run(stop_after=0, progress=False)
+    assert trainer("parts").run(progress=False)
+    whole, parts = (Scorer.load(tmp_path / name / "model") for name in ("whole", "parts"))
+    assert whole.output.weight.any()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value)
+
+
 # The policy
+
+
+def always(texts: Tensor, pad: Tensor) -> Tensor:
+    """Every text is right."""
+    return torch.ones(len(texts))
 
 
 def grpo(model: SSMD, quality, folder: Path, alpha: float = 1.0) -> tuple[Scorer, list[float]]:
@@ -123,7 +146,7 @@ def grpo(model: SSMD, quality, folder: Path, alpha: float = 1.0) -> tuple[Scorer
 
 
 def test_a_policy_that_is_paid_for_speed_reveals_all_at_once(rugged: SSMD, tmp_path: Path):
-    policy, rewards = grpo(rugged, lambda texts, _: torch.ones(len(texts)), tmp_path)
+    policy, rewards = grpo(rugged, always, tmp_path)
     assert rewards[0] < 0.6
     assert rewards[-1] > 0.75  # of 5/6 with one step of six
     steps = PolicySampler(rugged, policy).sample(torch.full((500, 6), 3)).trunk_passes

@@ -89,6 +89,10 @@ class Likelihood:
     """The quality of a text: exp of its mean log-probability a token under a judge, in (0, 1]."""
 
     judge: AutoregressiveModel = field(repr=False)
+    frozen: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frozen", fingerprint(self.judge.parameters()))
 
     def __call__(self, tokens: Tensor, pad: Tensor) -> Tensor:
         """(B, L) tokens and pads → (B,)."""
@@ -111,9 +115,13 @@ class GRPO(OnFrozen):
     group: int = 8
     alpha: float = 1.0
     policy_temperature: float = 1.0
+    judged: str = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # A resumed run must have the same quality; the address of a function is not its name.
+        judged = getattr(self.quality, "__qualname__", repr(self.quality))
+        object.__setattr__(self, "judged", judged)
         require(self.group >= 2, "group", "at least 2", self.group)
         require(self.alpha >= 0, "alpha", "at least 0", self.alpha)
 
