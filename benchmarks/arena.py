@@ -25,6 +25,7 @@ from quality import judge_facts, load, make_reference
 from selfspec import checkpoint
 from selfspec.arena import (
     CONTENDERS,
+    PREPARED,
     Sweep,
     contenders,
     contest_figure,
@@ -38,6 +39,7 @@ from selfspec.data.corpus import open_corpus
 from selfspec.files import write_bytes, write_json
 from selfspec.likelihood import information_profile
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.scorer import Scorer
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- arena -->\n).*?(<!-- /arena -->)", re.DOTALL)
@@ -61,7 +63,9 @@ def main() -> None:
         length=args.length, device=model.device, autocast=True, keep_tokens=False,
     )  # fmt: skip
     profile = measured_profile(args, model, stores["test"].excerpt(args.length, args.profile))
-    settings = contenders(model, args.against, args.orders, args.steps, profile)
+    given = {"predictor": args.predictor, "policy": args.policy}
+    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    settings = contenders(model, args.against, args.orders, args.steps, profile, **scorers)
     if args.finished:
         settings = [setting for setting in settings if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
@@ -143,10 +147,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, default="books27-judge")
     parser.add_argument("--data", type=Path, help="folder with test.bin")
     parser.add_argument("--against", nargs="*", default=["all"], metavar="NAME",
-                        help=f"of {', '.join(CONTENDERS)}, optimal")  # fmt: skip
+                        help=f"of {', '.join([*CONTENDERS, *PREPARED])}")  # fmt: skip
     parser.add_argument("--orders", nargs="*", default=list(ORDERS))
     parser.add_argument("--steps", nargs="*", type=int, default=[4, 8, 16, 32, 64, 128])
     parser.add_argument("--profile", type=int, default=64, help="held-out sequences of the profile")
+    parser.add_argument("--predictor", type=Path, help="folder of a trained error predictor")
+    parser.add_argument("--policy", type=Path, help="folder of a trained unmasking policy")
     parser.add_argument("--n", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)

@@ -75,9 +75,9 @@ class Pass:
     revealed: list[tuple[int, int]]
     """(position, token) pairs that stand after the pass."""
     remasked: list[int] = field(default_factory=list)
-    """Positions that were known before and are masked again."""
-    trunk_passes: int = 1
-    """Sequences that the trunk read for it."""
+    """Positions that were known and are masked again after the pass."""
+    trunk_passes: float = 1
+    """Sequences that the trunk read for it; a share where it computed some positions only."""
 
 
 Trace = list[list[Pass]]
@@ -90,7 +90,7 @@ class Samples:
 
     Attributes:
         tokens: (B, L) int64, natural order; pads keep what they held.
-        trunk_passes, head_passes: (B,) int64.
+        trunk_passes, head_passes: (B,) int64; float64 where a pass may be a share of one.
         drafted, accepted: (B,) int64; drafts that were verified or revealed, and those that stand.
         trunk_blocks, head_blocks: of the model that drew them.
         trace: the passes of every row, if asked for.

@@ -8,7 +8,9 @@ from torch import nn
 
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.scorer import Scorer, ScorerConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.ops import take_along
 
 torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
 
@@ -38,12 +40,28 @@ class RuggedTrunk(nn.Module):
         self.mixing = nn.Parameter(torch.randn(length, length, width, width) / width)
         self.unembedding = nn.Parameter(scale * torch.randn(width, vocab) / width**0.5)
 
-    def forward(self, tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        pad: torch.Tensor | None = None,
+        memories: list[list[torch.Tensor]] | None = None,
+        at: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What may be stale are the states of the other positions."""
         states = self.embed(tokens)
-        if pad is not None:
+        if pad is not None and at is None:
             states = states.masked_fill(pad.unsqueeze(-1), 0)
-        mixing = self.mixing[: tokens.shape[1], : tokens.shape[1]]
-        return torch.einsum("bkc,lkcd->bld", states, mixing).tanh()
+        if memories is not None:
+            if at is not None:
+                rows = torch.arange(len(at)).unsqueeze(1)
+                states = memories[0].pop().index_put((rows, at), states)
+            memories[0].append(states)
+        mixing = self.mixing[: states.shape[1], : states.shape[1]]
+        hidden = torch.einsum("bkc,lkcd->bld", states, mixing).tanh()
+        return hidden if at is None else take_along(hidden, at)
+
+    def memories(self) -> list[list[torch.Tensor]]:
+        return [[]]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.embedding[tokens]
@@ -58,6 +76,15 @@ def make_rugged(vocab: int, seed: int) -> SSMD:
     head = CausalHead(HeadConfig(heads=1, mlp_ratio=2), 8)
     nn.init.normal_(head.project.weight, std=2.0)
     return SSMD(RuggedTrunk(vocab), head).double().eval()
+
+
+def make_scorer(seed: int = 0, scale: float = 1.0, **shape: int) -> Scorer:
+    """Float64, with opinions."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        scorer = Scorer(ScorerConfig(width=8, heads=1, **shape))
+        nn.init.normal_(scorer.output.weight, std=scale)
+    return scorer.double().eval()
 
 
 @pytest.fixture(scope="session")

@@ -261,6 +261,46 @@ def star(puzzle: Puzzle, drafts: Drafts, share: Sequence[float], on: float) -> P
     return process
 
 
+def guided_star(
+    puzzle: Puzzle, drafts: Drafts, odds: Callable[[Row], np.ndarray], share: Sequence[float],
+    on: float,
+) -> Process:  # fmt: skip
+    """Draw everything, mask what a network takes for errors, without replacement."""
+    before = star(puzzle, drafts, share, on)
+
+    def process(row: Row, k: int, memory: Hashable) -> Outcomes:
+        if share[k] > on:
+            yield from before(row, k, memory)
+            return
+        masked = [i for i in puzzle.masked if row[i] == puzzle.vocab]
+        count = ceil(len(puzzle.masked) * share[k + 1] - 1e-9)
+        for chance, values in draws(drafts(row), masked):
+            whole = filled(row, masked, values)
+            weights = {i: exp(odds(whole)[i]) for i in puzzle.masked}
+            for coin, hidden in without_replacement(weights, count):
+                yield chance * coin, filled(whole, hidden, [puzzle.vocab] * count), None
+
+    return process
+
+
+def policy(puzzle: Puzzle, drafts: Drafts, odds: Callable[[np.ndarray], np.ndarray]) -> Process:
+    """A coin a masked position; the likeliest where none says yes."""
+
+    def process(row: Row, k: int, memory: Hashable) -> Outcomes:
+        p = drafts(row)
+        masked = [i for i in puzzle.masked if row[i] == puzzle.vocab]
+        share = len(masked) / sum(not pad for pad in puzzle.pad.tolist())
+        b = odds(np.array([[max(p[i]), i in masked, share] for i in range(len(row))]))
+        for coins in product([False, True], repeat=len(masked)):
+            yes = [i for i, coin in zip(masked, coins, strict=True) if coin]
+            share_ = np.prod([1 / (1 + exp(-b[i] if i in yes else b[i])) for i in masked])
+            chosen = yes or [max(masked, key=lambda i: b[i])]
+            for chance, values in draws(p, chosen):
+                yield float(share_) * chance, filled(row, chosen, values), None
+
+    return process
+
+
 def path_planning(puzzle: Puzzle, drafts: Drafts, steps: int, eta: float) -> Process:
     def process(row: Row, k: int, memory: Hashable) -> Outcomes:
         p, n = drafts(row), len(puzzle.masked)
@@ -399,3 +439,43 @@ def verified_law(
         along = dict(zip(sigma[len(known) :], values, strict=True))
         out[int("".join(str(along[i]) for i in puzzle.masked), puzzle.vocab)] += weight
     return out
+
+
+def remasked_law(
+    model: SSMD, puzzle: Puzzle, most: Sequence[int], rounds: int, eta: float, passes: int
+) -> np.ndarray:
+    """A pass verifies up to its goal; then every generated token may be taken back."""
+    known, pads, n = puzzle.known, puzzle.where("."), len(puzzle.masked)
+    tables: dict[Sigma, Conditionals] = {}
+    begins, done = list(permutations(known)), np.zeros(puzzle.vocab**n)
+    states = {((sigma, ()), most[0]): 1 / len(begins) for sigma in begins}
+    for k in range(passes + n):
+        reached: dict[tuple, float] = defaultdict(float)
+        for ((sigma, values), goal), weight in states.items():
+            every = list(permutations(i for i in puzzle.masked if i not in sigma))
+            for rest in every:
+                full = sigma + rest + pads
+                if full not in tables:
+                    tables[full] = Conditionals(model, puzzle, full)
+                found = one_pass(tables[full], values, goal - len(values), rounds)
+                for after, share in found.items():
+                    reached[full[: len(known) + len(after)], after] += weight * share / len(every)
+        states = defaultdict(float)
+        for (sigma, values), weight in reached.items():
+            if (j := len(values)) == n:
+                along = dict(zip(sigma[len(known) :], values, strict=True))
+                index = "".join(str(along[i]) for i in puzzle.masked)
+                done[int(index, puzzle.vocab)] += weight
+                continue
+            goal = j + most[j]
+            chance = min(eta, (n - goal) / j) if k < passes else 0
+            for stays in product([True, False], repeat=j):
+                left = [
+                    (i, v) for i, v, s in zip(sigma[len(known) :], values, stays, strict=True) if s
+                ]
+                share = weight * chance ** (j - len(left)) * (1 - chance) ** len(left)
+                where = sigma[: len(known)] + tuple(i for i, _ in left)
+                states[(where, tuple(v for _, v in left)), goal] += share
+        states = {state: weight for state, weight in states.items() if weight > 0}
+    assert not states
+    return done

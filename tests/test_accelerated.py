@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import processes
 import pytest
 import torch
+from conftest import make_scorer, make_toy
 from processes import Process, drafts_of, law
 from reference import (
     INFILL,
@@ -39,23 +41,28 @@ from selfspec.sampling import (
     EntropyBoundWindow,
     FactorSampler,
     FactorWindow,
+    GuidedStarShapedSampler,
     KLASSSampler,
     LookaheadSampler,
     LoopRemasking,
     PathPlanningSampler,
     PlainSampler,
+    PolicySampler,
     PUNTSampler,
+    RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
+    StaleCacheSampler,
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
     klass,
     lookahead,
     punt,
+    remasked_speculative,
     remdm,
 )
 from selfspec.sampling.base import Drafts, State
@@ -214,6 +221,22 @@ LOOP = LoopRemasking(0.2, on=2 / 3, off=1 / 6, alpha=0.8)
 LOOPED = [0, 0.4, 0.8, 0.8, 0.8, 0.8, 1]
 LOOP_SIGMA = [0, 0, 0.2, 0.2, 0.2, 0]
 
+PREDICTOR = make_scorer(vocab_size=3)
+POLICY = make_scorer(seed=7, scale=2.0, features=3)
+
+
+@torch.no_grad()
+def predicted(row: processes.Row) -> np.ndarray:
+    """The error predictor's log-odds in a row of PADDED."""
+    return PREDICTOR(torch.tensor([row]).masked_fill(PADDED.pad, 0), PADDED.pad[None])[0].numpy()
+
+
+@torch.no_grad()
+def advised(features: np.ndarray) -> np.ndarray:
+    """The policy's log-odds in a row of PADDED."""
+    return POLICY(torch.from_numpy(features)[None], PADDED.pad[None])[0].numpy()
+
+
 TAKEN: dict[str, tuple[Make, Define, int | None]] = {
     "confidence": (
         lambda m: ConfidenceSampler(m, 2, 0, LinearSchedule()),
@@ -254,6 +277,26 @@ TAKEN: dict[str, tuple[Make, Define, int | None]] = {
         lambda m: StarShapedSampler(m, STEPS, 0.4),
         lambda z, d: processes.star(z, d, SHARE, 0.4),
         STEPS,
+    ),
+    "star-shaped, guided": (
+        lambda m: GuidedStarShapedSampler(m, PREDICTOR, STEPS, 1),
+        lambda z, d: processes.guided_star(z, d, predicted, SHARE, 1),
+        STEPS,
+    ),
+    "star-shaped, guided late": (
+        lambda m: GuidedStarShapedSampler(m, PREDICTOR, STEPS, 0.6),
+        lambda z, d: processes.guided_star(z, d, predicted, SHARE, 0.6),
+        STEPS,
+    ),
+    "policy": (
+        lambda m: PolicySampler(m, POLICY),
+        lambda z, d: processes.policy(z, d, advised),
+        None,
+    ),
+    "policy, cooler": (
+        lambda m: PolicySampler(m, POLICY, 0.3),
+        lambda z, d: processes.policy(z, d, lambda x: advised(x) / 0.3),
+        None,
     ),
     "path planning": (
         lambda m: PathPlanningSampler(m, STEPS),
@@ -343,16 +386,34 @@ def test_self_verification_gives_the_greedy_result(rugged: SSMD, binary: SSMD, d
 
 @pytest.mark.parametrize("puzzle", [PLAIN, INFILL], ids=lambda p: p.text)
 @pytest.mark.parametrize("window", [ConstantWindow(3), UnboundedWindow()], ids=lambda w: str(w))
+@pytest.mark.parametrize("kind", [AnyOrderVerifiedSampler, StaleCacheSampler])
 def test_any_order_verification_has_the_any_order_law(
-    ternary: SSMD, puzzle: Puzzle, window: Window
+    ternary: SSMD, kind: type[AnyOrderVerifiedSampler], puzzle: Puzzle, window: Window
 ):
     expected = sampler_law(ternary, puzzle, UNIFORM, ConstantWindow(1), 0)
-    assert agrees(AnyOrderVerifiedSampler(ternary, window=window), puzzle, expected)
-    verified = AnyOrderVerifiedSampler(ternary, UNIFORM, ConstantWindow(1))
+    assert agrees(kind(ternary, window=window), puzzle, expected)
+    verified = kind(ternary, UNIFORM, ConstantWindow(1))
     masked = torch.full((50, 6), 3)
     assert torch.equal(
         verified.sample(masked).tokens, AnyOrderSampler(ternary).sample(masked).tokens
     )
+
+
+def test_stale_drafts_know_the_drafts_before_them(ternary: SSMD):
+    masked = torch.full((2000, 6), 3)
+    blind = AnyOrderVerifiedSampler(ternary, window=UnboundedWindow()).sample(masked)
+    stale = StaleCacheSampler(ternary, window=UnboundedWindow()).sample(masked)
+    assert stale.acceptance > blind.acceptance + 0.05
+    # With one block nothing but the new token is stale, and that is computed.
+    shallow = StaleCacheSampler(make_toy(blocks=1), window=UnboundedWindow()).sample(masked)
+    assert shallow.acceptance == 1
+    np.testing.assert_allclose(shallow.nfe, (6 + 5 * 2 / 6) / 2)  # one of two blocks
+
+
+def test_a_trunk_that_keeps_nothing_is_refused(rugged: SSMD, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(type(rugged.trunk), "memories")
+    with pytest.raises(ValueError, match="`model` must have a trunk that keeps keys and values"):
+        StaleCacheSampler(rugged)
 
 
 @pytest.mark.parametrize(("block", "base"), [(4, 2), (2, 2), (3, 3), (64, 3)])
@@ -450,6 +511,34 @@ def rest_of(sigma: tuple[int, ...]) -> processes.PlanOf:
     return lambda p, masked, width: [(tuple(i for i in sigma if i in masked), 1.0)]
 
 
+@dataclass(frozen=True)
+class ListedWindow:
+    """Given windows, for one number of tokens."""
+
+    sizes: tuple[int, ...]
+
+    def table(self, n: int) -> np.ndarray:
+        return np.array(self.sizes[:n])
+
+
+REMASKED = {
+    "two at first": ((2, 1, 1, 1), 1, 1.0, 2),
+    "half": ((3, 2, 1, 1), 1, 0.5, 3),
+    "two rounds": ((1, 2, 1, 1), 2, 0.7, 1),
+}
+
+
+@pytest.mark.parametrize("name", REMASKED)
+def test_remasking_between_verified_passes_has_the_law_of_its_definition(rugged: SSMD, name: str):
+    sizes, rounds, eta, passes = REMASKED[name]
+    expected = processes.remasked_law(rugged, HINTED, sizes, rounds, eta, passes)
+    sampler = RemaskedSpeculativeSampler(rugged, UNIFORM, ListedWindow(sizes), rounds, eta, passes)
+    assert agrees(sampler, HINTED, expected)
+    kept = processes.remasked_law(rugged, HINTED, sizes, rounds, 0, 0)
+    np.testing.assert_allclose(kept, sampler_law(rugged, HINTED, UNIFORM, sampler.window, rounds))
+    assert laws_differ([expected, kept])
+
+
 # Mutants: each fault, one at a time, and the test above that sees it.
 
 
@@ -520,6 +609,25 @@ def prefixes_lack_the_drafts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AnyOrderVerifiedSampler, "target", blind)
 
 
+def drafts_are_said_to_be_fresh(patch: pytest.MonkeyPatch) -> None:
+    drafted = StaleCacheSampler.draw_drafts
+
+    def mislabelled(self: StaleCacheSampler, state: State) -> Drafts:
+        drafts = drafted(self, state)
+        drafts.logp = self.log_probs(self.model.draft(drafts.hidden, drafts.positions))
+        return drafts
+
+    patch.setattr(StaleCacheSampler, "draw_drafts", mislabelled)
+
+
+def what_is_taken_back_comes_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RemaskedSpeculativeSampler, "arrange", SpeculativeSampler.arrange)
+
+
+def remasking_is_not_made_up_for_by_the_window(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(remasked_speculative.RemaskedState, "window", State.window)
+
+
 def a_span_starts_one_too_late(patch: pytest.MonkeyPatch) -> None:
     keys = SpanOrder.draft_keys
     patch.setattr(
@@ -537,6 +645,12 @@ def chosen(name: str) -> Callable[[SSMD, SSMD], None]:
 
 def taken(name: str) -> Callable[[SSMD, SSMD], None]:
     return lambda rugged, _: test_samplers_of_sets_have_the_law_of_their_definition(rugged, name)
+
+
+def remasked(name: str) -> Callable[[SSMD, SSMD], None]:
+    return lambda rugged, _: test_remasking_between_verified_passes_has_the_law_of_its_definition(
+        rugged, name
+    )
 
 
 def ordered(name: str, puzzle: Puzzle, size: int) -> Callable[[SSMD, SSMD], None]:
@@ -559,9 +673,19 @@ PAIRS = [
     (
         prefixes_lack_the_drafts,
         lambda _, ternary: test_any_order_verification_has_the_any_order_law(
-            ternary, PLAIN, ConstantWindow(3)
+            ternary, AnyOrderVerifiedSampler, PLAIN, ConstantWindow(3)
         ),
     ),
+    (
+        drafts_are_said_to_be_fresh,
+        lambda _, ternary: test_any_order_verification_has_the_any_order_law(
+            ternary, StaleCacheSampler, PLAIN, UnboundedWindow()
+        ),
+    ),
+    (positions_are_drawn_with_the_noise_of_tokens, taken("star-shaped, guided")),
+    (positions_are_drawn_with_the_noise_of_tokens, taken("policy")),
+    (what_is_taken_back_comes_first, remasked("two at first")),
+    (remasking_is_not_made_up_for_by_the_window, remasked("two at first")),
     (a_span_starts_one_too_late, ordered("spans", HINTED, 2)),
 ]
 

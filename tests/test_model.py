@@ -8,7 +8,7 @@ from selfspec.interfaces import Samples, TrunkProtocol
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
-from selfspec.ops import inverse_order
+from selfspec.ops import inverse_order, take_along
 from selfspec.sampling import SpeculativeSampler
 from selfspec.schedules import ConstantWindow
 
@@ -176,3 +176,24 @@ def trunk_config(**changes: object) -> TrunkConfig:
 def test_bad_arguments_are_named(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@torch.no_grad()
+def test_remembered_keys_and_values_are_those_of_a_pass():
+    """All positions computed anew: exact. Some of them: exact where the others did not change."""
+    model = make_toy(vocab=5, blocks=3)
+    before, after = torch.randint(5, (2, 4, 6), generator=torch.Generator().manual_seed(0))
+    pad = torch.arange(6) >= torch.tensor([6, 6, 5, 3]).unsqueeze(1)
+    order = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)).argsort(1)
+    trunk = model.trunk
+    assert isinstance(trunk, Trunk)
+    memories = trunk.memories()
+    torch.testing.assert_close(trunk(before, pad, memories), model.encode(before, pad))
+    part = trunk(before.gather(1, order[:, :2]), pad, memories, order[:, :2])
+    torch.testing.assert_close(part, take_along(model.encode(before, pad), order[:, :2]))
+    stale = trunk(after.gather(1, order[:, :2]), pad, memories, order[:, :2])
+    changed = before.scatter(1, order[:, :2], after.gather(1, order[:, :2]))
+    fresh = take_along(model.encode(changed, pad), order[:, :2])
+    assert (stale - fresh).abs().max() > 1e-3
+    whole = trunk(changed.gather(1, order), pad, memories, order)
+    torch.testing.assert_close(whole, take_along(model.encode(changed, pad), order))

@@ -11,9 +11,21 @@ from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.scorer import Scorer
 from selfspec.nn.transformer import Trunk, TrunkConfig
-from selfspec.recipes import ALL, Recipe, books27, books_bpe, openwebtext, proteins, text8, uniref50
+from selfspec.recipes import (
+    ALL,
+    Recipe,
+    books27,
+    books_bpe,
+    guides,
+    openwebtext,
+    proteins,
+    text8,
+    uniref50,
+)
 from selfspec.recipes.cost import cost, flops, measured_speed
+from selfspec.sampling import GuidedStarShapedSampler, PolicySampler
 from selfspec.train import Cosine, parallel
 
 
@@ -231,3 +243,25 @@ def test_a_trunk_gets_more_blocks_without_another_law_or_is_cut():
     assert torch.equal(deeper(tokens), trunk(tokens))
     assert [trunk.config.blocks, len(deeper.blocks), len(cut.blocks)] == [count, count + 2, 1]
     assert all(torch.equal(x, trunk.state_dict()[name]) for name, x in cut.state_dict().items())
+
+
+# Small networks beside a model
+
+
+def test_guides_are_trained_by_a_call(store, tmp_path):
+    model = shrunk(books27.joint()).build()
+    assert isinstance(model, SSMD)
+    few = {"device": "cpu", "steps": 2, "batch_size": 4}
+    errors = guides.errors(model, tmp_path / "errors", store, store, **few)
+    policy = guides.policy(
+        model, lambda texts, pad: torch.ones(len(texts)), tmp_path / "policy", store, group=3, **few
+    )
+    assert errors.run(progress=False)
+    assert policy.run(progress=False)
+    masked = torch.full((3, 16), 27)
+    predictor, decides = (Scorer.load(tmp_path / n / "model") for n in ("errors", "policy"))
+    for sampler in (GuidedStarShapedSampler(model, predictor, 4), PolicySampler(model, decides)):
+        assert (sampler.sample(masked).tokens < 27).all()
+    letters = write_store(tmp_path / "other.bin", [np.zeros(100, np.int64)], 4)
+    with pytest.raises(ValueError, match=r"`trunk.vocab_size` must be 4, .*, got 27"):
+        guides.errors(model, None, letters, **few)

@@ -1,9 +1,11 @@
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import make_scorer
 from reference import (
     BINARY,
     INFILL,
@@ -20,7 +22,7 @@ from reference import (
     p_value,
     sampler_law,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfspec.interfaces import Pass, Samples
 from selfspec.likelihood import ancestral_chain, chain, draw_order, scores
@@ -40,15 +42,19 @@ from selfspec.sampling import (
     EntropyBoundWindow,
     FactorSampler,
     FixedCountSampler,
+    GuidedStarShapedSampler,
     KLASSSampler,
     LookaheadSampler,
     LoopRemasking,
     PathPlanningSampler,
+    PolicySampler,
     PUNTSampler,
+    RemaskedSpeculativeSampler,
     ReMDMSampler,
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
+    StaleCacheSampler,
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
@@ -195,9 +201,15 @@ ORDERED: dict[str, Make] = {
     "ancestral": lambda m, o: AncestralSampler(m, o, CosineSchedule(), steps=4),
     "any order": lambda m, o: AnyOrderSampler(m, o),
     "any order, verified": lambda m, o: AnyOrderVerifiedSampler(m, o, ConstantWindow(3)),
+    "speculative, remasked": lambda m, o: RemaskedSpeculativeSampler(
+        m, o, ConstantWindow(2), 2, 0.5, 4
+    ),
+    "stale cache": lambda m, o: StaleCacheSampler(m, o, ConstantWindow(3)),
     "entropy bound": lambda m, o: EntropyBoundSampler(m, 0.8, o),
     "speculative, bounded": lambda m, o: SpeculativeSampler(m, o, EntropyBoundWindow(1.0), 2),
 }
+PREDICTOR = make_scorer(vocab_size=4)  # of one token more than the toy has
+POLICY = make_scorer(seed=7, features=3)
 OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
     "top-k": lambda m: TopKSampler(m, Margin(), steps=3),
     "top-k, drawn": lambda m: TopKSampler(m, Entropy(), steps=3, alg_temperature=0.2),
@@ -210,6 +222,8 @@ OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
     "remdm conf": lambda m: ReMDMSampler(m, ConfidenceRemasking(), 6),
     "remdm loop": lambda m: ReMDMSampler(m, LoopRemasking(0.3), 9),
     "star-shaped": lambda m: StarShapedSampler(m, 6, 0.8),
+    "star-shaped, guided": lambda m: GuidedStarShapedSampler(m, PREDICTOR, 6, 0.8),
+    "policy": lambda m: PolicySampler(m, POLICY),
     "path planning": lambda m: PathPlanningSampler(m, 6, 1.5),
     "lookahead": lambda m: LookaheadSampler(m, 3),
     "punt": lambda m: PUNTSampler(m, 0.02),
@@ -218,10 +232,14 @@ OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
 # The most trunk passes for n tokens; n where nothing is said.
 BOUNDS: dict[str, Callable[[int], float]] = {
     "any order, verified": lambda n: 3 * n,
+    "speculative, remasked": lambda n: n + 4,
+    "stale cache": lambda n: n * (3 + 4 / max(n, 3)),
     "remdm cap": lambda n: 6,
     "remdm conf": lambda n: 6,
     "remdm loop": lambda n: 9,
     "star-shaped": lambda n: 6,
+    "star-shaped, guided": lambda n: 6 * 1.5,  # both are as wide as the trunk, of two blocks
+    "policy": lambda n: 1.5 * n,
     "path planning": lambda n: 6,
     "lookahead": lambda n: 1 + 2 * (min(n, 3) - 1),
     "punt": lambda n: n * (1 + np.ceil(np.log2(n))),
@@ -277,7 +295,7 @@ def test_contract_what_is_given_stays_and_the_rest_is_filled(
         for p in passes:
             revealed = {position for position, _ in p.revealed}
             assert not revealed & known
-            assert known >= set(p.remasked)
+            assert known | revealed >= set(p.remasked)
             known = (known | revealed) - set(p.remasked)
         assert sorted(known) == masked[row].nonzero().flatten().tolist()
 
@@ -320,7 +338,8 @@ def test_contract_the_account_is_that_of_the_trace(
         trunks = sum(p.trunk_passes for p in passes)
         verified_by_head = isinstance(sampler, SpeculativeSampler) and sampler.needs_head
         heads = sum(len(p.rounds) for p in passes) if verified_by_head else 0
-        assert (trunks, heads) == (out.trunk_passes[row], out.head_passes[row])
+        assert trunks == pytest.approx(out.trunk_passes[row].item())
+        assert heads == out.head_passes[row]
         assert out.nfe[row].item() == pytest.approx((2 * trunks + heads) / 3)
 
 
@@ -331,7 +350,7 @@ def test_contract_no_row_takes_more_passes_than_it_may(
     most = BOUNDS.get(named[0], lambda n: n)
     for passes, n in zip(out.trunk_passes.tolist(), (tokens == 3).sum(1).tolist(), strict=True):
         assert (passes > 0) == (n > 0)
-        assert passes <= (most(n) if n else 0)
+        assert passes <= (most(n) if n else 0) + 1e-9
 
 
 def test_contract_a_row_is_the_same_alone_and_in_any_batch(
@@ -379,6 +398,36 @@ def test_contract_appended_pads_change_nothing(sampler: Sampler):
     short, long = sampler.sample(tokens, seeds), sampler.sample(longer, seeds, pad)
     assert torch.equal(short.tokens, long.tokens[:, :4])
     assert torch.equal(short.nfe, long.nfe)
+
+
+class ForbiddingTrunk(nn.Module):
+    """The tokens of another trunk, and its mask as a token that is never drafted."""
+
+    def __init__(self, trunk: Any):
+        super().__init__()
+        self.trunk, self.vocab_size, self.mask_id = trunk, trunk.vocab_size + 1, trunk.mask_id
+        self.width, self.length, self.num_blocks = trunk.width, trunk.length, trunk.num_blocks
+        self.embed, self.memories = trunk.embed, trunk.memories
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.trunk(*args, **kwargs)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return nn.functional.pad(self.trunk.unembed(hidden), (0, 1), value=-torch.inf)
+
+
+@pytest.mark.parametrize("name", [*ORDERED, *OTHERS, "cells", "spans"])
+def test_a_forbidden_token_changes_nothing(rugged: SSMD, name: str):
+    """Where a logit is -inf, no statistic of the draft may become nan, and no draw may hit it."""
+    rules = {"cells": CellOrder(), "spans": SpanOrder()}
+    make = OTHERS.get(name) or (
+        lambda m: ORDERED.get(name, ORDERED["speculative"])(m, rules.get(name, UNIFORM))
+    )
+    tokens, pad = stacked(ROWS * 20)
+    expected = make(rugged).sample(tokens, 3, pad)
+    out = make(SSMD(ForbiddingTrunk(rugged.trunk), rugged.head)).sample(tokens, 3, pad)
+    assert torch.equal(out.tokens, expected.tokens)
+    assert torch.equal(out.nfe, expected.nfe)
 
 
 # What the samplers are to each other.
@@ -477,10 +526,19 @@ TOKENS = torch.full((2, 4), 3)
      (lambda m: LoopRemasking(on=0.1, off=0.2), "`on` and `off` must .* got 0.1 and 0.2"),
      (lambda m: LoopRemasking(alpha=1), r"`alpha` must be in \(0, 1\), got 1"),
      (lambda m: StarShapedSampler(m, on=-1), r"`on` must be in \[0, 1\], got -1"),
+     (lambda m: GuidedStarShapedSampler(m, make_scorer(vocab_size=2)),
+      "`predictor` must read the model's 3 tokens, got 2"),
+     (lambda m: GuidedStarShapedSampler(m, PREDICTOR, 0), "`steps` must be at least 1, got 0"),
+     (lambda m: PolicySampler(m, PREDICTOR), "`policy` must read 3 features, got 0"),
+     (lambda m: PolicySampler(m, POLICY, 0), "`policy_temperature` must be above 0, got 0"),
      (lambda m: PathPlanningSampler(m, eta=-1), "`eta` must be at least 0, got -1"),
      (lambda m: LookaheadSampler(m, pool=0), "`pool` must be at least 1, got 0"),
      (lambda m: LookaheadSampler(m, weight_temperature=0), "`weight_temperature` must be above 0"),
      (lambda m: PUNTSampler(m, -1), "`epsilon` must be at least 0, got -1"),
+     (lambda m: RemaskedSpeculativeSampler(m, eta=2), r"`eta` must be in \[0, 1\], got 2"),
+     (lambda m: RemaskedSpeculativeSampler(m, passes=-1), "`passes` must be at least 0, got -1"),
+     (lambda m: RemaskedSpeculativeSampler(m, window=EntropyBoundWindow()),
+      "`window` must be one of counts alone, got EntropyBoundWindow"),
      (lambda m: SelfVerifiedSampler(m, 0), "`drafts` must be at least 1, got 0")],
 )  # fmt: skip
 def test_bad_settings_are_named(ternary: SSMD, make, message: str):

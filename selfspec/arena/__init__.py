@@ -2,6 +2,7 @@
 fronts, report, figures, page."""
 
 from selfspec.arena.contenders import CONTENDERS as CONTENDERS
+from selfspec.arena.contenders import PREPARED as PREPARED
 from selfspec.arena.contenders import contenders as contenders
 from selfspec.arena.contest import contest_figure as contest_figure
 from selfspec.arena.contest import save_page as save_page

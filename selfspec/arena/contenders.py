@@ -6,6 +6,7 @@ of them; those with thresholds are swept over thresholds. A group of names stand
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from selfspec.arena.sweep import Setting
 from selfspec.calibration import ORDERS, SWEEP, knobs
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.model import SSMD
+from selfspec.nn.scorer import Scorer
 from selfspec.orders import Order
 from selfspec.sampling import (
     AncestralSampler,
@@ -27,25 +29,30 @@ from selfspec.sampling import (
     EntropyBoundWindow,
     FactorSampler,
     FixedCountSampler,
+    GuidedStarShapedSampler,
     KLASSSampler,
     LookaheadSampler,
     LoopRemasking,
     PathPlanningSampler,
     PlainSampler,
+    PolicySampler,
     PUNTSampler,
+    RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
+    StaleCacheSampler,
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
 )
-from selfspec.schedules import CosineSchedule, LinearSchedule, Schedule
+from selfspec.schedules import ConstantWindow, CosineSchedule, LinearSchedule, Schedule
 from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
+from selfspec.weights import fingerprint
 
-__all__ = ["BASELINE", "CONTENDERS", "STEPS", "contenders"]
+__all__ = ["BASELINE", "CONTENDERS", "PREPARED", "STEPS", "contenders"]
 
 STEPS = (4, 8, 16, 32, 64)
 BASELINE = ("plain", "uniform")
@@ -158,6 +165,16 @@ def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) 
             yield Setting("self-speculative", order, knobs(rounds, window), sampler)
 
 
+def _remasked(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    """Remasking between verified passes."""
+    for order in orders if model.head is not None else ():
+        for rounds, window in SWEEP:
+            for eta in (0.01, 0.05):
+                rule, values = ORDERS[order](), {**knobs(rounds, window), "eta": eta}
+                sampler = RemaskedSpeculativeSampler(model, rule, window, rounds, eta)
+                yield Setting("self-speculative, remasked", order, values, sampler)
+
+
 def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     """Orders from drafts, unverified and verified: what verification adds to each."""
     for order, rule in DRAFT_ORDERS.items():
@@ -188,6 +205,13 @@ def _bounded(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settin
                 yield Setting("self-speculative, bounded", order, values, sampler)
 
 
+def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    if hasattr(model.trunk, "memories"):  # a trunk of the Hub keeps no keys and values
+        for k in (5, 16):
+            sampler = StaleCacheSampler(model, window=ConstantWindow(k))
+            yield Setting("stale cache", "uniform", {"window": k}, sampler)
+
+
 def optimal(
     model: SSMD, profile: Sequence[float], steps: Sequence[int], rounds: Sequence[int] = (4,)
 ) -> Settings:
@@ -200,6 +224,22 @@ def optimal(
             sampler = SpeculativeSampler(model, None, window, most)
             knobs = {"steps": k, "rounds": most}
             yield Setting("self-speculative, optimal", "uniform", knobs, sampler)
+
+
+def guided(model: SSMD, predictor: Scorer, steps: Sequence[int]) -> Settings:
+    """Star-shaped sampling guided by a trained predictor."""
+    weights = fingerprint(predictor.parameters())[:12]
+    for k in steps:
+        sampler = GuidedStarShapedSampler(model, predictor, k)
+        yield Setting("star-shaped, guided", "", {"steps": k, "predictor": weights}, sampler)
+
+
+def policies(model: SSMD, policy: Scorer) -> Settings:
+    """A trained policy, from bold to timid coins."""
+    weights = fingerprint(policy.parameters())[:12]
+    for heat in (0.25, 0.5, 1.0, 2.0):
+        sampler = PolicySampler(model, policy, heat)
+        yield Setting("policy", "", {"policy_temperature": heat, "policy": weights}, sampler)
 
 
 CONTENDERS: Mapping[str, Contender] = {
@@ -233,14 +273,19 @@ CONTENDERS: Mapping[str, Contender] = {
     "any-order-verified": lambda m, o, s: _swept(
         "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)
     ),
+    "stale-cache": _stale_cache,
     "self-verified": lambda m, o, s: _swept(
         "self-verified, greedy", "", "drafts", (8,), lambda n: SelfVerifiedSampler(m, n)
     ),
     "draft-orders": _by_drafts,
     "bounded": _bounded,
+    "remasked": _remasked,
     "self-speculative": _self_speculative,
 }
-"""By the names that `selfspec benchmark --against` takes; the optimal schedule needs a profile."""
+"""By the names that `selfspec benchmark --against` takes, but those of `PREPARED`."""
+
+PREPARED = {"optimal": "profile", "guided": "predictor", "policy": "policy"}
+"""Contenders that need something measured or trained: the argument that gives it."""
 
 
 def contenders(
@@ -249,32 +294,39 @@ def contenders(
     orders: Sequence[str] = ("uniform",),
     steps: Sequence[int] = STEPS,
     profile: Sequence[float] | None = None,
+    predictor: Scorer | None = None,
+    policy: Scorer | None = None,
 ) -> list[Setting]:
     """The settings of these contenders, in this order, each once.
 
     Args:
         model: with a head where self-speculative sampling is asked for.
-        names: keys of `CONTENDERS`, "optimal", or "all".
+        names: keys of `CONTENDERS` or `PREPARED`, or "all", which leaves out what is not given.
         orders: of `calibration.ORDERS`, for those that take one.
         steps: of those that are given a number of passes.
         profile: f(i) in nats, from `likelihood.information_profile`, for "optimal".
+        predictor: of errors, for "guided", see `recipes.guides`.
+        policy: for "policy", see there.
 
     Raises:
-        ValueError: an unknown name, or "optimal" without a profile.
+        ValueError: an unknown name, or one whose part is not given.
     """
-    if "all" in names:
-        names = [*CONTENDERS, *(["optimal"] if profile is not None else [])]
+    makers: dict[str, Callable[[], Settings]] = {
+        name: partial(contender, model, orders, steps) for name, contender in CONTENDERS.items()
+    }
+    if profile is not None:
+        makers["optimal"] = partial(optimal, model, profile, steps)
+    if predictor is not None:
+        makers["guided"] = partial(guided, model, predictor, steps)
+    if policy is not None:
+        makers["policy"] = partial(policies, model, policy)
     found: dict[tuple, Setting] = {}
-    for name in names:
-        if name == "optimal":
-            if profile is None:
-                raise ValueError("`profile` must be given for the optimal schedule, got None")
-            settings = optimal(model, profile, steps)
-        elif name in CONTENDERS:
-            settings = CONTENDERS[name](model, orders, steps)
-        else:
-            raise ValueError(f"`names` must be of {', '.join(CONTENDERS)}, optimal or all, "
+    for name in makers if "all" in names else names:
+        if name not in makers and name in PREPARED:
+            raise ValueError(f"`{PREPARED[name]}` must be given for {name!r}, got None")
+        if name not in makers:
+            raise ValueError(f"`names` must be of {', '.join([*CONTENDERS, *PREPARED])} or all, "
                              f"got {name!r}")  # fmt: skip
-        for setting in settings:
+        for setting in makers[name]():
             found.setdefault((setting.sampler, setting.order, *setting.settings.items()), setting)
     return list(found.values())

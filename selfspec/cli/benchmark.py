@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 Contender = Literal[
     "all", "plain", "ancestral", "any-order", "optimal", "maskgit", "top-k", "threshold", "factor",
     "entropy-bound", "klass", "dilated", "remdm", "star-shaped", "path-planning", "lookahead",
-    "punt", "any-order-verified", "self-verified", "draft-orders", "bounded",
+    "punt", "any-order-verified", "stale-cache", "self-verified", "draft-orders", "bounded",
+    "remasked", "guided", "policy",
 ]  # fmt: skip
 STEPS = (4, 8, 16, 32, 64)
 PLAIN = ("plain", "ancestral", "any-order")
@@ -31,6 +32,8 @@ def benchmark(
     judge: str = "books27-judge",
     batch_size: int = 64,
     calibrate: bool = False,
+    predictor: Path | None = None,
+    policy: Path | None = None,
     out: Path = Path("runs/benchmark"),
 ) -> None:
     """Measure self-speculative sampling beside other samplers, at several settings each.
@@ -45,6 +48,8 @@ def benchmark(
         steps: passes of the samplers that are given a number of them.
         judge: a checkpoint of an autoregressive model of the same tokens.
         batch_size: samples drawn at once.
+        predictor: the folder of a trained error predictor, for "guided".
+        policy: the folder of a trained policy, for "policy".
         calibrate: instead, measure the table that --nfe and --quality are resolved from, with
             every order, and store it in the checkpoint.
         out: the folder for report.json, report.html (where matplotlib is installed), and finished
@@ -64,7 +69,7 @@ def benchmark(
     if not against or not orders:
         raise ValueError("`against` and `orders` must name at least one each")
     sweep = make_sweep(model, scorer, out, num, batch_size, run)
-    settings = make_settings(model, against, orders, steps, run)
+    settings = make_settings(model, against, orders, steps, run, predictor, policy)
     compare(model, sweep, settings, judge, run)
 
 
@@ -119,14 +124,19 @@ def make_settings(
     orders: tuple[OrderName, ...],
     steps: tuple[int, ...],
     run: Run,
+    predictor: Path | None = None,
+    policy: Path | None = None,
 ) -> list[Setting]:
     """The contenders, then self-speculative sampling; the optimal schedule is measured first."""
     from selfspec.arena import contenders
+    from selfspec.nn.scorer import Scorer
 
     profile = None
     if "optimal" in against or "all" in against:
         profile = own_profile(model, run)
-    return contenders(model, [*against, "self-speculative"], orders, steps, profile)
+    given = {"predictor": predictor, "policy": policy}
+    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    return contenders(model, [*against, "self-speculative"], orders, steps, profile, **scorers)
 
 
 def own_profile(model: SSMD, run: Run, num: int = 16) -> list[float]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "RMSNorm", "Rotation", "rotation"]
+__all__ = ["Attention", "Memory", "RMSNorm", "Rotation", "rotation"]
 
 
 class Rotation(NamedTuple):
@@ -41,6 +41,27 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     """(B, H, S, E) turned pairwise."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], dim=-1)
+
+
+class Memory:
+    """The keys and values of an attention at all positions, some of them stale.
+
+    Attributes:
+        keys, values: (B, H, L, E), keys rotated; of the last pass over all positions at first.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def renew(self, keys: Tensor, values: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take in (B, H, S, E) keys and values at positions (B, S), or all; returns all of them."""
+        if at is None:
+            self.keys, self.values = keys, values
+        else:
+            index = at[:, None, :, None].expand_as(keys)
+            self.keys = self.keys.scatter(2, index, keys)
+            self.values = self.values.scatter(2, index, values)
+        return self.keys, self.values
 
 
 class RMSNorm(nn.RMSNorm):
@@ -71,6 +92,8 @@ class Attention(nn.Module):
         key_rotation: Rotation,
         mask: Tensor | None = None,
         causal: bool = False,
+        memory: Memory | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -79,6 +102,8 @@ class Attention(nn.Module):
             query_rotation, key_rotation: angles of queries and of keys.
             mask: (B, 1, 1, S) bool, True where a key may be seen; None for all.
             causal: a place sees itself and earlier ones only; not together with `mask`.
+            memory: takes in the keys and values of x, and is what x attends to.
+            at: (B, S) positions of x in the memory; None where x is the whole row.
 
         Returns:
             (B, S, C).
@@ -86,5 +111,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = rotate(self.query_norm(q), query_rotation).to(v.dtype)
         k = rotate(self.key_norm(k), key_rotation).to(v.dtype)
+        if memory is not None:
+            k, v = memory.renew(k, v, at)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(attended.transpose(1, 2).flatten(2))

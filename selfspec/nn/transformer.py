@@ -9,13 +9,14 @@ same module with `causal=True` is an autoregressive transformer.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfspec.nn.attention import Attention, RMSNorm, Rotation, rotation
+from selfspec.nn.attention import Attention, Memory, RMSNorm, Rotation, rotation
 
 __all__ = ["Block", "Trunk", "TrunkConfig"]
 
@@ -71,10 +72,12 @@ class Block(nn.Module):
         key_rotation: Rotation,
         mask: Tensor | None = None,
         causal: bool = False,
+        memory: Memory | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """(B, S, C) → (B, S, C); arguments as in `Attention`."""
         attended = self.attention(
-            self.attention_norm(x), query_rotation, key_rotation, mask, causal
+            self.attention_norm(x), query_rotation, key_rotation, mask, causal, memory, at
         )
         x = x + self.dropout(attended)
         return x + self.dropout(self.down(F.relu(self.up(self.mlp_norm(x))).square()))
@@ -131,26 +134,38 @@ class Trunk(nn.Module):
         """Blocks, for the NFE account."""
         return self.config.blocks
 
-    def forward(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
-        """One trunk pass.
+    def forward(
+        self,
+        tokens: Tensor,
+        pad: Tensor | None = None,
+        memories: Sequence[Memory] | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """One trunk pass, or part of one.
 
         Args:
             tokens: (B, L) int64 in 0..V, V where masked.
             pad: (B, L) bool, True at pads: no position attends to them.
+            memories: take in the keys and values of every block; from `memories`.
+            at: (B, P) the positions of `tokens`, then (B, P), in the row that the memories hold:
+                only these are computed, all others are as the memories have them.
 
         Returns:
-            (B, L, C) hidden states, before the final norm.
+            (B, L, C) or (B, P, C) hidden states, before the final norm.
         """
         x = self.embed(tokens)
-        angles = rotation(
-            torch.arange(tokens.shape[1], device=tokens.device),
-            self.config.width // self.config.heads,
-            self.embedding.weight.dtype,
-        )
+        positions = torch.arange(tokens.shape[1], device=tokens.device) if at is None else at
+        channels = self.config.width // self.config.heads
+        angles = rotation(positions, channels, self.embedding.weight.dtype)
         mask = None if pad is None else ~pad[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, angles, angles, mask, self.config.causal)
+        for k, block in enumerate(self.blocks):
+            memory = None if memories is None else memories[k]
+            x = block(x, angles, angles, mask, self.config.causal, memory, at)
         return x
+
+    def memories(self) -> list[Memory]:
+        """What a pass over a row can leave behind for `forward` at some of its positions."""
+        return [Memory() for _ in self.blocks]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(…) tokens → (…, C)."""

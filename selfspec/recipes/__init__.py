@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 from selfspec.recipes import books27 as books27
 from selfspec.recipes import books_bpe as books_bpe
+from selfspec.recipes import guides as guides
 from selfspec.recipes import proteins as proteins
 from selfspec.recipes import uniref50 as uniref50
 from selfspec.recipes.adapt_ar import adapt_ar as adapt_ar
 from selfspec.recipes.attach import attach as attach
 from selfspec.recipes.openwebtext import openwebtext as openwebtext
 from selfspec.recipes.recipe import Recipe as Recipe
+from selfspec.recipes.sdtt import distil as distil
 from selfspec.recipes.text8 import text8 as text8
 
 ALL: dict[str, Callable[..., Recipe]] = {
@@ -21,6 +23,7 @@ ALL: dict[str, Callable[..., Recipe]] = {
     "books27-head": books27.head,
     "books27-joint": books27.joint,
     "books27-windows": books27.windows,
+    "books27-sdtt": books27.sdtt,
     "books27-plain12": books27.plain12,
     "books27-judge": books27.judge,
     "books27-small-judge": books27.small_judge,

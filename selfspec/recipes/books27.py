@@ -4,6 +4,7 @@
     head                     one causal block on the frozen trunk
     joint                    both together, from the two above or from scratch
     windows                  both, fine-tuned where samplers read the head
+    sdtt                     the trunk, distilled to fewer steps: a round of `sdtt.distil`
     plain12                  12 blocks without a head: the baseline of as many blocks
     judge, small_judge       autoregressive models that score samples
 
@@ -19,6 +20,8 @@ from typing import Any
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
 from selfspec.recipes.recipe import Recipe
+from selfspec.recipes.sdtt import Distilled
+from selfspec.recipes.sdtt import sdtt as distillation
 from selfspec.train import (
     AdamWConfig,
     Diffusion,
@@ -75,6 +78,11 @@ def windows(steps: int = 3000, **changes: Any) -> Recipe:
     return replace(
         joint(steps, **changes), name="books27-windows", objective=objective, needs_start=True
     )
+
+
+def sdtt(round: int = 1, **changes: Any) -> Distilled:
+    """The trunk, distilled; its start is the teacher."""
+    return distillation("books27-sdtt", TRUNK, round, **changes)
 
 
 def plain12(steps: int = 6000, **changes: Any) -> Recipe:

@@ -15,6 +15,7 @@ from selfspec.data.tokenizers import CharTokenizer, Tokenizer
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
+from selfspec.nn.scorer import Scorer
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.train import Diffusion, NextToken, Objective, TrainConfig, Trainer, initialise
 from selfspec.train.parallel import group, rows_each
@@ -120,8 +121,13 @@ class Recipe:
         )  # fmt: skip
 
 
+def default_device() -> str:
+    """CUDA if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def make_trainer(
-    model: SSMD | AutoregressiveModel,
+    model: SSMD | AutoregressiveModel | Scorer,
     objective: Objective,
     settings: TrainConfig,
     folder: str | os.PathLike[str] | None,
@@ -137,7 +143,9 @@ def make_trainer(
         ValueError: the data have another vocabulary, or the batch does not split over the
             processes.
     """
-    size = model.trunk.vocab_size
+    # A small network beside a frozen model reads the tokens of that.
+    reads: Any = getattr(objective, "model", model)
+    size = reads.trunk.vocab_size
     for store in filter(None, (train, valid)):
         if store.vocab_size != size:
             raise ValueError(
@@ -146,7 +154,7 @@ def make_trainer(
     share = rows_each(settings.batch_size, settings.accumulate)
     if isinstance(model, SSMD) and isinstance(train, RaggedStore):
         model.lengths = Lengths.of(train.lengths, length)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     batches = train.loader(length, share, settings.seed, *group())
     rows = None if valid is None else valid.excerpt(length, valid_rows)
     return Trainer(model.to(device), objective, settings, batches, folder, rows)

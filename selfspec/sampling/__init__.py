@@ -18,11 +18,14 @@ from selfspec.sampling.dilated import DilatedOrder, DilatedSampler, DilatedWindo
 from selfspec.sampling.entropy_bound import EntropyBoundSampler, EntropyBoundWindow
 from selfspec.sampling.factor import FactorSampler, FactorWindow
 from selfspec.sampling.fixed_count import AnyOrderSampler, FixedCountSampler
+from selfspec.sampling.guided_star_shaped import GuidedStarShapedSampler
 from selfspec.sampling.klass import KLASSSampler
 from selfspec.sampling.lookahead import LookaheadSampler
 from selfspec.sampling.path_planning import PathPlanningSampler
 from selfspec.sampling.plain import PlainSampler
+from selfspec.sampling.policy import PolicySampler
 from selfspec.sampling.punt import PUNTSampler
+from selfspec.sampling.remasked_speculative import RemaskedSpeculativeSampler
 from selfspec.sampling.remdm import (
     CapRemasking,
     ConfidenceRemasking,
@@ -32,6 +35,7 @@ from selfspec.sampling.remdm import (
 )
 from selfspec.sampling.self_verified import SelfVerifiedSampler
 from selfspec.sampling.speculative import SpeculativeSampler
+from selfspec.sampling.stale_cache import StaleCacheSampler
 from selfspec.sampling.star_shaped import StarShapedSampler
 from selfspec.sampling.threshold import ThresholdSampler, ThresholdWindow
 from selfspec.sampling.top_k import TopKSampler
@@ -51,17 +55,21 @@ __all__ = [
     "FactorSampler",
     "FactorWindow",
     "FixedCountSampler",
+    "GuidedStarShapedSampler",
     "KLASSSampler",
     "LookaheadSampler",
     "LoopRemasking",
     "PUNTSampler",
     "PathPlanningSampler",
     "PlainSampler",
+    "PolicySampler",
     "ReMDMSampler",
+    "RemaskedSpeculativeSampler",
     "RescaleRemasking",
     "Sampler",
     "SelfVerifiedSampler",
     "SpeculativeSampler",
+    "StaleCacheSampler",
     "StarShapedSampler",
     "ThresholdSampler",
     "ThresholdWindow",

@@ -66,7 +66,8 @@ class SetSampler(Sampler):
             (R, L, V) float64 log-probabilities at every position.
         """
         rows = torch.arange(len(tokens), device=tokens.device) if rows is None else rows
-        state.trunk_passes = state.trunk_passes.index_add(0, rows, torch.ones_like(rows))
+        one = torch.ones_like(rows, dtype=state.trunk_passes.dtype)
+        state.trunk_passes = state.trunk_passes.index_add(0, rows, one)
         pad = state.pad[rows] if bool(state.pad.any()) else None
         return self.log_probs(self.model.draft(self.model.encode(tokens, pad)))
 

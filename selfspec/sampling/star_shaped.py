@@ -6,8 +6,7 @@
 So each step mends any position, not only masked ones: the extreme of remasking. Until the masked
 share has fallen to `on` the steps are those of ancestral sampling, where remasking would gain
 little. K steps on a grid of α; a step in which nothing is revealed needs no trunk pass. Source:
-star-shaped diffusion 2510.08369, on ≈ 0.3; its guided form, with a learned predictor of errors, is
-not here.
+star-shaped diffusion 2510.08369, on ≈ 0.3; for its guided form see `guided_star_shaped`.
 """
 
 import numpy as np
@@ -49,7 +48,7 @@ class StarShapedSampler(RemaskingSampler):
             raise ValueError(f"`on` must be in [0, 1], got {on}")
         schedule = schedule if schedule is not None else LinearSchedule()
         share = schedule.masked(np.arange(steps + 1) / steps)
-        star = share[:-1] <= on + 1e-12
+        self.share, self.star = share[1:], (star := share[:-1] <= on + 1e-12)
         # The chance of a masked position to stay masked, and of a known one to be masked again.
         self.stays = np.where(star, share[1:], share[1:] / share[:-1])
         self.returns = np.where(star, share[1:], 0.0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -84,11 +85,7 @@ class Diffusion:
         pads nor observed; observed ones come first and on top of that.
         """
 
-        def uniform(*shape: int) -> Tensor:
-            """Numbers for the rows of the global batch: (B, …), those of this rank."""
-            size = (len(tokens) * world, *shape)
-            return torch.rand(size, generator=generator, device=tokens.device)[rank::world]
-
+        uniform = partial(uniform_rows, tokens, generator, rank, world)
         keys = uniform(tokens.shape[1])
         observed = _is_one_of(tokens, self.observed)
         keys = torch.where(observed, keys - 1, keys)
@@ -115,6 +112,20 @@ class Diffusion:
         )
         parts = {"draft": loss.draft, "target": loss.target, "window": loss.window}
         return loss.total, {name: part for name, part in parts.items() if part is not None}
+
+
+def uniform_rows(
+    tokens: Tensor,
+    generator: torch.Generator,
+    rank: int,
+    world: int,
+    *shape: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Uniform numbers for the rows of the global batch: (B, …), those of this rank's `tokens`."""
+    size = (len(tokens) * world, *shape)
+    numbers = torch.rand(size, generator=generator, device=tokens.device, dtype=dtype)
+    return numbers[rank::world]
 
 
 def _is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:

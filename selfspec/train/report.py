@@ -1,8 +1,9 @@
 """Where the numbers of a run go: a bar, `log.jsonl`, and TensorBoard where it is installed.
 
 A line of the log is one JSON object with `step` and `elapsed` (seconds) and either the means since
-the last line (`draft`, `target` or `judge` in nats per token, the same with `_bits`, `grad_norm`,
-`tokens_per_second`; and AdamW's `lr` at this step) or a validation (`valid_...`).
+the last line (each loss in nats per token and, with `_bits`, in bits; `reward` and `steps` of a
+policy; `grad_norm`, `tokens_per_second`; and AdamW's `lr` at this step) or a validation
+(`valid_...`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from tqdm import tqdm
 from selfspec.files import write_bytes
 from selfspec.train.parallel import mean
 
+NO_NATS = {"reward", "steps"}
+"""What is no loss."""
+
 
 def with_bits(losses: Mapping[str, float], prefix: str = "") -> dict[str, float]:
     """Each loss in nats per token and, as `<name>_bits`, in bits."""
     nats = {f"{prefix}{name}": value for name, value in losses.items()}
-    return nats | {f"{name}_bits": value / math.log(2) for name, value in nats.items()}
+    bits = {f"{prefix}{n}_bits": v / math.log(2) for n, v in losses.items() if n not in NO_NATS}
+    return nats | bits
 
 
 class Meter:

@@ -73,7 +73,7 @@ class Trainer:
     With `parallel="fsdp"` the model stays sharded afterwards; load the one in the folder.
 
     Args:
-        model: `SSMD` or `AutoregressiveModel`, on the device to train on.
+        model: `SSMD`, `AutoregressiveModel` or `Scorer`, on the device to train on.
         objective: what to minimise, and which part of the model moves.
         config: all settings.
         batches: the training data.
@@ -107,7 +107,8 @@ class Trainer:
         frozen = [p for p in model.parameters() if not p.requires_grad]
         self._frozen = {"frozen": fingerprint(frozen)} if frozen else {}
         self.loss = parallel.distributed(Loss(model, objective), config.parallel, self.device)
-        self.optimisers = Optimisers(model, config.adamw, config.muon, model.trunk.vocab_size)
+        symbols = getattr(model, "trunk", model).vocab_size
+        self.optimisers = Optimisers(model, config.adamw, config.muon, symbols)
         self.params = self.optimisers.params
         self.ema = EMA([parallel.shard(p) for p in self.params.values()], config.ema_decay)
         self.feed = Feed(batches, self.device)
@@ -342,7 +343,7 @@ class Loss(nn.Module):
 
 
 class Saving(nn.Module):
-    """`checkpoint.save` as a module, so that it can be called with other weights."""
+    """Saving a model as a module, so that it can be called with other weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -350,7 +351,8 @@ class Saving(nn.Module):
 
     def forward(self, folder: Path, **about: Any) -> None:
         """Writes the model, with the weights that it has in this call."""
-        checkpoint.save(self.model, folder, **about)  # type: ignore[arg-type]
+        save: Any = getattr(self.model, "save", partial(checkpoint.save, self.model))  # type: ignore[arg-type]
+        save(folder, **about)
 
 
 @contextmanager
