@@ -4,6 +4,7 @@ With `token_dropout` the model divides its embeddings by the share of tokens tha
 of masks alone has no answer: the tokens around a sequence, <cls> and <eos>, must be there.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ class EsmTrunk(MaskedLMTrunk):
     def read_length(model: Any) -> int | None:
         """The table counts from behind the pad row, and the rotary models keep its length."""
         return model.config.max_position_embeddings - model.config.pad_token_id - 1
+
+    def weights(self) -> Iterable[Tensor]:
+        """All but the contact head's, which a checkpoint may lack and no draft reads."""
+        named = self.model.named_parameters()
+        return (weight for name, weight in named if "contact_head" not in name)
 
     def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         """As the base class.

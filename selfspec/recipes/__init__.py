@@ -11,6 +11,8 @@ from selfspec.recipes import proteins as proteins
 from selfspec.recipes import uniref50 as uniref50
 from selfspec.recipes.attach import attach as attach
 from selfspec.recipes.recipe import Recipe as Recipe
+from selfspec.recipes.run import train as train
+from selfspec.recipes.run import train_head as train_head
 from selfspec.recipes.text8 import text8 as text8
 
 ALL: dict[str, Callable[..., Recipe]] = {
