@@ -7,6 +7,8 @@ some of these tokenizers want.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -77,6 +79,12 @@ class HubTokenizer:
     def to_config(self) -> dict[str, str]:
         """For a checkpoint, which holds the tokenizer's `files` too."""
         return {"kind": "hub"}
+
+    @property
+    def sha256(self) -> str:
+        """Of the table from tokens to ids; hexadecimal."""
+        table = sorted(self.inner.get_vocab().items())
+        return hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer's own files, by name."""

@@ -83,14 +83,15 @@ def train_head(
         data: a text file, `.jsonl` or FASTA, or "self": what the model itself draws.
         folder: for rows, checkpoints and logs; a run found there is resumed.
         stop_after, progress: as in `train`.
-        **options: `rows`, `length`, `num`, `field`, `device` and the settings of the run, see
-            `recipes.attach`.
+        **options: `rows`, `length`, `num`, `field`, `unknown`, `device` and the settings of the
+            run, see `recipes.attach`.
 
     Returns:
         The model, with the averaged weights of its head.
 
     Raises:
         ValueError: bad data or settings. OSError: no such file.
+        RuntimeError: another run is at work in the folder, or the loss is not finite.
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
     trainer = attach(model, data, folder, progress=progress, **options)
