@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 import selfspec as ss
 from selfspec.data.tokenizers import ESM_ALPHABET
+from selfspec.engine import Engine
 from selfspec.hub import HubTrunk, Vocabulary
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.hub.trunk import read_vocabulary
 from selfspec.inputs import check_tokens
+from selfspec.likelihood.profile import information_profile
 from selfspec.likelihood.tables import draw_order
 from selfspec.losses import ssmd_loss
 from selfspec.train import Diffusion
@@ -393,8 +395,23 @@ def test_a_sequence_longer_than_the_trunk_is_refused():
 
 def test_esm_must_see_a_token():
     model = attached("ESM")
-    with pytest.raises(ValueError, match="got a row of masks alone"), torch.no_grad():
-        model.encode(torch.full((2, 5), MASK))
+    blank, text = torch.full((2, 5), MASK), torch.full((2, 5), 7)
+    blank[0, 1] = 7
+    sampler = ss.SpeculativeSampler(model)
+    for refused in (
+        lambda: sampler.sample(blank),
+        lambda: Engine(model).sample(sampler, blank),
+        lambda: ss.log_likelihood(model, text),
+        lambda: ss.one_pass_score(model, text, observed=blank != MASK),
+        lambda: information_profile(model, text),
+        lambda: ss.estimate_log_likelihood(
+            model, text, ss.RespacedOrder(), ss.ConstantWindow(2), rounds=0
+        ),
+    ):
+        with pytest.raises(ValueError, match="got a row of masks alone"):
+            refused()
+    seen = torch.tensor([[True, False, False, False, False]]).expand(2, -1)
+    assert ss.log_likelihood(model, text, observed=seen).isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["llada", "Dream"])
