@@ -24,28 +24,34 @@ def train(
     Args:
         recipe: its name; an unknown one lists them all.
         run: where and from which seed.
-        data: a folder written by `selfspec prepare`.
+        data: a folder written by `selfspec prepare`; for uniref50 the FASTA itself.
         out: the folder of the run: checkpoints and logs; the model is in its subfolder `model`.
         steps: optimiser steps, instead of the recipe's.
         batch_size: rows a step, instead of the recipe's.
         accumulate: micro-batches a step: less memory, the same gradient.
-        start: the checkpoint to start from.
+        start: the checkpoint to start from; for uniref50 a trunk, instead of the published one.
         stop_after: seconds after which to stop, with a checkpoint.
     """
     from selfspec import api, checkpoint, recipes
 
-    if recipe not in recipes.ALL:
-        raise ValueError(f"`recipe` must be one of {', '.join(recipes.ALL)}, got {recipe!r}")
+    if recipe not in (known := {**recipes.ALL, **recipes.ON_TRUNKS}):
+        raise ValueError(f"`recipe` must be one of {', '.join(known)}, got {recipe!r}")
     asked = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}
     settings = {name: value for name, value in asked.items() if value is not None}
-    api.train(
-        recipes.ALL[recipe](seed=run.seed, **settings),
-        data,
-        out,
-        start=checkpoint.resolve(start) if start else None,
-        device=run.where(),
-        stop_after=stop_after,
-    )
+    if recipe in recipes.ON_TRUNKS:
+        given = {"trunk": start} if start else {}
+        make = recipes.ON_TRUNKS[recipe]
+        trainer = make(data, out, **given, device=run.where(), seed=run.seed, **settings)
+        recipes.finish(trainer, stop_after)
+    else:
+        api.train(
+            recipes.ALL[recipe](seed=run.seed, **settings),
+            data,
+            out,
+            start=checkpoint.resolve(start) if start else None,
+            device=run.where(),
+            stop_after=stop_after,
+        )
     report(out / "model", run)
 
 

@@ -14,7 +14,7 @@ from selfspec.recipes.attach import attach
 from selfspec.recipes.recipe import Recipe
 from selfspec.train import Objective, Trainer
 
-__all__ = ["train", "train_head"]
+__all__ = ["finish", "train", "train_head"]
 
 Path = str | os.PathLike[str]
 
@@ -64,7 +64,7 @@ def train(
         raise ValueError(f"`data` must have a split 'train', got {sorted(stores)} in {data}")
     recipe = replace(recipe, tokenizer=tokenizer)
     trainer = recipe.trainer(folder, stores["train"], stores.get("valid"), start, device)
-    return _run(trainer, stop_after, progress)
+    return finish(trainer, stop_after, progress)
 
 
 def train_head(
@@ -95,10 +95,15 @@ def train_head(
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
     trainer = attach(model, data, folder, progress=progress, **options)
-    return _run(trainer, stop_after, progress)
+    return finish(trainer, stop_after, progress)
 
 
-def _run(trainer: Trainer, stop_after: float | None, progress: bool) -> Any:
+def finish(trainer: Trainer, stop_after: float | None = None, progress: bool = True) -> Any:
+    """Train to the last step, or for so many seconds; returns the model.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
+    """
     if not trainer.run(stop_after, progress) and stop_after is None:
         raise KeyboardInterrupt
     return trainer.model
