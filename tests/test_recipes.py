@@ -2,6 +2,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hubs
 import numpy as np
@@ -96,10 +97,10 @@ def test_uniref50_trains_a_block_on_a_frozen_trunk_by_name(dplm, uniref, tmp_pat
                "--start", dplm, "--device", "cpu"]  # fmt: skip
     assert main([*command, "--steps", "3", "--batch-size", "8", "--accumulate", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 3
-    model = ss.load(tmp_path / "run" / "model")
+    model: Any = ss.load(tmp_path / "run" / "model")
     assert (model.head.config.blocks, model.head.config.heads) == (1, 20)
     assert (model.frame, model.length) == (((0,), (2,)), 38)
-    fresh = ss.attach_head(dplm, heads=20)
+    fresh: Any = ss.attach_head(dplm, heads=20)
     for one, other in zip(model.trunk.parameters(), fresh.trunk.parameters(), strict=True):
         assert one.equal(other)
     assert not model.head.project.weight.equal(fresh.head.project.weight)
@@ -111,7 +112,7 @@ def test_uniref50_trains_a_block_on_a_frozen_trunk_by_name(dplm, uniref, tmp_pat
 
 def test_uniref50_is_as_published(dplm, uniref, tmp_path):
     assert (uniref50.TRUNK, uniref50.LENGTH) == ("airkingbd/dplm_150m", 1022 + 2)
-    made = uniref50.trainer(uniref, tmp_path, dplm, "cpu", progress=False)
+    made: Any = uniref50.trainer(uniref, tmp_path, dplm, "cpu", progress=False)
     config = made.config
     assert (config.adamw.lr, config.adamw.betas, config.clip) == (1.5e-4, (0.9, 0.999), 1.0)
     assert (config.muon, config.batch_size) == (None, 256)
