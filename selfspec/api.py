@@ -64,7 +64,11 @@ def load(
     reunite = Reunion(trunk, tokenizer, trust_remote_code)
     folder = os.fspath(name)
     if folder.count("/") == 1 and not os.path.exists(folder):
-        folder = download(folder, revision)
+        try:
+            folder = download(folder, revision)
+        except OSError as error:
+            raise OSError(f"{folder}: no such folder here, and not to be had from the Hub "
+                          f"({error})") from error  # fmt: skip
     model = checkpoint.load(folder, device, reunite)
     if not isinstance(model, SSMD):
         raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")

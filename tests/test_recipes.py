@@ -108,6 +108,7 @@ def test_uniref50_trains_a_block_on_a_frozen_trunk_by_name(dplm, uniref, tmp_pat
     assert longest == 36  # residues; longer proteins were cut
     store = RaggedStore(tmp_path / "run" / "data" / "train.bin")
     assert {row[0] for row in map(store.__getitem__, range(len(store)))} == {0}
+    assert len({*store.lengths.tolist()}) > 20  # a row a protein
 
 
 def test_uniref50_is_as_published(dplm, uniref, tmp_path):

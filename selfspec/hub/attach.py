@@ -171,7 +171,10 @@ def load_model(
         OSError: no such model.
     """
     hf = transformers()
-    config, _ = hf.PreTrainedConfig.get_config_dict(name, revision=revision)
+    try:
+        config, _ = hf.PreTrainedConfig.get_config_dict(name, revision=revision)
+    except OSError as error:
+        raise OSError(f"{name}: no such model in a folder here or on the Hub ({error})") from error
     family = config.get("model_type")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if family == "mdlm":
