@@ -208,7 +208,8 @@ class HubTrunk(nn.Module):
         """
         if whole and not self.writable:
             raise ValueError("`model` must have the trunk's own weights, and `merge` be False, "
-                             "where the trunk is remote code: it cannot be written")  # fmt: skip
+                             "where the trunk is remote code or its adapter your own: it cannot be "
+                             "written")  # fmt: skip
         source = asdict(self.source)
         if whole and source["sha256"] != (now := fingerprint(self.weights())):
             source = asdict(Source("", None, now))  # it was trained further
