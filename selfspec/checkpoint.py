@@ -13,37 +13,23 @@ has no name, where it was trained further, or on demand.
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfspec.data.tokenizers import Tokenizer, tokenizer_from
+from selfspec.description import KINDS, Model, Reunite, build, describe, is_head_only
 from selfspec.files import write_together
-from selfspec.lengths import Lengths
-from selfspec.model import SSMD, AutoregressiveModel
-from selfspec.nn.head import CausalHead, HeadConfig
-from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.weights import StorageType, restored, stored
 
 __all__ = ["BUNDLED", "load", "load_config", "resolve", "save"]
 
 FORMAT = 1
-KINDS = ("ssmd", "autoregressive")
 BUNDLED = Path(__file__).parent / "checkpoints"
 """Where the checkpoints that come with the package are."""
-
-Model = SSMD | AutoregressiveModel
-Config = TypeVar("Config", TrunkConfig, HeadConfig)
-
-
-Reunite = Callable[[dict[str, Any], Path], tuple[nn.Module, Tokenizer | None]]
-"""From the description of a trunk of the Hub and the checkpoint's folder: trunk and tokenizer."""
 
 
 def save(
@@ -71,28 +57,22 @@ def save(
     if dtype not in get_args(StorageType):
         raise ValueError(f"`dtype` must be one of {get_args(StorageType)}, got {dtype!r}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    trunk, head_only = _described(model.trunk, merge)
+    described = describe(model, merge)
+    head_only = is_head_only(described)
     weights = {name: p for name, p in model.named_parameters()
                if not (head_only and name.startswith("trunk."))}  # fmt: skip
     blob = safetensors.torch.save(stored(weights, dtype))
-    config = {
-        "format": FORMAT,
-        "kind": "ssmd" if isinstance(model, SSMD) else "autoregressive",
-        "trunk": trunk,
-        "head": asdict(model.head.config) if isinstance(model, SSMD) and model.head else None,
-        "tokenizer": model.tokenizer.to_config() if model.tokenizer else None,
-        "calibration": model.calibration if isinstance(model, SSMD) else [],
-        "lengths": model.lengths.to_config() if isinstance(model, SSMD) and model.lengths else None,
-        "dtype": dtype,
-        "sha256": hashlib.sha256(blob).hexdigest(),
-    }
+    about = {"dtype": dtype, "sha256": hashlib.sha256(blob).hexdigest()}
+    config = {"format": FORMAT, **described, **about}
     if taken := config.keys() & extra:
         raise ValueError(f"`extra` must not set {min(taken)!r}, which the checkpoint does")
     text = json.dumps({**config, **extra}, indent=1) + "\n"
-    if trunk.get("model") and model.tokenizer:
-        model.tokenizer.save(folder / "tokenizer")  # type: ignore[attr-defined]
-    write_together({folder / "model.safetensors": blob, folder / "config.json": text.encode()})
+    own = getattr(model.tokenizer, "files", dict)()  # a tokenizer of the Hub has some
+    files = {folder / "tokenizer" / name: content for name, content in own.items()}
+    for parent in {folder, *(path.parent for path in files)}:
+        parent.mkdir(parents=True, exist_ok=True)
+    files |= {folder / "model.safetensors": blob, folder / "config.json": text.encode()}
+    write_together(files)
 
 
 def load(
@@ -118,7 +98,7 @@ def load(
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
     if hashlib.sha256(blob).hexdigest() != config.get("sha256"):
         raise ValueError(f"{path}: does not belong to the config.json beside it (SHA-256 differs)")
-    model = _build(config, folder / "config.json", reunite)
+    model = build(config, folder / "config.json", reunite)
     _fill(model, weights, path)
     symbols, tokenizer = model.trunk.vocab_size, model.tokenizer
     if tokenizer is not None and tokenizer.vocab_size != symbols:
@@ -156,50 +136,6 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _described(trunk: nn.Module, merge: bool) -> tuple[dict[str, Any], bool]:
-    """What the config says of a trunk, and whether its weights stay out of the checkpoint."""
-    if isinstance(trunk, Trunk):
-        return asdict(trunk.config), False
-    if not hasattr(trunk, "to_config"):
-        raise ValueError(f"`model` must have our own trunk or one of the Hub to be saved, "
-                         f"got {type(trunk).__name__}")  # fmt: skip
-    whole = merge or not trunk.stands_elsewhere
-    return trunk.to_config(whole), not whole  # type: ignore[operator]
-
-
-def _build(config: dict[str, Any], path: Path, reunite: Reunite | None) -> Model:
-    described, tokenizer = config.get("trunk"), None
-    if isinstance(described, dict) and described.get("kind") == "hub":
-        if reunite is None:
-            raise ValueError(f"{path}: its trunk is a model of the Hub: use `selfspec.load`")
-        trunk, tokenizer = reunite(described, path.parent)
-    else:
-        with torch.device("meta"):
-            trunk = Trunk(_parsed(TrunkConfig, described, f"{path}: trunk"))
-        trunk = trunk.to_empty(device="cpu")
-        if config.get("tokenizer"):
-            tokenizer = tokenizer_from(config["tokenizer"])
-    model = _around(trunk, config, path)
-    model.tokenizer = tokenizer
-    if isinstance(model, SSMD):
-        model.calibration = config.get("calibration", [])
-        if config.get("lengths"):
-            model.lengths = Lengths.from_config(config["lengths"])
-    return model
-
-
-def _around(trunk: nn.Module, config: dict[str, Any], path: Path) -> Model:
-    """The model of a trunk, with a head whose weights are still to come."""
-    if config["kind"] == "autoregressive":
-        return AutoregressiveModel(trunk)  # type: ignore[arg-type]
-    if config.get("head") is None:
-        return SSMD(trunk)
-    shape = _parsed(HeadConfig, config["head"], f"{path}: head")
-    with torch.device("meta"):
-        head = CausalHead(shape, trunk.width)  # type: ignore[arg-type]
-    return SSMD(trunk, head.to_empty(device="cpu"))
-
-
 def _fill(model: Model, weights: dict[str, Tensor], path: Path) -> None:
     """Load the weights: all of the model's, or those of its head alone."""
     wanted = {name for name, _ in model.named_parameters()}
@@ -213,20 +149,3 @@ def _fill(model: Model, weights: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         message = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path}: weights do not fit the config ({message})") from error
-
-
-def _parsed(kind: type[Config], values: Any, where: str) -> Config:
-    """A config dataclass from JSON, every field present and of its type."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object, got {values!r}")
-    types = get_type_hints(kind)
-    if unknown := set(values) - set(types):
-        raise ValueError(f"{where} has an unknown field {sorted(unknown)[0]!r}")
-    for name, value in values.items():
-        wanted = (int, float) if types[name] is float else types[name]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and types[name] is not bool):
-            raise ValueError(f"{where}.{name} must be {types[name].__name__}, got {value!r}")
-    missing = [f.name for f in fields(kind) if f.name not in values]
-    if missing:
-        raise ValueError(f"{where}.{missing[0]} is missing")
-    return kind(**values)

@@ -9,7 +9,9 @@ from selfspec.noise import row_seeds
 __all__ = ["check_tokens", "mask_of", "seeds_of"]
 
 
-def check_tokens(model: SSMD, tokens: Tensor, pad: Tensor, masked: bool) -> None:
+def check_tokens(
+    model: SSMD, tokens: Tensor, pad: Tensor, masked: bool, observed: Tensor | None = None
+) -> None:
     """Rows that the model can read.
 
     Args:
@@ -17,9 +19,11 @@ def check_tokens(model: SSMD, tokens: Tensor, pad: Tensor, masked: bool) -> None
         tokens: (B, L) int64; pads may hold anything.
         pad: (B, L) bool.
         masked: whether a row may hold the mask token.
+        observed: (B, L) bool, of rows without it: what the model sees when nothing is drawn yet.
 
     Raises:
-        ValueError: a wrong shape or type, no row, too long a row, or an unknown token.
+        ValueError: a wrong shape or type, no row, too long a row, an unknown token, or a row of
+            which nothing is seen where the trunk `needs_a_token`.
     """
     if 0 in tokens.shape:
         raise ValueError(f"`tokens` must not be empty, got shape {tuple(tokens.shape)}")
@@ -34,6 +38,11 @@ def check_tokens(model: SSMD, tokens: Tensor, pad: Tensor, masked: bool) -> None
     known = (known | mask if masked else known & ~mask) | pad
     if not bool(known.all()):
         raise ValueError(f"`tokens` must be in {rule}, got {int(tokens[~known][0])}")
+    if getattr(model.trunk, "needs_a_token", False):
+        seen = ~mask if masked else torch.zeros_like(pad) if observed is None else observed
+        if not bool((seen & ~pad).any(1).all()):
+            raise ValueError("`tokens` must show this model at least one token of a row, such as "
+                             "<cls>, got a row of masks alone")  # fmt: skip
 
 
 def mask_of(name: str, mask: Tensor | None, tokens: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class TrunkProtocol(Protocol):
     """A bidirectional masked model, as `SSMD` needs it.
 
     Tokens that are never to be drafted have logits of -inf. A trunk may also have a `frame`, the
-    tokens that stand before and after every sequence and are observed: a pair of tuples.
+    tokens that stand before and after every sequence and are observed: a pair of tuples; and
+    `needs_a_token`, true where it has no answer for a row of masks alone.
     """
 
     vocab_size: int

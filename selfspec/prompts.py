@@ -14,7 +14,17 @@ from torch.nn.utils.rnn import pad_sequence
 from selfspec.data.tokenizers import Tokenizer
 from selfspec.lengths import Lengths
 
-__all__ = ["NO_FRAME", "Frame", "blank", "decode", "encode", "framed", "layout", "unprompted"]
+__all__ = [
+    "NO_FRAME",
+    "Frame",
+    "blank",
+    "decode",
+    "encode",
+    "framed",
+    "in_frame",
+    "layout",
+    "unprompted",
+]
 
 Frame = tuple[Sequence[int], Sequence[int]]
 NO_FRAME: Frame = ((), ())
@@ -141,3 +151,10 @@ def framed(row: Tensor, frame: Frame) -> Tensor:
     """(n,) tokens with the frame around them."""
     begin, end = (torch.tensor(ids, dtype=torch.int64) for ids in frame)
     return torch.cat([begin, row, end])
+
+
+def in_frame(pad: Tensor, frame: Frame) -> Tensor:
+    """(B, L) bool: the tokens of the frame, which are given, in rows with these pads (B, L)."""
+    places = torch.arange(pad.shape[1], device=pad.device)
+    size = (~pad).sum(1, keepdim=True)
+    return ((places < len(frame[0])) | (places >= size - len(frame[1]))) & ~pad

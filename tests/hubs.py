@@ -1,5 +1,6 @@
 """Tiny random models of the real classes of the Hub, and stand-ins where those are remote code."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from selfspec.data.tokenizers import ESM_ALPHABET
 from selfspec.hub import mdlm
 
 hf: Any = transformers
@@ -27,6 +29,14 @@ def tokenizer(letters: str = LETTERS) -> Any:
     """A BERT tokenizer of single letters."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     return hf.BertTokenizer(vocab={name: i for i, name in enumerate(names)}, do_lower_case=False)
+
+
+def esm_tokenizer(folder: Path) -> Any:
+    """The tokenizer of ESM-2; its file is written to the folder."""
+    names = {"^": "<cls>", "~": "<pad>", "$": "<eos>", "?": "<unk>", "!": "<null_1>"}
+    tokens = [names.get(letter, letter) for letter in ESM_ALPHABET] + ["<mask>"]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+    return hf.EsmTokenizer(str(folder / "vocab.txt"))
 
 
 def bert(**changes: Any) -> Any:

@@ -110,6 +110,8 @@ def test_the_engine_draws_what_the_reference_draws():
 
 
 def test_what_the_engine_cannot_run_is_drawn_by_the_reference(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "selfspec")
+
     class Own(ss.AnyOrderSampler):
         def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
             return super().log_probs(logits)

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ import pytest
 import torch
 import transformers
 from hubs import CLS, MASK, SEP, UNKNOWN
+from torch import nn
 
 import selfspec as ss
 from selfspec.cli import main
+from selfspec.data.fasta import Unknown, read_fasta
 from selfspec.data.ragged import RaggedStore
 from selfspec.hub.tokenizer import HubTokenizer
+from selfspec.lengths import Lengths
 from selfspec.recipes.attach import documents, own_rows, settings, text_rows
+from selfspec.train.process import locked
 
 hf: Any = transformers
 QUICK = ["--steps", "8", "--batch-size", "4", "--heads", "2", "--device", "cpu"]
@@ -47,10 +52,7 @@ def model(source: str) -> Any:
 def test_a_line_is_a_row_within_its_frame(source: str, tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("ACD\n\n  WY \nACDEFGHIKL\n")
-    rows = [
-        row.tolist()
-        for row in text_rows(model(source), documents(path, "lines", "text", False), 6, "lines")
-    ]
+    rows = [row.tolist() for row in text_rows(model(source), documents(path, "lines"), 6, "lines")]
     assert rows == [[CLS, 5, 6, 7, SEP], [CLS, 23, 24, SEP], [CLS, 5, 6, 7, 8, 9, 10, SEP]]
 
 
@@ -64,9 +66,36 @@ def test_documents_of_every_kind_of_file(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"body": "AC"}\n{"body": "DE"}\n')
     (tmp_path / "a.fasta").write_text(">one\nAC\nDE\n>two\nwy\n")
     (tmp_path / "a.txt").write_text("AC\nDE\n")
-    read = {name: list(documents(tmp_path / f"a.{name}", "packed", "body", False))
+    read = {name: list(documents(tmp_path / f"a.{name}", "packed", "body"))
             for name in ("jsonl", "fasta", "txt")}  # fmt: skip
     assert read == {"jsonl": ["AC", "DE"], "fasta": ["ACDE", "WY"], "txt": ["AC\nDE\n"]}
+
+
+def test_sequences_are_read_by_a_policy(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "a.fasta"
+    path.write_bytes(
+        b"\xef\xbb\xbf>low\r\nac\r\nde\r\n>gaps\r\nA-C.D*\r\n>stop\r\nA*C\r\n>odd\r\nAJC\r\n"
+    )
+    assert list(documents(path, residues=hubs.LETTERS)) == ["ACDE", "ACD"]
+    assert "2 sequences with unknown residues were left out" in caplog.text
+    assert list(documents(path, unknown=Unknown.AS_X, residues=hubs.LETTERS + "X")) == [
+        "ACDE", "ACD", "AXC", "AXC"]  # fmt: skip
+    with pytest.raises(ValueError, match=r"a\.fasta, line 6: residues must be of .*, got '\*'"):
+        list(documents(path, unknown=Unknown.REFUSE, residues=hubs.LETTERS))
+
+
+def test_text_is_utf8_packed_or_not(tmp_path: Path):
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        file.write("é\n\nA B\n".encode())
+    assert list(documents(tmp_path / "a.txt.gz", "lines")) == ["é", "A B"]
+    assert list(documents(tmp_path / "a.txt.gz")) == ["é\n\nA B\n"]
+    (tmp_path / "b.txt").write_bytes(b"A\n\xff\n")
+    with pytest.raises(ValueError, match=r"b\.txt, line 2: not UTF-8"):
+        list(documents(tmp_path / "b.txt"))
+    whole = (tmp_path / "a.txt.gz").read_bytes()
+    (tmp_path / "c.txt.gz").write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"c\.txt\.gz, line .*: broken compression"):
+        list(documents(tmp_path / "c.txt.gz"))
 
 
 def test_rows_of_its_own_are_framed_text_and_the_same_for_every_batch(source: str):
@@ -147,6 +176,13 @@ def test_rows_are_made_once_and_of_one_thing(
     capsys.readouterr()
     assert main([*command, "--data", str(lines), "--rows", "lines"]) == 2
     assert "`rows` must be packed, as in" in capsys.readouterr().err
+    other = hubs.tokenizer(hubs.LETTERS[::-1])
+    other.save_pretrained(tmp_path / "other")
+    assert main([*command, "--data", str(lines), "--tokenizer", str(tmp_path / "other")]) == 2
+    assert "`tokens` must be" in capsys.readouterr().err
+    with locked(tmp_path / "run" / "data"):
+        assert main([*command, "--data", str(lines)]) == 1
+    assert "another run is training in" in capsys.readouterr().err
     assert main([*command, "--data", "self"]) == 2
     assert "`data` must be lines.txt" in capsys.readouterr().err
 
@@ -161,6 +197,10 @@ def test_without_data_the_model_teaches_itself(
     assert set(store.lengths.tolist()) == {9}
     assert len(store) == 98
     assert (store.tokens.reshape(-1, 9)[:, 1:8] > MASK).all()
+    # Samples are as long as what the head was trained on, unless told otherwise.
+    trained = ss.load(out / "model")
+    assert {len(text) for text in ss.generate(trained, 9, rounds=1)} == {7}
+    assert ss.generate(trained, length=20, rounds=1).tokens.shape == (1, 22)
 
 
 @pytest.mark.parametrize("rows", ["packed", "lines"])
@@ -294,3 +334,31 @@ def test_the_arena_draws_within_the_frame(source: str, tmp_path: Path):
     assert (tokens[:, 0] == CLS).all()
     assert (tokens[:, -1] == SEP).all()
     assert (tokens[:, 1:-1] > MASK).all()
+
+
+def test_the_verbs_read_and_write_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    hubs.esm(vocab_size=33, mask_token_id=32, pad_token_id=1).save_pretrained(tmp_path / "esm")
+    hubs.esm_tokenizer(tmp_path).save_pretrained(tmp_path / "esm")
+    made: Any = ss.attach_head(tmp_path / "esm", heads=2)
+    made.lengths = Lengths((0, 1, 1), 5, 15)
+    nn.init.normal_(made.head.project.weight)
+    ss.save(made, tmp_path / "head")
+    head = ["--checkpoint", str(tmp_path / "head"), "--rounds", "2", "--device", "cpu"]
+    arguments = ["--num", "5", "--format", "fasta", "--out", str(tmp_path / "out.fasta")]
+    assert main(["sample", *head, *arguments]) == 0
+    for record in read_fasta(tmp_path / "out.fasta"):
+        text, facts = record.residues, dict(fact.split("=") for fact in record.header.split()[1:])
+        assert len(text) == int(facts["length"])
+        row = torch.tensor([[0, *made.tokenizer.encode(text), 2]])
+        seen = torch.zeros_like(row, dtype=torch.bool)
+        seen[:, [0, -1]] = True
+        scores = [ss.one_pass_score(made, row, observed=seen, seeds=s).item() for s in range(40)]
+        score = float(facts["score"]) * len(text)
+        assert min(scores) - 1 < score < max(scores) + 1  # of one of the orders
+    (tmp_path / "wild.fasta").write_text(">wild\nmkta-yiakq\n*\n")
+    score = run(capsys, "score", tmp_path / "wild.fasta", *head)
+    assert score["characters"] == 9
+    effects = run(capsys, "score", tmp_path / "wild.fasta", *head[:2], "--mutations", "K2R")
+    assert effects["effects"]["K2R"] == pytest.approx(
+        ss.mutation_effect(made, "MKTAYIAKQ", ["K2R"]).item()
+    )

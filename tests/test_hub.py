@@ -11,9 +11,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 import selfspec as ss
+from selfspec.data.tokenizers import ESM_ALPHABET
+from selfspec.engine import Engine
 from selfspec.hub import HubTrunk, Vocabulary
+from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.hub.trunk import read_vocabulary
 from selfspec.inputs import check_tokens
+from selfspec.likelihood.profile import information_profile
 from selfspec.likelihood.tables import draw_order
 from selfspec.losses import ssmd_loss
 from selfspec.train import Diffusion
@@ -243,7 +247,9 @@ class LeftToRight:
 def ternary() -> tuple[Any, Tensor]:
     """A tiny BERT of three letters, and all 27 texts of three of them, framed."""
     model = attach_head(hubs.bert(vocab_size=8), heads=2, tokenizer=hubs.tokenizer("ACD"))
-    nn.init.normal_(model.head.project.weight, std=2.0)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(4)
+        nn.init.normal_(model.head.project.weight, std=2.0)
     letters = torch.tensor(list(product((5, 6, 7), repeat=3)))
     return model.double(), nn.functional.pad(
         nn.functional.pad(letters, (1, 0), value=CLS), (0, 1), value=SEP
@@ -389,8 +395,23 @@ def test_a_sequence_longer_than_the_trunk_is_refused():
 
 def test_esm_must_see_a_token():
     model = attached("ESM")
-    with pytest.raises(ValueError, match="got a row of masks alone"), torch.no_grad():
-        model.encode(torch.full((2, 5), MASK))
+    blank, text = torch.full((2, 5), MASK), torch.full((2, 5), 7)
+    blank[0, 1] = 7
+    sampler = ss.SpeculativeSampler(model)
+    for refused in (
+        lambda: sampler.sample(blank),
+        lambda: Engine(model).sample(sampler, blank),
+        lambda: ss.log_likelihood(model, text),
+        lambda: ss.one_pass_score(model, text, observed=blank != MASK),
+        lambda: information_profile(model, text),
+        lambda: ss.estimate_log_likelihood(
+            model, text, ss.RespacedOrder(), ss.ConstantWindow(2), rounds=0
+        ),
+    ):
+        with pytest.raises(ValueError, match="got a row of masks alone"):
+            refused()
+    seen = torch.tensor([[True, False, False, False, False]]).expand(2, -1)
+    assert ss.log_likelihood(model, text, observed=seen).isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["llada", "Dream"])
@@ -398,6 +419,42 @@ def test_remote_code_is_run_only_if_the_user_says_so(tmp_path: Path, family: str
     (tmp_path / "config.json").write_text(f'{{"model_type": "{family}"}}')
     with pytest.raises(ValueError, match="`trust_remote_code` must be True"):
         attach_head(str(tmp_path))
+
+
+def test_a_model_without_an_unembedding_is_refused(tmp_path: Path):
+    """The library would fill in a random one, with a warning."""
+    hf.BertModel(hubs.bert().config).save_pretrained(tmp_path)
+    hubs.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"got .* without weights for cls\.predictions"):
+        attach_head(tmp_path)
+
+
+def test_the_shape_of_a_head_is_checked():
+    with pytest.raises(ValueError, match="`heads` must"):
+        attach_head(hubs.bert(), mask_id=MASK, heads=0)
+    with pytest.raises(ValueError, match="`blocks` must"):
+        attach_head(hubs.bert(), mask_id=MASK, blocks=-1)
+
+
+def test_only_residues_are_drafted_by_a_model_of_proteins(tmp_path: Path):
+    made = attach_head(hubs.esm(vocab_size=33, mask_token_id=32, pad_token_id=1), heads=2,
+                       tokenizer=hubs.esm_tokenizer(tmp_path))  # fmt: skip
+    drafted = [i for i in range(33) if i not in made.trunk.vocabulary.forbidden]
+    assert "".join(ESM_ALPHABET[i] for i in drafted) == "LAGVSERTIDPKQNFYMHWCXBUZO"
+    assert made.frame == ((0,), (2,))
+    assert set(made.tokenizer.residues) == set("LAGVSERTIDPKQNFYMHWCXBUZO")
+    assert HubTokenizer(hubs.tokenizer("ACD"), 8, MASK).residues == ""
+
+
+def test_mask_characters(tmp_path: Path):
+    tokenizer = HubTokenizer(hubs.tokenizer(), 25, MASK)
+    assert tokenizer.encode("A##C", "##").tolist() == [5, MASK, 6]
+    with pytest.raises(ValueError, match="`mask_char` must be at least one character"):
+        tokenizer.encode("AC", "")
+    # A mask of the model that is not the tokenizer's own: words of several letters.
+    words = hubs.tokenizer("ACD")
+    words.add_tokens(["DD"])
+    assert HubTokenizer(words, 10, 9).encode("DD _ A", "_").tolist() == [8, 9, 5]
 
 
 # By name

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import selfspec as ss
 from selfspec import checkpoint
-from selfspec.hub import HubTrunk
+from selfspec.hub import HubTrunk, mdlm
+from selfspec.hub.bert import MaskedLMTrunk
 from selfspec.hub.llada import LLaDATrunk
 
 MAKE = {
@@ -68,7 +69,6 @@ def test_the_head_alone_is_saved_and_finds_its_trunk(source: Path, tmp_path: Pat
     assert all(name.startswith("head.") for name in stored)
     described = config_of(tmp_path / "head")["trunk"]
     assert (described["name"], described["revision"]) == (str(source), None)
-    assert not (tmp_path / "head" / "tokenizer").exists()
     loaded = ss.load(tmp_path / "head")
     assert same(model, loaded)
     assert not loaded.training
@@ -226,3 +226,99 @@ def test_a_head_that_lacks_a_weight_is_refused(source: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"lacks 'head\.norm\.weight'"):
         ss.load(tmp_path)
+
+
+def test_the_tokenizer_of_training_comes_with_the_head(tmp_path: Path):
+    """Of another name than the trunk's: the trunk's own, or none, would read prompts otherwise."""
+    other = hubs.tokenizer(hubs.LETTERS[::-1])
+    other.save_pretrained(tmp_path / "other")
+    source = publish(hubs.bert(), tmp_path / "source")
+    model = attached(source, tokenizer=str(tmp_path / "other"))
+    ss.save(model, tmp_path / "head")
+    (tmp_path / "other").rename(tmp_path / "gone")
+    loaded = ss.load(tmp_path / "head")
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.encode("AC").tolist() == [24, 23]
+    given = ss.load(tmp_path / "head", trunk=str(source), tokenizer=hubs.tokenizer())
+    assert given.tokenizer is not None
+    assert given.tokenizer.encode("AC").tolist() == [5, 6]
+
+
+def test_a_model_that_is_handed_in_is_written_whole(source: Path, tmp_path: Path):
+    """Its name may be of weights that it was trained away from."""
+    import transformers
+
+    own: Any = transformers.AutoModelForMaskedLM.from_pretrained(source)
+    with torch.no_grad():
+        own.bert.encoder.layer[0].output.dense.weight[0, 0] += 1.0
+    model = attached(own, tokenizer=str(source))  # a tokenizer by its name
+    ss.save(model, tmp_path / "saved")
+    assert config_of(tmp_path / "saved")["trunk"]["model"]
+    assert same(model, ss.load(tmp_path / "saved"))
+
+
+def test_the_contact_head_of_esm_is_no_part_of_the_trunk(tmp_path: Path):
+    """It may be missing from published weights: then it is another one with every loading."""
+    source = publish(hubs.esm(), tmp_path / "source")
+    path = source / "model.safetensors"
+    weights = load_file(path)
+    assert [weights.pop(name) for name in [*weights] if "contact_head" in name]
+    save_file(weights, path, {"format": "pt"})
+    model = attached(source)
+    ss.save(model, tmp_path / "head")
+    loaded: Any = ss.load(tmp_path / "head")
+    assert same(model, loaded)
+    heads = [x.trunk.model.esm.contact_head.regression.weight for x in (model, loaded)]
+    assert not heads[0].equal(heads[1])
+
+
+def test_an_adapter_handed_in_takes_the_vocabulary_of_the_checkpoint(source: Path, tmp_path: Path):
+    model = attached(source, forbidden=[7], length=20)
+    ss.save(model, tmp_path / "head")
+    other = attached(source)
+    loaded = ss.load(tmp_path / "head", trunk=other.trunk)
+    assert same(model, loaded)
+    assert other.trunk.vocabulary != loaded.trunk.vocabulary
+
+
+def test_a_foreign_adapter_around_a_model_without_a_name(source: Path, tmp_path: Path):
+    class Mine(MaskedLMTrunk):
+        pass
+
+    model = attached(hubs.bert(), adapter=Mine, tokenizer=hubs.tokenizer())
+    ss.save(model, tmp_path / "head")  # it could not be made again from a config
+    with pytest.raises(ValueError, match="its adapter 'Mine' is not of this package"):
+        ss.load(tmp_path / "head")
+    assert same(model, ss.load(tmp_path / "head", trunk=model.trunk))
+    with pytest.raises(ValueError, match="`merge` be False, where the trunk is remote code"):
+        ss.save(model, tmp_path / "whole", merge=True)
+
+
+def test_the_revision_of_mdlm_is_kept(tmp_path: Path):
+    published = hubs.dit()
+    config = {**published.config.to_dict(), "time_conditioning": False, "_commit_hash": "abc"}
+    save_file({f"backbone.{k}": p for k, p in published.named_parameters()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    model = mdlm.load(str(tmp_path), config)
+    assert model.config._commit_hash == "abc"
+    assert ss.attach_head(model, heads=2).trunk.source.revision == "abc"  # type: ignore[union-attr]
+
+
+def test_an_interrupted_save_leaves_the_tokenizer_as_it_was(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = attached(source)
+    ss.save(model, tmp_path / "head")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("head/**/*") if path.is_file()}
+    assert tmp_path / "head" / "tokenizer" / "tokenizer.json" in before
+    nn.init.normal_(model.head.project.weight)
+    model.tokenizer.inner.add_tokens(["zz"])
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        ss.save(model, tmp_path / "head")
+    after = {path: path.read_bytes() for path in tmp_path.rglob("head/**/*") if path.is_file()}
+    assert before == after

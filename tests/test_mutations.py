@@ -1,6 +1,9 @@
 from functools import partial
 from math import log
+from pathlib import Path
+from typing import Any
 
+import hubs
 import numpy as np
 import pytest
 import tiny
@@ -9,8 +12,9 @@ from conftest import make_toy
 from reference import UNIFORM, ListedOrder, Puzzle, sampler_law
 
 import selfspec as ss
-from selfspec.data.tokenizers import ProteinTokenizer
+from selfspec.data.tokenizers import ESM_ALPHABET, ProteinTokenizer
 from selfspec.likelihood.mutations import Mutation, parse_mutations
+from selfspec.likelihood.tables import draw_order
 
 LETTERS = "ACD"
 
@@ -118,3 +122,50 @@ def test_bad_arguments_are_named():
     model.tokenizer = None
     with pytest.raises(ValueError, match="`model` must have a tokenizer"):
         ss.mutation_effect(model, "MKT", ["K2R"])
+
+
+def test_a_model_of_the_hub_sees_what_stands_around_a_sequence(tmp_path: Path):
+    """By hand: the masked marginal of ESM-1v, and a pair by the chain rule over both orders."""
+    model: Any = ss.attach_head(hubs.esm(vocab_size=33, mask_token_id=32, pad_token_id=1), heads=2,
+                                tokenizer=hubs.esm_tokenizer(tmp_path))  # fmt: skip
+    wild, cls, eos, mask = "MKTAYIAKQR", 0, 2, 32
+    row = torch.tensor([[cls, *map(ESM_ALPHABET.index, wild), eos]])
+
+    @torch.no_grad()
+    def law(tokens: torch.Tensor, place: int) -> torch.Tensor:
+        logits = model.trunk.model(input_ids=tokens).logits[0, place].double()
+        return logits.masked_fill(model.trunk.forbidden, -torch.inf).log_softmax(-1)
+
+    logp = law(row.clone().index_fill_(1, torch.tensor([3]), mask), 3)  # T3, behind <cls>
+    found = ss.mutation_effect(model, wild, ["T3V", "M1V"])
+    expected = logp[ESM_ALPHABET.index("V")] - logp[ESM_ALPHABET.index("T")]
+    assert found[0].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert found.isfinite().all()
+    pair = partial(ss.log_likelihood, window=ss.ConstantWindow(1), rounds=0)
+    several = ss.mutation_effect(model, wild, ["T3V:Q9A"], pair, orders=16)
+
+    def both(third: str, ninth: str) -> float:
+        blank = row.clone().index_fill_(1, torch.tensor([3, 9]), mask)
+        ways = []
+        for (at, letter), (then, last) in (((3, third), (9, ninth)), ((9, ninth), (3, third))):
+            first = law(blank, at)[ESM_ALPHABET.index(letter)]
+            seen = blank.index_fill(1, torch.tensor([at]), ESM_ALPHABET.index(letter))
+            ways.append((first + law(seen, then)[ESM_ALPHABET.index(last)]).exp().item())
+        seeds = ss.row_seeds(0, 16)
+        observed = torch.ones_like(row, dtype=torch.bool).index_fill_(
+            1, torch.tensor([3, 9]), False
+        )
+        sigma, _ = draw_order(UNIFORM, row.expand(16, -1), seeds, None, observed.expand(16, -1))
+        share = (sigma[:, -2] == 3).double().mean().item()
+        assert 0 < share < 1
+        return share * ways[0] + (1 - share) * ways[1]
+
+    assert several.item() == pytest.approx(log(both("V", "A")) - log(both("T", "Q")), abs=1e-5)
+
+
+def test_words_have_no_residues():
+    tokenizer = hubs.tokenizer("ACDE")
+    tokenizer.add_tokens(["AC"])
+    model: Any = ss.attach_head(hubs.bert(), heads=2, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="`model` must read one token a residue, got 1 for 2"):
+        ss.mutation_effect(model, "AC", ["A1D"])

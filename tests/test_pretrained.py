@@ -1,5 +1,9 @@
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hubs
@@ -61,7 +65,7 @@ def test_a_model_survives_saving_and_loading(name: str, tmp_path: Path):
     assert wrapper.generate(ids, seed=3).equal(loaded.generate(ids, seed=3))
     config = hf.AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, SSMDConfig)
-    assert (config.mask_token_id, config.vocab_size) == (model.mask_id, model.vocab_size)
+    assert config.mask_token_id == model.mask_id < config.vocab_size
 
 
 def test_what_is_tied_stays_tied(tmp_path: Path):
@@ -155,3 +159,76 @@ def test_nothing_to_generate_is_refused():
         wrapper.generate(torch.zeros(1, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"`config\.trunk` must describe a trunk"):
         SSMDForMaskedLM(SSMDConfig())
+
+
+# Settings that are saved
+
+
+def test_a_generation_config_is_saved_and_loaded_again(tmp_path: Path):
+    model = tiny.model()
+    model.calibration = [tiny.row(12, 4.0), tiny.row(20, 3.9, dtau=0.01)]
+    wrapper, ids = SSMDForMaskedLM.of(model), masked_ids(model)
+    config = wrapper.generation_config
+    config.nfe, config.temperature, config.seed = 12, 0.7, 4
+    config.return_dict_in_generate = True
+    wrapper.save_pretrained(tmp_path)
+    loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert (loaded.generation_config.nfe, loaded.generation_config.seed) == (12, 4)
+    out = loaded.generate(ids)
+    expected: Any = wrapper.generate(
+        ids, generation_config=hf.GenerationConfig(), nfe=12, temperature=0.7, seed=4
+    )
+    assert out.sequences.equal(expected)
+    assert not out.sequences.equal(loaded.generate(ids, temperature=1.0).sequences)
+    # What is asked for in a call takes the place of the budget, and of nothing else.
+    by_rounds = loaded.generate(ids, rounds=1, return_dict_in_generate=False)
+    assert by_rounds.equal(wrapper.generate(ids, rounds=1, temperature=0.7, seed=4,
+                                            return_dict_in_generate=False))  # fmt: skip
+
+
+def test_settings_that_contradict_are_refused():
+    wrapper = SSMDForMaskedLM.of(tiny.model())
+    ids = masked_ids(wrapper.ssmd)
+    with pytest.raises(
+        ValueError, match=r"`settings` must be of nfe, quality, .* got 'max_length'"
+    ):
+        wrapper.generate(ids, max_length=4)
+    with pytest.raises(ValueError, match="`sampler` brings its own settings"):
+        wrapper.generate(ids, sampler=ss.AnyOrderSampler(wrapper.ssmd), rounds=1)
+
+
+def test_without_the_import_the_classes_are_found_if_trusted(tmp_path: Path):
+    wrapper = SSMDForMaskedLM.of(hub_model(hubs.bert))
+    wrapper.save_pretrained(tmp_path / "saved")
+    code = f"""
+import os, sys, torch
+from transformers import AutoModelForMaskedLM as Auto
+saved, again = {str(tmp_path / "saved")!r}, {str(tmp_path / "again")!r}
+try:
+    Auto.from_pretrained(saved, trust_remote_code=False)
+except ValueError:
+    model = Auto.from_pretrained(saved, trust_remote_code=True)
+model.save_pretrained(again)
+assert {{*os.listdir(again)}} == {{*os.listdir(saved)}}, os.listdir(again)
+print(Auto.from_pretrained(again, trust_remote_code=True).generate(torch.full((1, 6), {hubs.MASK})))
+"""
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    root = str(Path(ss.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **home, "PYTHONPATH": root},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    expected = wrapper.generate(torch.full((1, 6), hubs.MASK))
+    assert run.stdout.strip() == str(expected)
+
+
+def test_without_a_streamer_the_engine_draws():
+    model = hub_model(hubs.bert)
+    ids, seen = masked_ids(model), []
+    streamer = SimpleNamespace(put_draft=seen.append, put=seen.append, end=lambda: None)
+    wrapper = SSMDForMaskedLM.of(model)
+    one: Any = wrapper.generate(ids, rounds=2, seed=3)
+    other: Any = wrapper.generate(ids, rounds=2, seed=3, streamer=streamer)
+    assert one.equal(other)
+    assert len(seen) > 2

@@ -1,14 +1,20 @@
+import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import hubs
 import numpy as np
 import pytest
 import torch
 from test_readme import load_script
 
+import selfspec as ss
+from selfspec.cli import main
 from selfspec.data.loader import TokenStore, spread, write_store
 from selfspec.data.ragged import RaggedStore, write_sequences
-from selfspec.data.tokenizers import CharTokenizer
+from selfspec.data.tokenizers import AMINO_ACIDS, CharTokenizer
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.scorer import Scorer
@@ -82,38 +88,58 @@ def test_the_protein_models_have_their_sizes():
 # UniRef50, on a stand-in for its trunk
 
 
-def esm_store(folder) -> RaggedStore:
+@pytest.fixture(scope="module")
+def dplm(tmp_path_factory) -> str:
+    """A published model of DPLM's class and vocabulary, two layers deep."""
+    folder = tmp_path_factory.mktemp("dplm")
+    made = hubs.esm(hidden_size=80, vocab_size=33, mask_token_id=32, pad_token_id=1)
+    made.save_pretrained(folder)
+    hubs.esm_tokenizer(folder).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def uniref(tmp_path) -> Path:
+    """Sixty proteins, some longer than the stand-in can read."""
     rng = np.random.default_rng(0)
-    rows = [rng.integers(4, 24, size=size) for size in rng.integers(1, 25, size=40)]
-    return write_sequences(folder / "train.bin", rows, 32)
+    letters = np.array(list(AMINO_ACIDS))
+    path = tmp_path / "uniref50.fasta.gz"
+    with gzip.open(path, "wt") as file:
+        for i in range(60):
+            file.write(f">UniRef50_{i} n=1\n{''.join(letters[rng.integers(20, size=5 + i)])}\n")
+    return path
 
 
-def test_uniref50_trains_the_head_alone(tmp_path, ragged):
-    shape = TrunkConfig(vocab_size=32, length=16, width=32, blocks=1, heads=2)
-    model = uniref50.attach(Trunk(shape), replace(uniref50.HEAD, heads=2))
-    assert model.tokenizer is not None
-    assert model.tokenizer.encode("L").tolist() == [4]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    data = esm_store(tmp_path)
-    changes = {"steps": 3, "batch_size": 8, "accumulate": 2}
-    trainer = uniref50.trainer(model, tmp_path / "run", data, data, "cpu", **changes)
-    assert trainer.run(progress=False)
-    assert trainer.validation.keys() == {"draft", "target"}
-    for name, value in model.state_dict().items():
-        if name.startswith("trunk."):
-            assert torch.equal(value, before[name]), name
-    assert not torch.equal(model.state_dict()["head.project.weight"], before["head.project.weight"])
-    assert model.lengths == Lengths.of(data.lengths, 16)
-    with pytest.raises(ValueError, match=r"`trunk.vocab_size` must be 20, .* got 32"):
-        uniref50.trainer(model, None, ragged, device="cpu")
-    with pytest.raises(ValueError, match="`trunk` must have ESM-2's 32 tokens"):
-        uniref50.attach(Trunk(replace(shape, vocab_size=20)), replace(uniref50.HEAD, heads=2))
+def test_uniref50_trains_a_block_on_a_frozen_trunk_by_name(dplm, uniref, tmp_path, capsys):
+    command = ["train", "uniref50", "--data", str(uniref), "--out", str(tmp_path / "run"),
+               "--start", dplm, "--device", "cpu"]  # fmt: skip
+    assert main([*command, "--steps", "3", "--batch-size", "8", "--accumulate", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 3
+    model: Any = ss.load(tmp_path / "run" / "model")
+    assert (model.head.config.blocks, model.head.config.heads) == (1, 20)
+    assert (model.frame, model.length) == (((0,), (2,)), 38)
+    fresh: Any = ss.attach_head(dplm, heads=20)
+    for one, other in zip(model.trunk.parameters(), fresh.trunk.parameters(), strict=True):
+        assert one.equal(other)
+    assert not model.head.project.weight.equal(fresh.head.project.weight)
+    longest = max(len(text) for text in ss.generate(model, 50, rounds=1))
+    assert longest == 36  # residues; longer proteins were cut
+    store = RaggedStore(tmp_path / "run" / "data" / "train.bin")
+    assert {row[0] for row in map(store.__getitem__, range(len(store)))} == {0}
+    assert len({*store.lengths.tolist()}) > 20  # a row a protein
 
 
-def test_uniref50_is_as_published():
-    made = uniref50.settings()
-    assert (made.adamw.lr, made.adamw.betas, made.clip) == (1.5e-4, (0.9, 0.999), 1.0)
-    assert (uniref50.LENGTH, uniref50.HEAD.blocks) == (1022, 1)
+def test_uniref50_is_as_published(dplm, uniref, tmp_path):
+    assert (uniref50.TRUNK, uniref50.LENGTH) == ("airkingbd/dplm_150m", 1022 + 2)
+    made: Any = uniref50.trainer(uniref, tmp_path, dplm, "cpu", progress=False)
+    config = made.config
+    assert (config.adamw.lr, config.adamw.betas, config.clip) == (1.5e-4, (0.9, 0.999), 1.0)
+    assert (config.muon, config.batch_size) == (None, 256)
+    assert config.schedule == Cosine(warmup=10_000)
+    head = made.model.head.config
+    assert (head.heads, head.blocks, head.dropout) == (20, 1, 0.1)
+    assert made.objective.freeze_trunk
+    assert made.objective.observed == (0, 2)
 
 
 def test_shapes():

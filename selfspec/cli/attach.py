@@ -19,6 +19,7 @@ def attach(
     length: int | None = None,
     num: int = 4096,
     field: str = "text",
+    unknown: Literal["skip", "refuse", "as-x"] = "skip",
     steps: int = 3000,
     batch_size: int = 64,
     accumulate: int = 1,
@@ -42,6 +43,7 @@ def attach(
         length: the longest row, with what stands around a sequence; at most 512 by default.
         num: rows to draw, with --data self.
         field: which field of a JSON document holds its text.
+        unknown: what becomes of a sequence of FASTA with a residue that the model does not know.
         steps: optimiser steps.
         batch_size: rows a step.
         accumulate: micro-batches a step: less memory, the same gradient.
@@ -76,6 +78,7 @@ def attach(
         length=length,
         num=num,
         field=field,
+        unknown=unknown,
         steps=steps,
         batch_size=batch_size,
         accumulate=accumulate,

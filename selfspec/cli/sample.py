@@ -92,9 +92,8 @@ def draw(
     from selfspec import api
     from selfspec.calibration import describe
     from selfspec.cli.watch import play
-    from selfspec.data.tokenizers import ProteinTokenizer
 
-    if format == "fasta" and not isinstance(model.tokenizer, ProteinTokenizer):
+    if format == "fasta" and not getattr(model.tokenizer, "residues", ""):
         raise ValueError("`format` must be text for a model that is not of proteins, got fasta")
     sampler = sampling.sampler(model)
     start = time.perf_counter()
@@ -126,13 +125,17 @@ def as_fasta(model: SSMD, samples: Samples, seed: int) -> str:
     """
     from selfspec.data.fasta import to_fasta
     from selfspec.likelihood import one_pass_score
+    from selfspec.prompts import in_frame
 
     assert samples.pad is not None
     scores = [""] * len(samples)
     if model.head is not None:
-        rows = zip(samples.tokens.split(64), samples.pad.split(64), strict=True)
-        nats = [one_pass_score(model, tokens, pad=pads) / (~pads).sum(1) for tokens, pads in rows]
-        scores = [f" score={value:.4f}" for part in nats for value in part.tolist()]
+        scores = []
+        for tokens, pad in zip(samples.tokens.split(64), samples.pad.split(64), strict=True):
+            around = in_frame(pad, model.frame)
+            nats = one_pass_score(model, tokens, pad=pad, observed=around)
+            mean = nats / (~pad & ~around).sum(1)
+            scores += [f" score={value:.4f}" for value in mean.tolist()]
     facts = zip(samples, samples.nfe.tolist(), scores, strict=True)
     return to_fasta(
         (f"sample-{seed}-{row} length={len(text)} nfe={nfe:.2f}{score}", text)

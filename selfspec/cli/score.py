@@ -58,13 +58,12 @@ def score(
         raise ValueError(f"`limit` must be at least 1, got {limit}")
     text = read(file, normalise)
     from selfspec import api
-    from selfspec.data.tokenizers import ProteinTokenizer
 
     model = api.load(checkpoint, run.where())
     if model.tokenizer is None:
         raise ValueError("`checkpoint` must have a tokenizer to score text, got none")
-    if isinstance(model.tokenizer, ProteinTokenizer):
-        text = one_sequence(text, file)
+    if residues := getattr(model.tokenizer, "residues", ""):
+        text = one_sequence(text, file, residues)
     if mutations:
         return score_mutations(model, text, mutations, orders, run)
     import torch
@@ -94,13 +93,18 @@ def read(file: str, normalise: bool) -> str:
     return text
 
 
-def one_sequence(text: str, file: str) -> str:
-    """The residues of a text that is one FASTA record, or has no header at all."""
+def one_sequence(text: str, file: str, residues: str) -> str:
+    """The sequence of a text that is one FASTA record, or has no header at all."""
+    from selfspec.data.fasta import Policy, Record, Unknown
+
     lines = [line.strip() for line in text.splitlines()]
     headers = [line for line in lines if line.startswith(">")]
     if len(headers) > 1 or (headers and lines[0] != headers[0]):
         raise ValueError(f"`file` must hold one sequence, got {len(headers)} in {file}")
-    return "".join(line for line in lines if line not in headers)
+    record = Record("".join(headers)[1:], "".join(lines[len(headers) :]), file)
+    sequence = Policy(unknown=Unknown.REFUSE).clean(record, residues)
+    assert sequence is not None
+    return sequence
 
 
 def score_mutations(
@@ -136,8 +140,7 @@ def measure(
     from selfspec.noise import row_seeds
     from selfspec.prompts import framed
 
-    begin, end = model.frame
-    room = model.length - len(begin) - len(end)
+    room = model.length - sum(map(len, model.frame))
     blocks = [framed(block.cpu(), model.frame).to(model.device)[None]
               for block in tokens.split(room)]  # fmt: skip
     # Every block of every order has a seed of its own.
@@ -149,7 +152,7 @@ def measure(
                 fixed[k] += log_law(model, block, sampler, own).item()
                 rule = sampler.order if sampler.order.fixed else None
                 one_pass[k] += one_pass_score(
-                    model, block, rule, observed=frame_of(model, block), seeds=own,
+                    model, block, rule, observed=given(model, block), seeds=own,
                     temperature=sampler.temperature, top_p=sampler.top_p,
                 ).item()  # fmt: skip
                 bar.update()
@@ -169,13 +172,13 @@ def measure(
     }
 
 
-def frame_of(model: SSMD, block: Tensor) -> Tensor:
-    """(1, L) bool: the tokens around the text, which are given."""
+def given(model: SSMD, block: Tensor) -> Tensor:
+    """(1, L) bool: the tokens around the text."""
     import torch
 
-    begin, end = model.frame
-    places = torch.arange(block.shape[1], device=block.device).unsqueeze(0)
-    return (places < len(begin)) | (places >= block.shape[1] - len(end))
+    from selfspec.prompts import in_frame
+
+    return in_frame(torch.zeros_like(block, dtype=torch.bool), model.frame)
 
 
 def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tens
         sampler.order,
         sampler.window,
         rounds,
-        observed=frame_of(model, block),
+        observed=given(model, block),
         seeds=seeds,
         temperature=sampler.temperature,
         top_p=sampler.top_p,

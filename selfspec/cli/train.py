@@ -30,31 +30,39 @@ def train(
     Args:
         recipe: its name; an unknown one lists them all.
         run: where and from which seed.
-        data: a folder written by `selfspec prepare`.
+        data: a folder written by `selfspec prepare`; for uniref50 the FASTA itself.
         out: the folder of the run: checkpoints and logs; the model is in its subfolder `model`.
         steps: optimiser steps, instead of the recipe's.
         batch_size: rows a step, instead of the recipe's.
         accumulate: micro-batches a step: less memory, the same gradient.
         parallel: what several processes share: ddp only the gradients, fsdp all state.
         recompute: activation checkpointing: less memory, more work.
-        start: the checkpoint to start from.
+        start: the checkpoint to start from; for uniref50 a trunk, instead of the published one.
         stop_after: seconds after which to stop, with a checkpoint.
     """
     from selfspec import api, checkpoint, recipes
+    from selfspec.train.parallel import processes
 
-    if recipe not in recipes.ALL:
-        raise ValueError(f"`recipe` must be one of {', '.join(recipes.ALL)}, got {recipe!r}")
+    if recipe not in (known := {**recipes.ALL, **recipes.ON_TRUNKS}):
+        raise ValueError(f"`recipe` must be one of {', '.join(known)}, got {recipe!r}")
     asked = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate,
              "parallel": parallel, "recompute": recompute or None}  # fmt: skip
     settings = {name: value for name, value in asked.items() if value is not None}
-    api.train(
-        recipes.ALL[recipe](seed=run.seed, **settings),
-        data,
-        out,
-        start=checkpoint.resolve(start) if start else None,
-        device=run.where(),
-        stop_after=stop_after,
-    )
+    if recipe in recipes.ON_TRUNKS:
+        given = {"trunk": start} if start else {}
+        make = recipes.ON_TRUNKS[recipe]
+        with processes(run.where()):
+            trainer = make(data, out, **given, device=run.where(), seed=run.seed, **settings)
+            recipes.finish(trainer, stop_after)
+    else:
+        api.train(
+            recipes.ALL[recipe](seed=run.seed, **settings),
+            data,
+            out,
+            start=checkpoint.resolve(start) if start else None,
+            device=run.where(),
+            stop_after=stop_after,
+        )
     if first_rank():
         report(out / "model", run, characters_per_token(data))
 
@@ -81,6 +89,8 @@ def characters_per_token(data: Path) -> float:
     from selfspec.data.bpe import BPETokenizer
     from selfspec.data.corpus import open_corpus
 
+    if not data.is_dir():
+        return 1.0
     tokenizer, stores = open_corpus(data)
     if not isinstance(tokenizer, BPETokenizer) or "valid" not in stores:
         return 1.0

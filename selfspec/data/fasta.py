@@ -11,6 +11,7 @@ case, gaps, "*" and residues outside the alphabet. `prepare` turns files into ra
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -115,6 +116,10 @@ def read_fasta(paths: Paths, progress: bool = False) -> Iterator[Record]:
 class Cleaner:
     """Keeps the sequences that a policy keeps, and counts the others.
 
+    Args:
+        residues: the letters of the alphabet.
+        policy: what becomes of other letters.
+
     Attributes:
         skipped: sequences left out so far.
 
@@ -122,11 +127,11 @@ class Cleaner:
         ValueError: the policy puts X where the alphabet has none.
     """
 
-    def __init__(self, tokenizer: ProteinTokenizer, policy: Policy) -> None:
-        if policy.unknown is Unknown.AS_X and "X" not in tokenizer.residues:
+    def __init__(self, residues: str, policy: Policy) -> None:
+        if policy.unknown is Unknown.AS_X and "X" not in residues:
             raise ValueError("`unknown` must be skip or refuse for an alphabet without X, "
-                             f"got as-x for {tokenizer.alphabet!r}")  # fmt: skip
-        self.residues, self.policy, self.skipped = tokenizer.residues, policy, 0
+                             f"got as-x for {residues!r}")  # fmt: skip
+        self.residues, self.policy, self.skipped = residues, policy, 0
 
     def __call__(self, records: Iterable[Record]) -> Iterator[str]:
         """The sequences of some records in the letters of the alphabet.
@@ -171,7 +176,7 @@ def prepare(
     """
     tokenizer = tokenizer or ProteinTokenizer()
     files = find_splits(splits)
-    cleaners = {split: Cleaner(tokenizer, policy or Policy()) for split in files}
+    cleaners = {split: Cleaner(tokenizer.residues, policy or Policy()) for split in files}
     texts = {split: cleaners[split](read_fasta(f, progress)) for split, f in files.items()}
     stores = write_corpus(folder, texts, tokenizer, write_sequences)
     return stores, {split: cleaner.skipped for split, cleaner in cleaners.items()}
@@ -199,7 +204,7 @@ def prepare_clustered(
         ValueError: as `prepare`; or there are too few clusters.
     """
     tokenizer = tokenizer or ProteinTokenizer()
-    cleaner = Cleaner(tokenizer, policy or Policy())
+    cleaner = Cleaner(tokenizer.residues, policy or Policy())
     texts = list(cleaner(read_fasta(paths, progress)))
     rows = [tokenizer.encode(text) for text in texts]
     parts = split(cluster(rows, tokenizer.vocab_size), seed=seed)
@@ -233,7 +238,7 @@ def write_fasta(path: str | os.PathLike[str], records: Iterable[tuple[str, str]]
 def _records(path: Path) -> Iterator[Record]:
     header, start, parts = None, 0, []
     for number, raw in read_lines(path):
-        line = raw.strip()
+        line = raw.removeprefix(BOM_UTF8).strip()
         if not line:
             continue
         text = line.decode("utf-8", "replace")

@@ -9,7 +9,9 @@ draft until it is trained.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,10 @@ def attach_head(
 
     Args:
         model: a name on the Hugging Face Hub, a folder, or a model of the `transformers` library,
-            which becomes part of the result and is put into evaluation mode; or a model of
-            `adapt_causal` or its checkpoint, of which only the arguments of the head apply.
+            which becomes part of the result and is put into evaluation mode. What is given by name
+            is found by name again, and a checkpoint need not hold it,
+            or a model of `adapt_causal` or its checkpoint, of which only the arguments of the head
+            apply.
         blocks: causal blocks of the head; 0 for none, to draft only.
         heads: attention heads of the head; one for 32 channels by default.
         mlp_ratio, dropout: of the head, as in `HeadConfig`.
@@ -88,25 +92,28 @@ def attach_head(
             that is not trusted.
         OSError: no model of this name.
     """
-    name = ""
+    name, options = "", {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(model, HubTrunk):
         raise ValueError("`model` must be a model, got an adapter: use its `.model`")
     if isinstance(model, SSMD):
         model, tokenizer = _taken(model)
-    elif not isinstance(model, torch.nn.Module):
-        name, load = str(model), {"revision": revision, "trust_remote_code": trust_remote_code}
-        model, tokenizer = load_model(name, tokenizer, dtype=dtype, **load)
-    elif config := getattr(model, "config", None):
-        name = getattr(config, "name_or_path", None) or ""
-    name = str(Path(name).resolve()) if name and Path(name).is_dir() else name
+    elif isinstance(model, torch.nn.Module):
+        tokenizer = load_tokenizer(tokenizer, None, options)
+    else:
+        name = str(model)
+        model, tokenizer = load_model(name, tokenizer, dtype=dtype, **options)
+        name = str(Path(name).resolve()) if Path(name).is_dir() else name
     if isinstance(model, HubTrunk):
         trunk = model
     else:
-        commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-        trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter, name, commit)
+        trunk = make_trunk(model, tokenizer, mask_id, length, forbidden, adapter)
+        if not name and not trunk.writable:
+            name = getattr(model.config, "name_or_path", "")  # to be found by, and checked then
+        commit = getattr(model.config, "_commit_hash", None)
+        trunk.source = replace(trunk.source, name=name, revision=commit)
     trunk.check()
-    result = SSMD(trunk, make_head(trunk.width, blocks, heads, mlp_ratio, dropout, seed))
-    result.head = None if result.head is None else result.head.to(trunk.forbidden.device)  # type: ignore[arg-type]
+    head = make_head(trunk.width, blocks, heads, mlp_ratio, dropout, seed)
+    result = SSMD(trunk, head and head.to(trunk.forbidden.device))
     if tokenizer is not None:
         result.tokenizer = HubTokenizer(tokenizer, trunk.vocab_size, trunk.mask_id)
     return result.eval()
@@ -129,8 +136,6 @@ def make_trunk(
     length: int | None,
     forbidden: Iterable[int],
     adapter: type[HubTrunk] | None,
-    name: str = "",
-    revision: str | None = None,
 ) -> HubTrunk:
     """The adapter around a model, frozen."""
     kind = adapter or adapter_of(model)
@@ -139,7 +144,7 @@ def make_trunk(
     vocabulary = read_vocabulary(
         config.vocab_size, config, tokenizer, mask_id, forbidden, kind.writes_specials
     )
-    return kind(model, vocabulary, Source(name, revision, fingerprint(model.parameters())), length)
+    return kind(model, vocabulary, length=length)
 
 
 def make_head(
@@ -148,7 +153,7 @@ def make_head(
     """A head of this shape in float32; its weights follow from the seed."""
     if blocks == 0:
         return None
-    heads = heads or max(1, width // HEAD_CHANNELS)
+    heads = max(1, width // HEAD_CHANNELS) if heads is None else heads
     config = HeadConfig(heads, blocks, mlp_ratio, dropout)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -190,14 +195,17 @@ def load_model(
         OSError: no such model.
     """
     hf = transformers()
-    config, _ = hf.PreTrainedConfig.get_config_dict(name, revision=revision)
+    try:
+        config, _ = hf.PreTrainedConfig.get_config_dict(name, revision=revision)
+    except OSError as error:
+        raise OSError(f"{name}: no such model in a folder here or on the Hub ({error})") from error
     if config.get("kind") == "ssmd":
         return _checkpoint(name, tokenizer, revision)
     family = config.get("model_type")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if family == "mdlm":
         model: Any = mdlm.load(name, config, revision).to(dtype or torch.float32)
-        return model, _load_tokenizer(tokenizer, None, options)
+        return model, load_tokenizer(tokenizer, None, options)
     if family in ("llada", "Dream"):
         if not trust_remote_code:
             raise ValueError(f"`trust_remote_code` must be True to run the code of {name!r} "
@@ -214,8 +222,13 @@ def load_model(
         auto is hf.AutoModelForMaskedLM
     ):
         raise _causal(name)
-    model = auto.from_pretrained(name, dtype=dtype or "auto", **options)
-    return model, _load_tokenizer(tokenizer, name, options)
+    model, found = auto.from_pretrained(
+        name, dtype=dtype or "auto", output_loading_info=True, **options
+    )
+    if lacking := sorted(key for key in found["missing_keys"] if "contact_head" not in key):
+        raise ValueError(f"`model` must be a masked language model, got {name!r} without weights "
+                         f"for {lacking[0]}: they would be random")  # fmt: skip
+    return model, load_tokenizer(tokenizer, name, options)
 
 
 def _checkpoint(name: str, tokenizer: Any, revision: str | None) -> tuple[HubTrunk, Any]:
@@ -227,17 +240,17 @@ def _checkpoint(name: str, tokenizer: Any, revision: str | None) -> tuple[HubTru
     assert isinstance(model, SSMD)
     trunk, own = _taken(model)
     name = str(Path(name).resolve()) if local else name
-    trunk.source = Source(name, revision, fingerprint(trunk.parameters()))
+    trunk.source = Source(name, revision, fingerprint(trunk.weights()))
     return trunk, tokenizer or own
 
 
-def _load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) -> Any:
-    """The one given, or of a name given, or the model's own where there is one."""
-    if tokenizer is not None and not isinstance(tokenizer, str):
+def load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) -> Any:
+    """The one given, or of a name given, or the model's own where it has a name and one of it."""
+    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         return tokenizer
     auto = transformers().AutoTokenizer
     if tokenizer is not None:
-        return auto.from_pretrained(tokenizer)
+        return auto.from_pretrained(str(tokenizer), trust_remote_code=options["trust_remote_code"])
     try:
         return None if name is None else auto.from_pretrained(name, **options)
     except (OSError, ValueError):

@@ -42,6 +42,8 @@ class DiTConfig:
     n_blocks: int = 12
     n_heads: int = 12
     model_type: str = "mdlm"
+    _commit_hash: str | None = None
+    """Of the repository, under the name that the `transformers` library has for it."""
 
     @property
     def mask_token_id(self) -> int:

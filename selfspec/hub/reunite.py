@@ -7,6 +7,7 @@ the head would verify another model's drafts, and nothing would say so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from selfspec.data.tokenizers import Tokenizer
 from selfspec.hub import mdlm
-from selfspec.hub.attach import ADAPTERS, load_model
+from selfspec.hub.attach import ADAPTERS, load_model, load_tokenizer
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.hub.trunk import GUIDE, HubTrunk, Source, Vocabulary, transformers
 from selfspec.weights import fingerprint
@@ -29,54 +30,63 @@ class Reunion:
     Args:
         trunk: the model itself, an adapter around it, or its name, where it is not to be found
             under the name in the checkpoint.
-        tokenizer: of the `transformers` library, or its name; the model's own by default.
+        tokenizer: of the `transformers` library, or its name; by default the one in the
+            checkpoint, or else the model's own.
         trust_remote_code: run Python code that comes with the model.
     """
 
     def __init__(self, trunk: Any = None, tokenizer: Any = None, trust_remote_code: bool = False):
         self.trunk, self.tokenizer, self.trust = trunk, tokenizer, trust_remote_code
 
-    def __call__(self, config: dict[str, Any], folder: Path) -> tuple[nn.Module, Tokenizer | None]:
+    def __call__(
+        self, config: Mapping[str, Any], folder: Path
+    ) -> tuple[nn.Module, Tokenizer | None]:
         """Trunk and tokenizer.
 
         Raises:
             ValueError: the trunk's weights are not those that the head was made for, or the
                 description is broken. OSError: no such model.
         """
-        path = folder / "config.json"
-        source, vocabulary, dtype = _read(config, path)
-        if config.get("model"):
-            auto = _adapter(config.get("adapter"), path).auto_class
-            model, tokenizer = _blank(config["model"], auto, folder, path)
-            model = model.to(dtype)
+        path, about, tokenizer = folder / "config.json", config["trunk"], self.tokenizer
+        source, vocabulary, dtype = _read(about, path)
+        if tokenizer is None and config.get("tokenizer") and (folder / "tokenizer").is_dir():
+            tokenizer = folder / "tokenizer"
+        tokenizer = load_tokenizer(tokenizer, None, {"trust_remote_code": self.trust})
+        whole, given = bool(about.get("model")), isinstance(self.trunk, HubTrunk)
+        kind = type(self.trunk) if given else _adapter(about.get("adapter"), path)
+        if whole:
+            model = _blank(about["model"], kind.auto_class, path).to(dtype)
         else:
-            model, tokenizer = self._find(source, dtype, path)
+            model, tokenizer = self._find(source, tokenizer, dtype, path)
+        model.eval().requires_grad_(False)
         trunk = model
         if not isinstance(model, HubTrunk):
-            kind = _adapter(config.get("adapter"), path)
-            model.eval().requires_grad_(False)
-            trunk = kind(model, vocabulary, source, config.get("length"))
+            trunk = kind(model, vocabulary, source, about.get("length"))
+        if not whole and (found := fingerprint(trunk.weights())) != source.sha256:
+            raise ValueError(f"{path}: `trunk` must have the weights that the head was made for "
+                             f"({source.name}, SHA-256 {source.sha256[:12]}…), got others "
+                             f"({found[:12]}…)")  # fmt: skip
         if tokenizer is not None:
             tokenizer = HubTokenizer(tokenizer, vocabulary.size, vocabulary.mask)
         return trunk, tokenizer
 
-    def _find(self, source: Source, dtype: torch.dtype, path: Path) -> tuple[Any, Any]:
-        """The model, with the weights that the head was made for, and its tokenizer."""
-        model, tokenizer = self.trunk, self.tokenizer
-        if not isinstance(model, nn.Module):
-            name = model or source.name
-            if not name:
-                raise ValueError(f"{path}: its trunk has no name: give the model as `trunk`")
-            if Path(name).is_absolute() and not Path(name).is_dir():
-                raise ValueError(f"{path}: its trunk was in the folder {name}, which is gone: "
-                                 "give where it is as `trunk`")  # fmt: skip
-            revision = None if model else source.revision
-            model, tokenizer = load_model(name, tokenizer, revision, self.trust, dtype)
-        if (found := fingerprint(model.parameters())) != source.sha256:
-            raise ValueError(f"{path}: `trunk` must have the weights that the head was made for "
-                             f"({source.name}, SHA-256 {source.sha256[:12]}…), got others "
-                             f"({found[:12]}…)")  # fmt: skip
-        return model, tokenizer
+    def _find(
+        self, source: Source, tokenizer: Any, dtype: torch.dtype, path: Path
+    ) -> tuple[Any, Any]:
+        """The model, given or loaded, and its tokenizer."""
+        if isinstance(self.trunk, HubTrunk):
+            own = any(True for _ in self.trunk.parameters(recurse=False))
+            return self.trunk if own else self.trunk.model, tokenizer
+        if isinstance(self.trunk, nn.Module):
+            return self.trunk, tokenizer
+        name = source.name if self.trunk is None else str(self.trunk)
+        if not name:
+            raise ValueError(f"{path}: its trunk has no name: give the model as `trunk`")
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            raise ValueError(f"{path}: its trunk was in the folder {name}, which is gone: "
+                             "give where it is as `trunk`")  # fmt: skip
+        revision = source.revision if self.trunk is None else None
+        return load_model(name, tokenizer, revision, self.trust, dtype)
 
 
 def _read(config: dict[str, Any], path: Path) -> tuple[Source, Vocabulary, torch.dtype]:
@@ -97,15 +107,12 @@ def _adapter(name: Any, path: Path) -> type[HubTrunk]:
     return kinds[name]
 
 
-def _blank(config: dict[str, Any], auto: str, folder: Path, path: Path) -> tuple[Any, Any]:
-    """A model whose weights are in the checkpoint, before they are read, and its tokenizer."""
+def _blank(config: dict[str, Any], auto: str, path: Path) -> Any:
+    """A model whose weights are in the checkpoint, before they are read."""
     hf = transformers()
     try:
         if config.get("model_type") == "mdlm":
-            model: Any = mdlm.DiT(mdlm.DiTConfig(**config))
-        else:
-            model = getattr(hf, auto).from_config(hf.AutoConfig.for_model(**config))
+            return mdlm.DiT(mdlm.DiTConfig(**config))
+        return getattr(hf, auto).from_config(hf.AutoConfig.for_model(**config))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: trunk.model must be the config of a model ({error})") from error
-    own = folder / "tokenizer"
-    return model, hf.AutoTokenizer.from_pretrained(str(own)) if own.is_dir() else None

@@ -7,13 +7,18 @@ some of these tokenizers want.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HubTokenizer"]
+from selfspec.data.tokenizers import AMINO_ACIDS
+
+__all__ = ["HubTokenizer", "characters", "letters"]
 
 
 class HubTokenizer:
@@ -23,26 +28,31 @@ class HubTokenizer:
         tokenizer: of the `transformers` library.
         vocab_size: V of the model, which may be more than the tokenizer's.
         mask_id: the model's mask token, which the tokenizer need not have.
+
+    Attributes:
+        residues: the letters of a tokenizer of proteins; empty for others.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, mask_id: int):
         self.inner, self.vocab_size, self.mask_id = tokenizer, vocab_size, mask_id
+        self.residues = letters(tokenizer)
         table = tokenizer.get_vocab()
-        special = set(tokenizer.all_special_tokens)
-        text = [token for token in table if token not in special and token[0] + token[-1] != "<>"]
-        self._ids = table if all(len(token) == 1 for token in text) else None
+        self._ids = table if characters(tokenizer) else None
         self._tokens = {i: token for token, i in table.items()}
 
     def encode(self, text: str, mask_char: str | None = None) -> npt.NDArray[np.int64]:
         """Ids of `text`; `mask_char` becomes the mask token.
 
         Raises:
-            ValueError: a character that a tokenizer of characters does not know.
+            ValueError: a character that a tokenizer of characters does not know, or an empty
+                `mask_char`.
         """
+        if mask_char == "":
+            raise ValueError("`mask_char` must be at least one character, got none")
         pieces = [text] if mask_char is None else text.split(mask_char)
         if self._ids is not None:
             rows = [self._characters(piece) for piece in pieces]
-        elif mask_char is not None and self.inner.mask_token is not None:
+        elif len(pieces) > 1 and self.inner.mask_token_id == self.mask_id:
             # In one go: what a tokenizer makes of a word depends on what stands beside it.
             return self._encode(self.inner.mask_token.join(pieces))
         else:
@@ -67,12 +77,20 @@ class HubTokenizer:
         return tuple(i for i in ends if i is not None)[:1]
 
     def to_config(self) -> dict[str, str]:
-        """For a checkpoint: it is loaded with the trunk."""
+        """For a checkpoint, which holds the tokenizer's `files` too."""
         return {"kind": "hub"}
 
-    def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's own files."""
-        self.inner.save_pretrained(str(folder))
+    @property
+    def sha256(self) -> str:
+        """Of the table from tokens to ids; hexadecimal."""
+        table = sorted(self.inner.get_vocab().items())
+        return hashlib.sha256(json.dumps(table).encode()).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer's own files, by name."""
+        with TemporaryDirectory() as folder:
+            self.inner.save_pretrained(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
     def _encode(self, text: str) -> npt.NDArray[np.int64]:
         ids = self.inner(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -88,3 +106,22 @@ class HubTokenizer:
                 raise ValueError(f"`text` must consist of the model's characters, "
                                  f"got {character!r} at index {index}")  # fmt: skip
         return np.array(ids, dtype=np.int64)
+
+
+def characters(tokenizer: Any) -> str:
+    """The characters of a tokenizer whose every token is one, <null_1> and its like apart.
+
+    Empty for all other tokenizers.
+    """
+    special = set(tokenizer.all_special_tokens)
+    text = [token for token in tokenizer.get_vocab() if token not in special]
+    text = [token for token in text if not (token[:1] == "<" and token[-1:] == ">")]
+    return "".join(text) if all(len(token) == 1 for token in text) else ""
+
+
+def letters(tokenizer: Any) -> str:
+    """The residues of a tokenizer of proteins, in capital letters; empty for all others."""
+    known = set(characters(tokenizer))
+    residues = {c for c in known if c.isalpha()}
+    capitals = all(c.isupper() for c in residues)
+    return "".join(sorted(residues)) if capitals and residues >= {*AMINO_ACIDS} else ""

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from selfspec.hub.tokenizer import characters, letters
 from selfspec.weights import fingerprint
 
 __all__ = ["HubTrunk", "Source", "Vocabulary", "transformers"]
@@ -116,7 +117,7 @@ class HubTrunk(nn.Module):
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
-        self.source = source or Source("", None, fingerprint(model.parameters()))
+        self.source = source or Source("", None, fingerprint(self.weights()))
         own = self.read_length(model)
         if length is None and own is None:
             raise ValueError("`length` must be given: the model's config does not state one")
@@ -182,15 +183,24 @@ class HubTrunk(nn.Module):
         """Of the model's weights."""
         return next(self.model.parameters()).dtype
 
+    def weights(self) -> Iterable[Tensor]:
+        """Those on which drafts depend: a source is known by them."""
+        return self.parameters()
+
+    @property
+    def writable(self) -> bool:
+        """Whether `reunite` can make the model anew, from its config by the library's classes."""
+        ours = type(self).__module__.startswith(f"{__package__}.")
+        return ours and not self.remote_code
+
     @property
     def stands_elsewhere(self) -> bool:
         """Whether the weights are their source's still, and that has a name to find it by.
 
-        Remote code needs no name: it cannot be written, so it has to be handed in. Reads all
-        weights.
+        What cannot be written needs no name: it has to be handed in. Reads all weights.
         """
-        found = bool(self.source.name) or self.remote_code
-        return found and fingerprint(self.parameters()) == self.source.sha256
+        found = bool(self.source.name) or not self.writable
+        return found and fingerprint(self.weights()) == self.source.sha256
 
     def to_config(self, whole: bool) -> dict[str, Any]:
         """A JSON-ready description, from which `reunite` makes an equal trunk.
@@ -199,13 +209,14 @@ class HubTrunk(nn.Module):
             whole: the weights are stored beside it, so the shape of the model is described too.
 
         Raises:
-            ValueError: `whole`, for a class that is remote code.
+            ValueError: `whole`, for a trunk that is not `writable`.
         """
-        if whole and self.remote_code:
+        if whole and not self.writable:
             raise ValueError("`model` must have the trunk's own weights, and `merge` be False, "
-                             "where the trunk is remote code: it cannot be written")  # fmt: skip
+                             "where the trunk is remote code or its adapter your own: it cannot be "
+                             "written")  # fmt: skip
         source = asdict(self.source)
-        if whole and source["sha256"] != (now := fingerprint(self.parameters())):
+        if whole and source["sha256"] != (now := fingerprint(self.weights())):
             source = asdict(Source("", None, now))  # it was trained further
         return {
             "kind": "hub",
@@ -310,6 +321,8 @@ def read_vocabulary(
         never |= set(range(len(tokenizer), size))  # rows of the table that stand for no text
     if writes_specials:
         return Vocabulary(size, mask, pad, forbidden=tuple(never))
+    if tokenizer is not None and (text := letters(tokenizer) or characters(tokenizer)):
+        never |= {i for token, i in tokenizer.get_vocab().items() if token not in {*text}}
     never |= set(getattr(tokenizer, "all_special_ids", ())) | {i for i in pads if i is not None}
     begin, end = _frame(tokenizer)
     return Vocabulary(size, mask, pad, begin, end, tuple(never))

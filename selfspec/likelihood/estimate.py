@@ -59,7 +59,7 @@ def estimate_log_likelihood(
     check_known("order", order)
     check_known("window", window)
     pad = mask_of("pad", pad, tokens)
-    check_tokens(model, tokens, pad, masked=False)
+    check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
     observed, seeds = mask_of("observed", observed, tokens) & ~pad, seeds_of(seeds, tokens)
     first, end = observed.sum(1), (~pad).sum(1)
     tables = torch.from_numpy(stacked_tables(window, (end - first).tolist())).to(tokens.device)

@@ -135,7 +135,7 @@ def one_pass_score(
     `log_likelihood`.
     """
     pad = mask_of("pad", pad, tokens)
-    check_tokens(model, tokens, pad, masked=False)
+    check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
     sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
     logq = score_pass(model, tokens, sigma, first, pad, temperature, top_p)[1]
     return torch.where(generated(sigma, first, pad), logq, 0.0).sum(1)
@@ -158,6 +158,6 @@ def _table(
 ) -> Scores:
     """The scores along a σ drawn from the seeds."""
     pad = mask_of("pad", pad, tokens)
-    check_tokens(model, tokens, pad, masked=False)
+    check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
     sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
     return scores(model, tokens, sigma, first, pad, **options)

@@ -21,6 +21,7 @@ from torch import Tensor
 from selfspec.likelihood.exact import one_pass_score
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
+from selfspec.prompts import framed
 
 __all__ = ["Mutation", "mutation_effect", "parse_mutations"]
 
@@ -91,7 +92,7 @@ def mutation_effect(
 
     Raises:
         ValueError: a mutation that `parse_mutations` refuses, none at all, residues that the model
-            does not know, or `orders` or `batch_size` below 1.
+            does not know or does not read one by one, or `orders` or `batch_size` below 1.
     """
     for name, value in {"orders": orders, "batch_size": batch_size}.items():
         if value < 1:
@@ -100,13 +101,20 @@ def mutation_effect(
         raise ValueError("`model` must have a tokenizer to read `wild_type`, got none")
     if not mutations:
         raise ValueError("`mutations` must hold at least one, got none")
-    rows, masks = [], []
+    rows, masks, offset = [], [], len(model.frame[0])
     for found in (parse_mutations(text, wild_type) for text in mutations):
-        mutant, masked = list(wild_type), torch.zeros(len(wild_type), dtype=torch.bool)
+        mutant = list(wild_type)
         for mutation in found:
-            mutant[mutation.position], masked[mutation.position] = mutation.mutant, True
+            mutant[mutation.position] = mutation.mutant
         for text in ("".join(mutant), wild_type):
-            rows += [torch.from_numpy(model.tokenizer.encode(text))] * orders
+            tokens = model.tokenizer.encode(text)
+            if len(tokens) != len(wild_type):
+                raise ValueError(f"`model` must read one token a residue, got {len(tokens)} for "
+                                 f"{len(wild_type)}")  # fmt: skip
+            row = framed(torch.from_numpy(tokens), model.frame)
+            masked = torch.zeros(len(row), dtype=torch.bool)
+            masked[[offset + position for _, position, _ in found]] = True
+            rows += [row] * orders
             masks += [masked] * orders
     tokens, observed = torch.stack(rows).to(model.device), ~torch.stack(masks).to(model.device)
     seeds = row_seeds(seed, orders, model.device).repeat(2 * len(mutations))

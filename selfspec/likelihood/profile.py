@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from selfspec.information import falling_fit
+from selfspec.inputs import check_tokens
 from selfspec.likelihood.tables import draw_order, scores
 from selfspec.model import SSMD
 from selfspec.orders import Order, UniformOrder
@@ -33,6 +35,7 @@ def draft_nats(
     Raises:
         ValueError: a rule that is re-chosen between passes, or as `scores`.
     """
+    check_tokens(model, tokens, torch.zeros_like(tokens, dtype=torch.bool), masked=False)
     sigma, first = draw_order(order if order is not None else UniformOrder(), tokens, seeds)
     trunk = SSMD(model.trunk)  # the targets are not needed
     draft = scores(trunk, tokens, sigma, first, **options).draft.mean(0).cpu().numpy()

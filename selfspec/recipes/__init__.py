@@ -1,4 +1,4 @@
-"""Complete training runs as functions; `ALL` finds them by name.
+"""Complete training runs as functions; `ALL` and `ON_TRUNKS` find them by name.
 
 from selfspec.recipes import books27
 books27.trunk(steps=2000).trainer("runs/trunk", train, valid).run()
@@ -15,8 +15,13 @@ from selfspec.recipes.adapt_ar import adapt_ar as adapt_ar
 from selfspec.recipes.attach import attach as attach
 from selfspec.recipes.openwebtext import openwebtext as openwebtext
 from selfspec.recipes.recipe import Recipe as Recipe
+from selfspec.recipes.run import finish as finish
+from selfspec.recipes.run import train as train
+from selfspec.recipes.run import train_adapted as train_adapted
+from selfspec.recipes.run import train_head as train_head
 from selfspec.recipes.sdtt import distil as distil
 from selfspec.recipes.text8 import text8 as text8
+from selfspec.train import Trainer
 
 ALL: dict[str, Callable[..., Recipe]] = {
     "books27-trunk": books27.trunk,
@@ -39,3 +44,5 @@ ALL: dict[str, Callable[..., Recipe]] = {
     "text8": text8,
     "openwebtext": openwebtext,
 }
+ON_TRUNKS: dict[str, Callable[..., Trainer]] = {"uniref50": uniref50.trainer}
+"""Of a head on a trunk of the Hub: from data and a folder, a trainer."""

@@ -72,7 +72,7 @@ def adapt_ar(
         raise ValueError("`data` must be a file: an adapted model cannot write yet, got 'self'")
     config = settings(**changes)
     length = min(model.length, 512) if length is None else length
-    found = read_data(model, data, folder, config, rows, length, 0, field, device, progress)
+    found = read_data(model, data, folder, config, rows, length, 0, field, "skip", device, progress)
     model.trunk.length = length  # beyond it the model has not learned to draft
     objective = Diffusion(observed=found.observed)
     return Trainer(model, objective, config, found.batches, folder, found.valid)

@@ -15,22 +15,26 @@ of L tokens costs n · L rows of trunk passes, where training on them for a step
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from selfspec.data.fasta import read_fasta
+from selfspec.data.fasta import Cleaner, Policy, Unknown, read_fasta
 from selfspec.data.jsonl import read_jsonl
+from selfspec.data.packed import read_lines
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.files import write_json
+from selfspec.generation import draw
 from selfspec.hub import HubTrunk
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.lengths import Lengths
@@ -48,11 +52,13 @@ from selfspec.train import (
 )
 from selfspec.train.feed import Batches
 from selfspec.train.parallel import group, rows_each, together
+from selfspec.train.process import locked
 
 __all__ = ["Rows", "attach", "open_rows", "own_rows", "settings", "text_rows"]
 
 Rows = Literal["lines", "packed"]
 HELD_OUT, MOST_HELD_OUT = 50, 1024
+log = logging.getLogger("selfspec")
 
 
 def settings(steps: int = 3000, batch_size: int = 64, **changes: Any) -> TrainConfig:
@@ -77,6 +83,7 @@ def attach(
     length: int | None = None,
     num: int = 4096,
     field: str = "text",
+    unknown: str = "skip",
     window_weight: float = 0.0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -94,6 +101,8 @@ def attach(
             default.
         num: rows to draw, with "self".
         field: of a JSON document, that holds its text.
+        unknown: what becomes of a sequence of FASTA with a residue that the model does not know:
+            "skip", "refuse" or "as-x", see `data.fasta.Unknown`.
         window_weight: as in `Diffusion`.
         device: where to train; CUDA if there is one.
         progress: show bars.
@@ -103,11 +112,14 @@ def attach(
         ValueError: a model without head or whose trunk is not of the Hub, bad data, or a folder
             whose rows were made of something else.
         OSError: no such file.
+        RuntimeError: another run is making rows in the folder.
     """
     if not isinstance(model.trunk, HubTrunk) or model.head is None:
         raise ValueError("`model` must be one from `attach_head`, with a head")
     config = settings(**changes)
-    found = read_data(model, data, folder, config, rows, length, num, field, device, progress)
+    found = read_data(
+        model, data, folder, config, rows, length, num, field, unknown, device, progress
+    )
     objective = Diffusion(True, window_weight, observed=found.observed)
     return Trainer(model, objective, config, found.batches, folder, found.valid)
 
@@ -130,6 +142,7 @@ def read_data(
     length: int | None,
     num: int,
     field: str,
+    unknown: str,
     device: torch.device | str | None,
     progress: bool,
 ) -> Data:
@@ -139,6 +152,8 @@ def read_data(
     """
     if rows not in get_args(Rows):
         raise ValueError(f"`rows` must be one of {get_args(Rows)}, got {rows!r}")
+    if unknown not in (known := [policy.value for policy in Unknown]):
+        raise ValueError(f"`unknown` must be one of {known}, got {unknown!r}")
     assert isinstance(model.trunk, HubTrunk)
     frame = sum(map(len, model.frame))
     length = min(model.length, 512) if length is None else length
@@ -151,13 +166,16 @@ def read_data(
         facts |= {"data": "self", "num": num, "seed": config.seed}
         make = partial(own_rows, model, num, room, config.seed, progress=progress)
     else:
-        size = Path(data).stat().st_size
-        facts |= {"data": Path(data).name, "bytes": size, "rows": rows}
-        make = partial(text_rows, model, documents(data, rows, field, progress), room, rows)
+        tokenizer = _tokenizer(model)
+        facts |= {"data": Path(data).name, "bytes": Path(data).stat().st_size, "rows": rows,
+                  "field": field, "unknown": unknown, "tokens": tokenizer.sha256}  # fmt: skip
+        texts = documents(data, rows, field, Unknown(unknown), tokenizer.residues, progress)
+        make = partial(text_rows, model, texts, room, rows)
     open_them = partial(open_rows, Path(folder, "data"), facts, model.vocab_size, make)
     with together():
         if group().rank == 0:
-            open_them()  # and makes them, for all processes
+            with locked(Path(folder, "data")):
+                open_them()  # and makes them, for all processes
     train, valid = open_them()
     share = rows_each(config.batch_size, config.accumulate)
     batches: Batches = train.loader(length, share, config.seed, *group())
@@ -166,6 +184,8 @@ def read_data(
         model.lengths = Lengths.of(train.lengths - frame, model.length - frame)
     else:
         batches, held_out = Full(batches), held_out.data
+        if 1 < room < model.length - frame:
+            model.lengths = Lengths((0, 1), room - 1, room)  # the only length that was trained on
     return Data(batches, held_out, _observed(model, train, valid))
 
 
@@ -181,19 +201,40 @@ class Full:
 
 
 def documents(
-    data: str | os.PathLike[str], rows: Rows, field: str, progress: bool
+    data: str | os.PathLike[str],
+    rows: Rows = "packed",
+    field: str = "text",
+    unknown: Unknown = Unknown.SKIP,
+    residues: str = "",
+    progress: bool = False,
 ) -> Iterator[str]:
-    """The documents of a file, in order."""
-    names = Path(data).suffixes
+    """The documents of a file, in order; arguments as in `attach`.
+
+    Args:
+        residues: the letters that sequences of FASTA may have; all capital letters by default.
+
+    Raises:
+        ValueError: the file is broken, has none, or is not UTF-8.
+    """
+    names = [suffix.lower() for suffix in Path(data).suffixes]
     if ".jsonl" in names:
         yield from read_jsonl(data, field, progress)
     elif {".fasta", ".fa", ".faa"} & {*names}:
-        yield from (record.residues.upper() for record in read_fasta(data, progress))
-    elif rows == "lines":
-        with open(data, encoding="utf-8") as file:
-            yield from filter(None, map(str.strip, file))
+        cleaner = Cleaner(residues or ascii_uppercase, Policy(unknown=unknown))
+        yield from cleaner(read_fasta(data, progress))
+        if cleaner.skipped:
+            log.warning("%s sequences with unknown residues were left out", cleaner.skipped)
     else:
-        yield Path(data).read_text(encoding="utf-8")
+        lines = _lines(Path(data))
+        yield from filter(None, map(str.strip, lines)) if rows == "lines" else ["".join(lines)]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for number, line in read_lines(path):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
 
 
 def text_rows(
@@ -204,9 +245,7 @@ def text_rows(
     Raises:
         ValueError: the model has no tokenizer, or a text is not of its characters.
     """
-    tokenizer = model.tokenizer
-    if not isinstance(tokenizer, HubTokenizer):
-        raise ValueError("`model` must have a tokenizer to read text, got none")
+    tokenizer = _tokenizer(model)
     encoded = (ids for ids in map(tokenizer.encode, texts) if len(ids))
     if rows == "lines":
         pieces = (ids[:room] for ids in encoded)
@@ -215,6 +254,12 @@ def text_rows(
     begin, end = model.frame
     for piece in pieces:
         yield np.concatenate([begin, piece, end]).astype(np.int64)
+
+
+def _tokenizer(model: SSMD) -> HubTokenizer:
+    if not isinstance(model.tokenizer, HubTokenizer):
+        raise ValueError("`model` must have a tokenizer to read text, got none")
+    return model.tokenizer
 
 
 def own_rows(
@@ -230,13 +275,11 @@ def own_rows(
         raise ValueError(f"`num` must be at least 2, got {num}")
     blank, _ = layout(None, None, model.mask_id, model.length, length=room, frame=model.frame)
     sampler, device = AnyOrderSampler(model), model.device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    bar = tqdm(total=num, desc="drawing rows", unit="row", disable=not progress)
-    with bar:
+    with tqdm(total=num, desc="drawing rows", unit="row", disable=not progress) as bar:
         for seeds in row_seeds(seed, num, device).split(batch_size):
             masked = blank.to(device).expand(len(seeds), -1)
-            with autocast:
-                tokens = sampler.sample(masked, seeds).tokens
+            pad = torch.zeros_like(masked, dtype=torch.bool)
+            tokens = draw(sampler, masked, seeds, pad, batch_size).tokens
             bar.update(len(tokens))
             yield from tokens.cpu().numpy()
 

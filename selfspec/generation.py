@@ -1,0 +1,135 @@
+"""Samples from a model: what is to be drawn is laid out, a sampler chosen, and the engine draws.
+
+generate(model, 8, nfe=14)                                  eight texts, 14 evaluations each
+generate(model, prompt="the ____ sat on the ____")          infilling
+generate(model, prompt="once upon a time ", length=128)     continuation
+generate(proteins, prompt="MKT____GKST____")                scaffolding of a motif
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from selfspec import calibration, prompts
+from selfspec.engine import Engine, engine_for, unsupported
+from selfspec.interfaces import Samples
+from selfspec.model import SSMD
+from selfspec.noise import row_seeds
+from selfspec.orders import Order
+from selfspec.sampling import Sampler
+from selfspec.schedules import Window
+
+__all__ = ["draw", "generate"]
+
+log = logging.getLogger("selfspec")
+
+
+def generate(
+    model: SSMD,
+    num: int = 1,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    mask_char: str = "_",
+    length: int | None = None,
+    nfe: float | None = None,
+    quality: calibration.Quality | None = None,
+    order: Order | None = None,
+    window: Window | int | None = None,
+    rounds: int | None = None,
+    sampler: Sampler | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 64,
+    engine: Engine | Literal["reference"] | None = None,
+    trace: bool = False,
+    progress: bool = False,
+) -> Samples:
+    """Sample from a model: from nothing, around a prompt, or behind one.
+
+    Args:
+        model: from `load`.
+        num: samples; of every prompt, if there are any.
+        prompt: text, or several, where each `mask_char` is one position to fill and the rest
+            stays. A prompt without any comes back as it is, at no cost, unless `length` is given.
+        mask_char: a character outside the alphabet; of a BPE any one, which is then no text.
+        length: tokens a sample; a shorter prompt is continued to the right up to it. The prompt's
+            own length by default; without a prompt a length drawn as those of the training data, or
+            the model's if these had no lengths of their own.
+        nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
+        sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
+        temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
+        seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
+            the rounding of float32, which may differ from one batch shape to another).
+        first: the number r of the first row, where several processes share a run.
+        batch_size: rows drawn at once.
+        engine: what draws; one for this model by default. "reference" is the plain loop of
+            `sampling/`, in the model's own precision also on CUDA.
+        trace: keep every pass, for a user interface to replay; drawn by the reference.
+        progress: show a bar.
+
+    Returns:
+        `Samples`, with `.text` where the model has a tokenizer; samples of one prompt stand
+        together.
+
+    Raises:
+        ValueError: a bad argument, named with its rule and value.
+    """
+    for name, value in {"num": num, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    knobs = (nfe, quality, order, window, rounds)
+    if sampler is None:
+        sampler = calibration.choose(model, *knobs, temperature, top_p)
+    elif any(knob is not None for knob in knobs):
+        raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
+                         "`window` and `rounds` out")  # fmt: skip
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    rows = num * (1 if texts is None else len(texts))
+    seeds = row_seeds(seed, rows, model.device, first)
+    if texts is None:
+        tokens, pad = prompts.unprompted(
+            seeds, model.mask_id, model.length, model.lengths, length, model.frame
+        )
+    else:
+        masks = prompts.layout(
+            texts, model.tokenizer, model.mask_id, model.length, mask_char, length, model.frame
+        )
+        tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
+    samples = draw(sampler, tokens, seeds, pad, batch_size, engine, trace, progress)
+    if model.tokenizer is not None:
+        samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char, model.frame)
+    return samples
+
+
+def draw(
+    sampler: Sampler,
+    tokens: Tensor,
+    seeds: Tensor,
+    pad: Tensor,
+    batch_size: int = 64,
+    engine: Engine | Literal["reference"] | None = None,
+    trace: bool = False,
+    progress: bool = False,
+) -> Samples:
+    """Fill every masked position: by the engine, where it can, else by the sampler itself.
+
+    Args:
+        sampler: draws them.
+        tokens, seeds, pad: as in `Sampler.sample`, a seed a row.
+        batch_size, engine, trace, progress: as in `generate`.
+    """
+    reason = unsupported(sampler)
+    if not trace and (isinstance(engine, Engine) or (engine is None and reason is None)):
+        rows = min(batch_size, len(tokens))
+        engine = engine or engine_for(sampler.model, rows, tokens.shape[1])
+        return engine.sample(sampler, tokens, seeds, pad, progress)
+    if engine is None and reason is not None:
+        log.info("drawn by the reference, not by the engine: %s", reason)
+    batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
+    return Samples.concatenate(
+        [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
+    )
