@@ -83,7 +83,7 @@ class Size:
     drawn: int = 8192
     """Sequences IgLM draws at once."""
     judge_steps: int = 2500
-    head_steps: int = 3000
+    head_steps: int = 4000
     finetune_steps: int = 1500
     batch: int = 256
     n: int = 2048
@@ -93,8 +93,8 @@ class Size:
 
 
 TINY = Size(
-    train=160, judge=160, heldout=12, likelihood=2, reference=50, drawn=64, judge_steps=4,
-    head_steps=4, finetune_steps=4, batch=8, n=6, most=16,
+    train=60, judge=40, heldout=6, likelihood=2, reference=50, drawn=64, judge_steps=4,
+    head_steps=4, finetune_steps=4, batch=8, n=4, most=16,
 )  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def data(args: argparse.Namespace, size: Size) -> None:
 def judge(args: argparse.Namespace, size: Size) -> None:
     """Trains the judge of `recipes/proteins.py`."""
     _, stores = open_corpus(args.runs / "data" / "judge")
-    recipe = proteins.judge(size.judge_steps, batch_size=size.batch, log_every=10)
+    recipe = proteins.judge(size.judge_steps, batch_size=size.batch, compile=False)
     recipe = replace(recipe, trunk=replace(recipe.trunk, length=LENGTH))
     trainer = recipe.trainer(args.runs / "judge", stores["train"], stores["valid"])
     trainer.run(args.seconds)
@@ -195,7 +195,7 @@ def head(
     model = ss.attach_head(str(trunk or args.antiberty), length=LENGTH)
     ss.train_head(
         model, args.runs / "data" / "train.fasta", args.runs / run, rows="lines", length=LENGTH,
-        steps=size.head_steps, batch_size=size.batch, stop_after=args.seconds,
+        steps=size.head_steps, batch_size=size.batch, compile=False, stop_after=args.seconds,
     )  # fmt: skip
 
 
@@ -249,11 +249,12 @@ def quality(args: argparse.Namespace, size: Size) -> None:
         own = [result for result in results if result.row.model == name]
         blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
         found += compare(own, {"same trunk": blocks["same trunk"]}, SEED)
-    real = next(iter(sweeps.values())).measure_data(stores["test"].excerpt(LENGTH, size.n))
+    drawn = next(iter(sweeps.values())).measure_data(stores["test"].excerpt(LENGTH, size.n))
+    drawn = replace(drawn, row=replace(drawn.row, model="drawn by IgLM"))
     results.sort(key=lambda result: [*models].index(result.row.model))
     write_samples(args.runs / "samples.fasta", results)
     about = facts(args, size, models["AntiBERTy"].trunk)
-    report = write_report(args.out, [*results, real], found, SEED, about, args.command)
+    report = write_report(args.out, [*results, drawn], found, SEED, about, args.command)
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
 
 

@@ -190,9 +190,13 @@ def _draw(
     if not found:
         raise ValueError(f"`report` must have rows with a number for {name!r}, got none")
     lines = [_draw_curve(ax, curve, name, score) for curve in found]
-    real = [row[name] for row in rows if row["sampler"] == "data" and row[name] is not None]
-    name_of_data = f"real {_kind(rows)}"
-    data = [ax.axhline(v, color=FAINT, linewidth=1, zorder=1, label=name_of_data) for v in real]
+    found_data = [row for row in rows if row["sampler"] == "data" and row[name] is not None]
+    real = [row[name] for row in found_data]
+    names = [row.get("model") or f"real {_kind(rows)}" for row in found_data]
+    data = [
+        ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label=label)
+        for value, label in zip(real, names, strict=True)
+    ]
     _limits(ax, found, name, real)
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)

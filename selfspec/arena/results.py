@@ -50,7 +50,7 @@ class Row:
     distinct_kmers: float | None = None
     novelty: float | None = None
     model: str | None = None
-    """Which of several models."""
+    """Which of several models; of data, what drew them where they are not real."""
     second_judge: float | None = None
     """Bits per token of another judge, with its interval."""
     second_judge_low: float | None = None
