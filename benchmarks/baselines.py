@@ -56,7 +56,8 @@ class CachedDecoder:
         self.token = torch.full((rows, 1), trunk.mask_id, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
         self.drawn = torch.zeros(rows, config.length, dtype=torch.int64, device=device)
-        self.run = torch.compile(self._pass, dynamic=False) if fast else self._pass
+        # One block is compiled and serves them all.
+        self.block = torch.compile(_block, dynamic=False) if fast else _block
         self.graph: torch.cuda.CUDAGraph | None = None
         if fast and device.type == "cuda":
             self._record()
@@ -68,7 +69,7 @@ class CachedDecoder:
         self.at.zero_()
         for _ in range(self.length):
             if self.graph is None:
-                self.run()
+                self._pass()
             else:
                 self.graph.replay()
         return self.drawn.clone()
@@ -79,10 +80,10 @@ class CachedDecoder:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), self._precision():
             for _ in range(3):
-                self.run()
+                self._pass()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=stream):
-                self.run()
+                self._pass()
         torch.cuda.current_stream().wait_stream(stream)
 
     def _precision(self):
@@ -92,23 +93,26 @@ class CachedDecoder:
     def _pass(self) -> None:
         x = self.trunk.embed(self.token)
         seen = torch.arange(self.length, device=x.device) <= self.at
-        for index, block in enumerate(self.trunk.blocks):
-            x = self._block(block, x, index, seen)  # type: ignore[arg-type]
+        for block, keys, values in zip(self.trunk.blocks, self.keys, self.values, strict=True):
+            x = self.block(block, x, keys, values, self.at, seen)  # type: ignore[arg-type]
         law = self.trunk.unembed(x[:, 0]).float().softmax(-1)
         # One over an exponential number, and the largest wins: an exact draw up to float32.
         self.token.copy_((law / torch.empty_like(law).exponential_()).argmax(-1, keepdim=True))
         self.drawn.index_copy_(1, self.at, self.token)
         self.at += 1
 
-    def _block(self, block: Block, x: Tensor, index: int, seen: Tensor) -> Tensor:
-        attention, angles = block.attention, rotation(self.at, self.keys.shape[-1])
-        qkv = attention.qkv(block.attention_norm(x)).unflatten(-1, (3, attention.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q = rotate(attention.query_norm(q), angles).to(v.dtype)
-        k = rotate(attention.key_norm(k), angles).to(v.dtype)
-        keys, values = self.keys[index], self.values[index]
-        keys.index_copy_(2, self.at, k)
-        values.index_copy_(2, self.at, v)
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None, None, None])
-        x = x + attention.out(attended.transpose(1, 2).flatten(2))
-        return x + block.down(F.relu(block.up(block.mlp_norm(x))).square())
+
+def _block(
+    block: Block, x: Tensor, keys: Tensor, values: Tensor, at: Tensor, seen: Tensor
+) -> Tensor:
+    """A block on the token at `at`; its key and value are written to the cache (B, H, L, E)."""
+    attention, angles = block.attention, rotation(at, keys.shape[-1])
+    qkv = attention.qkv(block.attention_norm(x)).unflatten(-1, (3, attention.heads, -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    q = rotate(attention.query_norm(q), angles).to(v.dtype)
+    k = rotate(attention.key_norm(k), angles).to(v.dtype)
+    keys.index_copy_(2, at, k)
+    values.index_copy_(2, at, v)
+    attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None, None, None])
+    x = x + attention.out(attended.transpose(1, 2).flatten(2))
+    return x + block.down(F.relu(block.up(block.mlp_norm(x))).square())

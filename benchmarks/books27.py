@@ -5,7 +5,11 @@
 Each `stage=steps` runs a recipe of `selfspec/recipes/books27.py` and keeps it in RUNS/stage; a run
 that was stopped is resumed. `head` starts from `trunk`, `joint` from `head`, `windows` from
 `joint`; `stage=steps@other` starts from RUNS/other instead, also where a stage would start afresh.
-A trunk with fewer blocks than the recipe's is deepened by blocks that add nothing at first.
+A trunk with fewer blocks than the recipe's is deepened by blocks that add nothing at first, one
+with more is cut at its end: 10+2 blocks, say, against 11+1 at equal training, are
+
+    python benchmarks/books27.py … --blocks 10 --head '{"heads": 8, "blocks": 2}' joint=3000@trunk
+    python benchmarks/books27.py … joint=3000@trunk
 """
 
 import argparse
@@ -27,15 +31,15 @@ from selfspec.recipes import Recipe, books27
 START = {"head": "trunk", "joint": "head", "windows": "joint"}
 
 
-def deepened(trunk: Trunk, blocks: int) -> Trunk:
-    """The trunk with more blocks at its end; those write nothing yet, so its law is the same."""
-    deeper = Trunk(replace(trunk.config, blocks=blocks))
-    deeper.load_state_dict(trunk.state_dict(), strict=False)
-    for block in deeper.blocks[trunk.config.blocks :]:
+def with_blocks(trunk: Trunk, blocks: int) -> Trunk:
+    """The trunk cut after some blocks, or with more that write nothing yet: then its law stays."""
+    other = Trunk(replace(trunk.config, blocks=blocks))
+    other.load_state_dict(trunk.state_dict(), strict=False)
+    for block in other.blocks[trunk.config.blocks :]:
         for name, layer in block.named_modules():
             if is_output(name):
                 nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-    return deeper
+    return other
 
 
 def source(folder: Path, recipe: Recipe) -> SSMD:
@@ -46,7 +50,7 @@ def source(folder: Path, recipe: Recipe) -> SSMD:
     same = model.head is not None and model.head.config == recipe.head
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.train.seed)
-        return SSMD(deepened(model.trunk, recipe.trunk.blocks), model.head if same else None)
+        return SSMD(with_blocks(model.trunk, recipe.trunk.blocks), model.head if same else None)
 
 
 def main(recipes: ModuleType = books27, about: str | None = __doc__) -> None:
@@ -57,6 +61,7 @@ def main(recipes: ModuleType = books27, about: str | None = __doc__) -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--device", default=None)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON, over the recipe's")
+    parser.add_argument("--blocks", type=int, help="of the trunk, other than the recipe's")
     parser.add_argument("--head", type=json.loads, help="JSON of another HeadConfig")
     parser.add_argument("stages", nargs="+", metavar="stage=steps[@start]")
     args = parser.parse_args()
@@ -65,6 +70,8 @@ def main(recipes: ModuleType = books27, about: str | None = __doc__) -> None:
         stage, _, rest = item.partition("=")
         steps, _, other = rest.partition("@")
         recipe = getattr(recipes, stage.replace("-", "_"))(steps=int(steps), **args.settings)
+        if args.blocks:
+            recipe = replace(recipe, trunk=replace(recipe.trunk, blocks=args.blocks))
         if args.head and recipe.head:
             recipe = replace(recipe, head=HeadConfig(**args.head))
         other = other or START.get(stage)

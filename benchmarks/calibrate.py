@@ -28,7 +28,10 @@ def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "sampler": "speculative",
             "order": row["order"],
-            "window": {"kind": "cosine", "dtau": row["settings"]["dtau"]},
+            "window": {
+                "kind": row["settings"].get("schedule", "cosine"),
+                "dtau": row["settings"]["dtau"],
+            },
             "rounds": row["settings"]["rounds"],
             "nfe": round(row["nfe"], 2),
             "judge": round(row["judge"], 4),

@@ -13,6 +13,7 @@ from selfspec.arena.figures import (
     save_figure,
     second_figure,
 )
+from selfspec.arena.speed import latency_figure
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {"quality": quality_figure, "heldout": heldout_figure, "diversity": diversity_figure}
@@ -24,6 +25,9 @@ def main() -> None:
         second = {"second-judge": second_figure} if "second_judge" in report["judges"] else {}
         for name, draw in (FIGURES | second).items():
             save_figure(draw(report), ROOT / f"docs/figures/{data}-{name}")
+    latency = ROOT / "benchmarks/results/latency-h200.json"
+    if latency.exists():
+        save_figure(latency_figure(json.loads(latency.read_text())), ROOT / "docs/figures/latency")
 
 
 if __name__ == "__main__":

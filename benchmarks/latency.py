@@ -14,7 +14,8 @@ the most important ones come first, and the file is written after each. All in b
                                               engine-speculative, unembedded at the window's places
 
 A plain method comes twice: "equal" says whether it takes as many evaluations as engine-speculative
-("nfe"), or so many that it is as good ("quality"), by the reduction measured on books27. Times are
+("nfe"), or so many that it is as good ("quality"), by the reduction of the same settings in
+books27-quality.json. Times are
 medians over at least five runs after warm-up.
 """
 
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from baselines import CachedDecoder, mdlm_loop
 from torch import nn
 
 from selfspec import checkpoint
+from selfspec.arena.report import commit
 from selfspec.engine import Engine
 from selfspec.engine.graphs import copied
 from selfspec.files import write_json
@@ -45,9 +48,7 @@ from selfspec.sampling import FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import CosineWindow
 
 SETTINGS = ((4, 0.083), (4, 0.02))
-REDUCTION = {(4, 0.083): 2.47, (4, 0.02): 2.01}
-"""Evaluations of plain sampling over those of self-speculative at the same judge score: books27,
-uniform order, benchmarks/results/books27-quality.json."""
+QUALITY = Path(__file__).parent / "results/books27-quality.json"
 ACCEPTANCE = 0.93
 METHODS = ("engine-speculative", "trunk-only", "engine-plain", "mdlm-loop", "reference-speculative",
            "ar-kv", "reference-plain")  # fmt: skip
@@ -65,6 +66,19 @@ class Case:
     batch: int
     method: str
     equal: str = "nfe"
+
+
+@cache
+def reduction(settings: tuple[int, float]) -> float:
+    """Evaluations of plain sampling over those of self-speculative at the same judge score."""
+    (found,) = [
+        row["ratio"]
+        for row in json.loads(QUALITY.read_text())["reduction"]
+        if (row["baseline"], row["account"], row["score_name"], row["order"])
+        == ("plain uniform", "same trunk", "judge", "uniform")
+        and row["settings"] == {"rounds": settings[0], "dtau": settings[1]}
+    ]
+    return found
 
 
 class Bench:
@@ -194,7 +208,7 @@ class Bench:
         """Trunk passes of a plain method that are as many evaluations, or give as good samples."""
         nfe = float(self.drawn[case.settings, case.batch].nfe.mean())
         blocks = self.model.num_trunk_blocks + self.model.num_head_blocks
-        times = REDUCTION[case.settings] if case.equal == "quality" else 1.0
+        times = reduction(case.settings) if case.equal == "quality" else 1.0
         return max(1, round(times * nfe * blocks / self.model.num_trunk_blocks))
 
     def plain_account(self, passes: float) -> dict[str, Any]:
@@ -321,7 +335,8 @@ def main() -> None:
         "command": "python benchmarks/latency.py",
         "precision": "bfloat16 matrices, float64 draws" if device == "cuda" else "float32",
         "waves": args.waves,
-        "reduction": [[*settings, value] for settings, value in REDUCTION.items()],
+        "reduction": [[*settings, reduction(settings)] for settings in SETTINGS],
+        "commit": commit(),
     }  # fmt: skip
     done = {case_of(row) for row in report["rows"]}
     bench: Bench | None = None

@@ -33,7 +33,7 @@ from selfspec.arena import (
     row_table,
     write_report,
 )
-from selfspec.calibration import ORDERS
+from selfspec.calibration import ORDERS, knobs
 from selfspec.checkpoint import BUNDLED
 from selfspec.data.corpus import Store, open_corpus
 from selfspec.data.ragged import RaggedStore
@@ -43,13 +43,14 @@ from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.prompts import blank
 from selfspec.sampling import FixedCountSampler, SpeculativeSampler
-from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule
+from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, LinearWindow
 
 COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
-LINEAR_STEPS = (8, 16, 32, 64, 128)
+LINEAR_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 SPACED_STEPS = (4, 6, 8, 12, 16, 24, 32, 64)
 PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083))
-FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01))
+FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01), (1, 0.04), (2, 0.16))
+LINEAR = ((3, 0.125), (2, 0.125), (2, 0.09), (1, 0.09), (1, 0.06), (1, 0.045), (1, 0.03), (1, 0.02))
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
 SEPARATE = "plain, separate model"
 SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
@@ -61,9 +62,11 @@ def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
     return Setting(name, order, {"schedule": schedule, "steps": steps}, sampler)
 
 
-def speculative(model: SSMD, order: str, rounds: int, dtau: float) -> Setting:
-    sampler = SpeculativeSampler(model, ORDERS[order](), CosineWindow(dtau), rounds)
-    return Setting("self-speculative", order, {"rounds": rounds, "dtau": dtau}, sampler)
+def speculative(
+    model: SSMD, order: str, rounds: int, window: CosineWindow | LinearWindow
+) -> Setting:
+    sampler = SpeculativeSampler(model, ORDERS[order](), window, rounds)
+    return Setting("self-speculative", order, knobs(rounds, window), sampler)
 
 
 def settings(model: SSMD, orders: list[str], longest: int | None = None) -> list[Setting]:
@@ -81,14 +84,16 @@ def settings(model: SSMD, orders: list[str], longest: int | None = None) -> list
             found.append(plain(model, order, "linear", steps))
         if model.head is not None:
             for rounds, dtau in PUBLISHED + FURTHER if uniform else SPACED:
-                found.append(speculative(model, order, rounds, dtau))
+                found.append(speculative(model, order, rounds, CosineWindow(dtau)))
+            for rounds, dtau in LINEAR:
+                found.append(speculative(model, order, rounds, LinearWindow(dtau)))
     return found
 
 
 def cost(setting: Setting) -> float:
     """About how many trunk passes."""
-    knobs = setting.settings
-    return knobs["steps"] if "steps" in knobs else 1.2 / knobs["dtau"]
+    values = setting.settings
+    return values["steps"] if "steps" in values else 1.2 / values["dtau"]
 
 
 class Heldout:

@@ -1,7 +1,7 @@
-"""Write the results of benchmarks/results/books27-quality.json into the README.
+"""Write the results of benchmarks/results/books27-quality.json into README and docs/results.md.
 
 python benchmarks/readme.py            writes what stands between the two result marks
-python benchmarks/readme.py --check    only says whether it is up to date
+python benchmarks/readme.py --check    only says whether they are up to date
 """
 
 import argparse
@@ -17,6 +17,8 @@ from selfspec.files import write_bytes
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "benchmarks" / "results" / "books27-quality.json"
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+BUDGETS = (8, 15, 25, 45, 60, 120)
+MEASURES = ["NFE", "judge", "held-out", "spelling", "words (nats)"]
 SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
 
 KEYS = ("sampler", "order", "settings")
@@ -29,60 +31,123 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = BLOCK.sub(lambda m: m[1] + block(json.loads(REPORT.read_text())) + m[2], old)
-    if args.check:
-        sys.exit("README.md is not up to date: run benchmarks/readme.py" if new != old else 0)
-    write_bytes(readme, new.encode())
+    report = json.loads(REPORT.read_text())
+    for name, content in PAGES.items():
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, content(report))
+        if not args.check:
+            write_bytes(path, new.encode())
+        elif new != old:
+            sys.exit(f"{name} is not up to date: run benchmarks/readme.py")
 
 
-def block(report: Mapping[str, Any]) -> str:
-    """The results section as Markdown."""
-    rows, data = report["rows"], [r for r in report["rows"] if r["sampler"] == "data"]
-    uniform = [r for r in rows if r["order"] == "uniform" and r["sampler"] == "self-speculative"]
-    others = [r for r in rows if r["order"] not in ("uniform", "")]
-    heldout = report["judges"].get("heldout")
-    law = f" Held-out: {heldout['rows']} sequences of the test books." if heldout else ""
-    real = f" Real text scores {data[0]['judge']:.2f}." if data else ""
+def filled(page: str, content: str) -> str:
+    """The page with this between its marks."""
+    return BLOCK.sub(lambda m: m[1] + content + m[2], page)
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """What the README shows, as Markdown."""
     return "\n".join(
         [
-            f"{report['n']:,} texts a row, on {report['machine']['device']}. Judge and held-out "
-            f"text in bits per character, lower is better, with 95 % intervals.{law}{real} "
-            "*Reduction*: how many times more evaluations plain masked diffusion with the same "
-            "trunk needs for the same score of the judge, or of held-out text; *separate*: a "
-            "separately trained plain model of as many blocks. `?` marks what the plain "
-            "curve is too flat to resolve, ≥ what it does not reach.",
+            conditions(report),
             "",
             "**Uniform order on both sides, the published comparison:**",
             "",
-            table(
-                ["R, Δτ", "NFE", "judge", "held-out", "spelling", "words (nats)",
-                 "reduction, judge", "reduction, held-out", "separate"],
-                [[*measures(r), *ratios(report, r)] for r in sorted(uniform, key=nfe)],
-            ),
+            published(report),
             "",
-            "**Other orders, against plain sampling in uniform order:**",
+            "**Best judge score within a budget, by order; in brackets the entropy of words:**",
+            "",
+            budgets(report),
+            "",
+        ]
+    )
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """Every row, as Markdown."""
+    rows = report["rows"]
+    others = [r for r in rows if r["order"] not in ("uniform", "")]
+    return "\n".join(
+        [
+            conditions(report),
+            "",
+            "## Self-speculative sampling in uniform order",
+            "",
+            published(report),
+            "",
+            "## Other orders, against plain sampling in uniform order",
             "",
             table(
-                ["sampler", "order", "settings", "NFE", "judge", "held-out", "spelling",
-                 "words (nats)", "reduction"],
+                ["sampler", "order", "settings", *MEASURES, "reduction"],
                 [[r["sampler"], r["order"], *measures(r), ratios(report, r)[0]]
                  for r in sorted(others, key=lambda r: (r["order"], r["sampler"], nfe(r)))],
             ),
             "",
-            "<details><summary>Plain masked diffusion, uniform order</summary>",
+            "## Plain sampling in uniform order",
             "",
             table(
-                ["schedule, steps", "NFE", "judge", "held-out", "spelling", "words (nats)"],
+                ["schedule, steps", *MEASURES],
                 [measures(r) for r in sorted(rows, key=nfe)
                  if (r["sampler"], r["order"]) == ("plain", "uniform")],
             ),
             "",
-            "</details>",
-            "",
         ]
     )  # fmt: skip
+
+
+def conditions(report: Mapping[str, Any]) -> str:
+    """How it was measured, and what the columns mean."""
+    data = [r for r in report["rows"] if r["sampler"] == "data"]
+    heldout = report["judges"].get("heldout")
+    law = f" Held-out: {heldout['rows']} sequences of the test books." if heldout else ""
+    real = f" Real text scores {data[0]['judge']:.2f}." if data else ""
+    return (
+        f"{report['n']:,} texts a row, on {report['machine']['device']}. Judge and held-out "
+        f"text in bits per character, lower is better, with 95 % intervals.{law}{real} "
+        "*Reduction*: how many times more evaluations plain masked diffusion with the same "
+        "trunk needs for the same score of the judge, or of held-out text; *separate*: a "
+        "separately trained plain model of as many blocks. `?` marks what the plain "
+        "curve is too flat to resolve, ≥ what it does not reach."
+    )
+
+
+def published(report: Mapping[str, Any]) -> str:
+    """The table of the published comparison."""
+    rows = [r for r in report["rows"]
+            if (r["sampler"], r["order"]) == ("self-speculative", "uniform")]  # fmt: skip
+    return table(
+        ["R, window", *MEASURES, "reduction, judge", "reduction, held-out", "separate"],
+        [[*measures(r), *ratios(report, r)] for r in sorted(rows, key=nfe)],
+    )
+
+
+def budgets(report: Mapping[str, Any]) -> str:
+    """The row of best judge score, with its diversity, of those that are within a budget."""
+    rows = [r for r in report["rows"] if r["sampler"] in ("plain", "self-speculative")]
+    curves = sorted(
+        {(r["order"], r["sampler"]) for r in rows}, key=lambda c: (c[0] != "uniform", c)
+    )
+    header = ["NFE at most", *(f"{sampler}, {order}" for order, sampler in curves)]
+    lines = []
+    for budget in BUDGETS:
+        found = [
+            min((r for r in rows if (r["order"], r["sampler"]) == curve and nfe(r) <= budget),
+                key=lambda r: r["judge"], default=None)
+            for curve in curves
+        ]  # fmt: skip
+        best = min((r["judge"] for r in found if r is not None), default=None)
+        lines.append([str(budget), *(best_of(row, best) for row in found)])
+    return table(header, lines)
+
+
+def best_of(row: Record | None, best: float | None) -> str:
+    """A cell of `budgets`."""
+    if row is None:
+        return ""
+    bold = "**" if row["judge"] == best else ""
+    return f"{bold}{row['judge']:.3f}{bold} ({number(row['word_entropy'], 2)})"
 
 
 def measures(row: Record) -> list[str]:
@@ -136,6 +201,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+
+PAGES = {"README.md": summary, "docs/results.md": page}
 
 if __name__ == "__main__":
     main()

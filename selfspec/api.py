@@ -9,16 +9,19 @@
 Everything here is a few lines over the layers below, which stay usable on their own.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from selfspec import calibration, checkpoint, prompts, recipes
 from selfspec.checkpoint import save as save
 from selfspec.data.corpus import open_corpus
+from selfspec.engine import Engine, engine_for, unsupported
 from selfspec.hub import Reunion, download
 from selfspec.hub import attach_head as attach_head
 from selfspec.hub import push_to_hub as push_to_hub
@@ -44,6 +47,7 @@ __all__ = [
 ]
 
 Path = str | os.PathLike[str]
+log = logging.getLogger("selfspec")
 
 
 def load(
@@ -105,6 +109,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    engine: Engine | Literal["reference"] | None = None,
     trace: bool = False,
     progress: bool = False,
 ) -> Samples:
@@ -125,7 +130,9 @@ def generate(
         seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
             the rounding of float32, which may differ from one batch shape to another).
         batch_size: rows drawn at once.
-        trace: keep every pass, for a user interface to replay.
+        engine: what draws; one for this model by default. "reference" is the plain loop of
+            `sampling/`, in the model's own precision also on CUDA.
+        trace: keep every pass, for a user interface to replay; drawn by the reference.
         progress: show a bar.
 
     Returns:
@@ -145,20 +152,44 @@ def generate(
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
     texts = [prompt] if isinstance(prompt, str) else prompt
-    masks = prompts.layout(
-        texts, model.tokenizer, model.mask_id, model.length, mask_char, length, model.frame
-    )
-    tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
-    seeds = row_seeds(seed, len(tokens), model.device)
-    if prompt is None and length is None and model.lengths is not None:
-        tokens, pad = prompts.blank(model.lengths.draw(seeds), model.mask_id, frame=model.frame)
-    batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
-    samples = Samples.concatenate(
-        [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
-    )
+    seeds = row_seeds(seed, num * (1 if texts is None else len(texts)), model.device)
+    if texts is None:
+        tokens, pad = prompts.unprompted(
+            seeds, model.mask_id, model.length, model.lengths, length, model.frame
+        )
+    else:
+        masks = prompts.layout(
+            texts, model.tokenizer, model.mask_id, model.length, mask_char, length, model.frame
+        )
+        tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
+    samples = _draw(sampler, tokens, seeds, pad, batch_size, engine, trace, progress)
     if model.tokenizer is not None:
         samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char, model.frame)
     return samples
+
+
+def _draw(
+    sampler: Sampler,
+    tokens: Tensor,
+    seeds: Tensor,
+    pad: Tensor,
+    batch_size: int,
+    engine: Engine | Literal["reference"] | None,
+    trace: bool,
+    progress: bool,
+) -> Samples:
+    """By the engine, where it can."""
+    reason = unsupported(sampler)
+    if engine != "reference" and not trace and reason is None:
+        rows = min(batch_size, len(tokens))
+        engine = engine or engine_for(sampler.model, rows, tokens.shape[1])
+        return engine.sample(sampler, tokens, seeds, pad, progress)
+    if engine != "reference" and reason is not None:
+        log.warning("drawn by the reference, not by the engine: %s", reason)
+    batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
+    return Samples.concatenate(
+        [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
+    )
 
 
 def calibrate(

@@ -38,7 +38,13 @@ from selfspec.noise import row_seeds
 from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
 from selfspec.prompts import blank
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
-from selfspec.schedules import ConstantWindow, CosineWindow, UnboundedWindow, Window
+from selfspec.schedules import (
+    ConstantWindow,
+    CosineWindow,
+    LinearWindow,
+    UnboundedWindow,
+    Window,
+)
 
 __all__ = [
     "ORDERS",
@@ -48,6 +54,7 @@ __all__ = [
     "by_quality",
     "choose",
     "describe",
+    "knobs",
     "measure",
     "store",
 ]
@@ -61,11 +68,22 @@ ORDERS: dict[str, Callable[[], Order]] = {
 }
 WINDOWS: dict[str, Callable[..., Window]] = {
     "cosine": CosineWindow,
+    "linear": LinearWindow,
     "constant": ConstantWindow,
     "unbounded": UnboundedWindow,
 }
-SWEEP = ((6, 0.16), (4, 0.083), (4, 0.04), (4, 0.02), (3, 0.01), (2, 0.005))
-"""(rounds, Δτ) that `measure` tries with every order, from about 8 to 110 NFE at D = 256."""
+SWEEP: tuple[tuple[int, CosineWindow | LinearWindow], ...] = (
+    (6, CosineWindow(0.16)),
+    (2, LinearWindow(0.09)),
+    (4, CosineWindow(0.083)),
+    (1, LinearWindow(0.06)),
+    (4, CosineWindow(0.04)),
+    (1, LinearWindow(0.03)),
+    (4, CosineWindow(0.02)),
+    (3, CosineWindow(0.01)),
+    (2, CosineWindow(0.005)),
+)
+"""Rounds and windows that `measure` tries with every order, from about 8 to 110 NFE at D = 256."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,12 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     return {"sampler": name, "order": _name(sampler.order, ORDERS), **settings}
 
 
+def knobs(rounds: int, window: CosineWindow | LinearWindow) -> dict[str, Any]:
+    """Rounds and window as the settings of a report; a window is cosine if nothing is said."""
+    schedule = {} if isinstance(window, CosineWindow) else {"schedule": "linear"}
+    return {"rounds": rounds, **schedule, "dtau": window.dtau}
+
+
 def measure(
     model: SSMD,
     judge: Judge,
@@ -223,9 +247,9 @@ def measure(
             raise ValueError(f"`{name}` must be at least 1, got {value}")
     if samplers is None:
         samplers = [
-            SpeculativeSampler(model, order(), CosineWindow(dtau), rounds)
+            SpeculativeSampler(model, order(), window, rounds)
             for order in ORDERS.values()
-            for rounds, dtau in SWEEP
+            for rounds, window in SWEEP
         ]
     seeds = row_seeds(seed, n, model.device)
     text = model.length - len(model.frame[0]) - len(model.frame[1])

@@ -10,7 +10,7 @@ as many blocks costs 1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -65,7 +65,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Pass:
-    """One trunk pass over one row: what was drafted, verified and revealed."""
+    """One step over one row, mostly one trunk pass: what was drafted, verified and revealed."""
 
     positions: list[int]
     """The window, in σ order."""
@@ -74,6 +74,10 @@ class Pass:
     rounds: list[Round]
     revealed: list[tuple[int, int]]
     """(position, token) pairs that stand after the pass."""
+    remasked: list[int] = field(default_factory=list)
+    """Positions that were known before and are masked again."""
+    trunk_passes: int = 1
+    """Sequences that the trunk read for it."""
 
 
 Trace = list[list[Pass]]

@@ -100,7 +100,7 @@ def ssmd_loss(
     weight = masked_weights(order, revealed, pad)
     with _without_gradient(model.trunk) if freeze_trunk else nullcontext():
         hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
-        draft = _weighted(_nll(model.draft(hidden), tokens), weight)
+        draft = _weighted(token_nll(model.draft(hidden), tokens), weight)
         if model.head is None:
             return SSMDLoss(draft, draft, None)
         nll = target_nll(model, hidden, tokens, order, revealed)
@@ -137,7 +137,7 @@ def target_nll(
     """
     logits = model.target(hidden, tokens, order, revealed)
     tied = torch.arange(order.shape[1], device=order.device) == revealed.unsqueeze(1)
-    return _nll(logits, tokens.gather(1, order)).masked_fill(tied, 0)
+    return token_nll(logits, tokens.gather(1, order)).masked_fill(tied, 0)
 
 
 def _weighted(nll: Tensor, weight: Tensor) -> Tensor:
@@ -161,11 +161,17 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """(B, L, V) logits and (B, L) tokens → (B, L) nats, in float32 at least."""
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    nll = F.cross_entropy(precise.flatten(0, 1), tokens.flatten(), reduction="none")
-    return nll.view(tokens.shape)
+class TokenNLL(nn.Module):
+    """Cross-entropy of each token; a module, so that training can compile it."""
+
+    def forward(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """(B, L, V) logits and (B, L) tokens → (B, L) nats, in float32 at least."""
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = F.cross_entropy(precise.flatten(0, 1), tokens.flatten(), reduction="none")
+        return nll.view(tokens.shape)
+
+
+token_nll = TokenNLL()
 
 
 def next_token_loss(
@@ -176,7 +182,7 @@ def next_token_loss(
     Rows weigh equally, as in `ssmd_loss`; pads do not count.
     """
     if pad is None:
-        return _nll(model(tokens), tokens).mean()
+        return token_nll(model(tokens), tokens).mean()
     tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    nll = _nll(model(tokens), tokens).masked_fill(pad, 0.0)
+    nll = token_nll(model(tokens), tokens).masked_fill(pad, 0.0)
     return (nll.sum(1) / (~pad).sum(1)).mean()

@@ -23,7 +23,7 @@ from selfspec.interfaces import TrunkProtocol
 from selfspec.lengths import Lengths
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Trunk
-from selfspec.ops import take, take_along
+from selfspec.ops import reorder, take, take_along
 
 __all__ = ["SSMD", "AutoregressiveModel"]
 
@@ -129,11 +129,13 @@ class SSMD(nn.Module):
         corrected = self.head(hidden, self.trunk.embed(tokens), order)  # type: ignore[operator]
         if places is None:
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+            drafted = reorder(hidden, order)
+        else:
+            drafted = take_along(hidden, order.gather(1, places))
+            corrected = take_along(corrected, places)
         first = (places == revealed.unsqueeze(1)).unsqueeze(-1)
-        drafted = take_along(hidden, order.gather(1, places))
-        return self.trunk.unembed(  # type: ignore[operator]
-            torch.where(first, drafted.to(corrected.dtype), take_along(corrected, places))
-        )
+        states = torch.where(first, drafted.to(corrected.dtype), corrected)
+        return self.trunk.unembed(states)  # type: ignore[operator]
 
 
 class AutoregressiveModel(nn.Module):

@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     RESIDUAL = 4
     COUNT = 5
     ESTIMATE = 6
+    SELECT = 7
+    REMASK = 8
     LENGTH = 100
 
 
@@ -56,15 +58,24 @@ def _absorb(state: Tensor, counter: Tensor | int) -> Tensor:
     return _mix(state * _GOLDEN + _mix(counter + _GOLDEN))
 
 
-def row_seeds(seed: int, rows: int, device: torch.device | str | None = None) -> Tensor:
+def row_seeds(
+    seed: int, rows: int, device: torch.device | str | None = None, first: int = 0
+) -> Tensor:
     """One seed a row from the seed of a run: (rows,) int64; row r has the same seed in any run.
+
+    Args:
+        seed: of the run.
+        rows: how many.
+        device: where to put them.
+        first: the number of the first row.
 
     Raises:
         ValueError: `seed` has more than 64 bits.
     """
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"`seed` must fit into 64 bits with its sign, got {seed}")
-    return _absorb(torch.full((rows,), seed, dtype=torch.int64), torch.arange(rows)).to(device)
+    numbers = torch.arange(first, first + rows)
+    return _absorb(torch.full((rows,), seed, dtype=torch.int64), numbers).to(device)
 
 
 def uniform(

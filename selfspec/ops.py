@@ -9,10 +9,12 @@ so that P(x = v) is p(v) to within 2⁻⁵². Gumbel noise in float32 has its up
 -log(2⁻²⁴) ≈ 16.6, which lowers the effective temperature and flatters a sampler's perplexity.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["draw", "inverse_order", "log_probs", "take", "take_along"]
+__all__ = ["draw", "inverse_order", "log_probs", "reorder", "take", "take_along"]
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
@@ -84,3 +86,30 @@ def inverse_order(order: Tensor) -> Tensor:
     """The place of each position: result[b, order[b, s]] = s. (B, L) int64."""
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter(1, order, places)
+
+
+class _Reordered(torch.autograd.Function):
+    """A gather along a permutation: its gradient is a gather too, where autograd would add."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return take_along(x, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return take_along(grads[0], inverse_order(order)), None
+
+
+def reorder(x: Tensor, order: Tensor) -> Tensor:
+    """x[b, order[b, s]] for whole orders: `take_along`, with a faster gradient.
+
+    Args:
+        x: (B, L) or (B, L, C).
+        order: (B, L) int64, a permutation of 0..L-1 in each row.
+
+    Returns:
+        Of the shape of x.
+    """
+    return _Reordered.apply(x, order)  # type: ignore[return-value]

@@ -6,7 +6,8 @@ follows its law exactly, given the order.
 
 A rule that is **fixed** in advance draws σ once. One that is not draws the rest of σ anew before
 every trunk pass, for the places still masked: then the state of the sampler is no longer a count,
-and `likelihood.log_likelihood` does not apply (`estimate_log_likelihood` does).
+and `likelihood.log_likelihood` does not apply (`estimate_log_likelihood` does). Rules that read
+the draft distributions too are in `selection`.
 
 **Spaced orders.** Neighbouring positions depend on each other most. An order that keeps the
 positions of one window apart makes a factorised draft a better approximation (the idea of dilated

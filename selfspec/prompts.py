@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from selfspec.data.tokenizers import Tokenizer
+from selfspec.lengths import Lengths
 
-__all__ = ["NO_FRAME", "Frame", "blank", "decode", "encode", "framed", "layout"]
+__all__ = ["NO_FRAME", "Frame", "blank", "decode", "encode", "framed", "layout", "unprompted"]
 
 Frame = tuple[Sequence[int], Sequence[int]]
 NO_FRAME: Frame = ((), ())
@@ -65,6 +66,25 @@ def layout(
     sizes = torch.tensor([len(row) for row in rows]).unsqueeze(1)
     tokens = pad_sequence(rows, batch_first=True)
     return tokens, torch.arange(tokens.shape[1]) >= sizes
+
+
+def unprompted(
+    seeds: Tensor,
+    mask_id: int,
+    longest: int,
+    lengths: Lengths | None = None,
+    length: int | None = None,
+    frame: Frame = NO_FRAME,
+) -> tuple[Tensor, Tensor]:
+    """A row of masked positions for each row seed (B,): of `length`, of one drawn, or the longest.
+
+    Arguments, result and errors are those of `layout`.
+    """
+    if lengths is not None and length is None:
+        return blank(lengths.draw(seeds), mask_id, frame=frame)
+    rows = layout(None, None, mask_id, longest, length=length, frame=frame)
+    tokens, pad = (row.expand(len(seeds), -1).to(seeds.device) for row in rows)
+    return tokens, pad
 
 
 def blank(

@@ -5,18 +5,20 @@ them is still masked at time t, from 1 at t = 0 to 0 at t = 1:
 
     linear  1 - t,        cosine  cos(π/2 · t).
 
-A **window** W(i) says how many tokens the next trunk pass may reveal. The cosine window advances
-the time of the cosine schedule by Δτ,
+A **window** W(i) says how many tokens the next trunk pass may reveal. It advances the time of a
+schedule by Δτ:
 
-    W(i) = max(1, (N - i) - ⌊N · cos(π/2 · min(1, τ + Δτ))⌋),   τ = (2/π) · arccos(1 - i/N),
+    cosine  W(i) = max(1, (N - i) - ⌊N · cos(π/2 · min(1, τ + Δτ))⌋),   τ = (2/π) · arccos(1 - i/N)
+    linear  W(i) = min(N - i, ⌈N · Δτ⌉)
 
-this project's reading of the window of Campbell et al. 2025 (arXiv 2510.03929), whose rounding is
-not certain.
+The cosine window is this project's reading of the window of Campbell et al. 2025 (arXiv
+2510.03929), whose rounding is not certain.
 
 Tables are computed once, in float64, and shared by samplers and likelihood: in float32 some
 entries differ, and then the two would disagree.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +32,7 @@ __all__ = [
     "CosineSchedule",
     "CosineWindow",
     "LinearSchedule",
+    "LinearWindow",
     "Schedule",
     "ScheduleWindow",
     "UnboundedWindow",
@@ -93,6 +96,22 @@ def _cosine_table(n: int, dtau: float) -> np.ndarray:
     tau = 2 / np.pi * np.arccos(1 - i / n)
     masked_after = np.floor(n * CosineSchedule().masked(tau + dtau))
     return np.maximum(1, n - i - masked_after.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class LinearWindow:
+    """The same share of what is to be generated in every pass; `dtau` in (0, 1] is that share."""
+
+    dtau: float
+
+    def __post_init__(self):
+        if not 0 < self.dtau <= 1:
+            raise ValueError(f"`dtau` must be in (0, 1], got {self.dtau}")
+
+    def table(self, n: int) -> np.ndarray:
+        """min(n - i, ⌈n Δτ⌉)."""
+        # A share like 1/3 of 3 · k tokens is not to be rounded up to one token more.
+        return np.minimum(max(1, math.ceil(n * self.dtau - 1e-9)), n - np.arange(n))
 
 
 USUAL_WINDOW = CosineWindow(0.04)

@@ -27,6 +27,45 @@ def make_toy(
     return SSMD(trunk, head).double().eval()
 
 
+class RuggedTrunk(nn.Module):
+    """Drafts that differ from position to position and move with every token: a layer of noise."""
+
+    def __init__(self, vocab: int, length: int = 6, width: int = 8, scale: float = 1.5):
+        super().__init__()
+        self.vocab_size, self.mask_id, self.width = vocab, vocab, width
+        self.length, self.num_blocks = length, 2
+        self.embedding = nn.Parameter(torch.randn(vocab + 1, width))
+        self.mixing = nn.Parameter(torch.randn(length, length, width, width) / width)
+        self.unembedding = nn.Parameter(scale * torch.randn(width, vocab) / width**0.5)
+
+    def forward(self, tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+        states = self.embed(tokens)
+        if pad is not None:
+            states = states.masked_fill(pad.unsqueeze(-1), 0)
+        mixing = self.mixing[: tokens.shape[1], : tokens.shape[1]]
+        return torch.einsum("bkc,lkcd->bld", states, mixing).tanh()
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.embedding[tokens]
+
+    def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self.unembedding
+
+
+def make_rugged(vocab: int, seed: int) -> SSMD:
+    """As `make_toy`, for samplers that read how sure the model is."""
+    torch.manual_seed(seed)
+    head = CausalHead(HeadConfig(heads=1, mlp_ratio=2), 8)
+    nn.init.normal_(head.project.weight, std=2.0)
+    return SSMD(RuggedTrunk(vocab), head).double().eval()
+
+
+@pytest.fixture(scope="session")
+def rugged() -> SSMD:
+    """V = 3."""
+    return make_rugged(vocab=3, seed=4)
+
+
 @pytest.fixture(scope="session")
 def ternary() -> SSMD:
     """V = 3; its 81 sequences of length 4 are the usual playground."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -94,6 +95,29 @@ def test_a_trace_comes_with_every_row(model: ss.SSMD):
     samples = ss.generate(model, 3, trace=True, batch_size=2)
     assert samples.trace is not None
     assert [len(passes) for passes in samples.trace] == samples.trunk_passes.tolist()
+
+
+def test_the_engine_draws_what_the_reference_draws():
+    precise = tiny.model().double()
+    asked: list[dict[str, Any]] = [
+        {}, {"window": 5, "rounds": 2}, {"prompt": ["ab__e", "c" + "_" * 20]}
+    ]  # fmt: skip
+    for options in asked:
+        drawn = [ss.generate(precise, 3, seed=2, batch_size=2, engine=engine, **options)
+                 for engine in (None, "reference", ss.Engine(precise, 2))]  # fmt: skip
+        assert all(torch.equal(drawn[0].tokens, other.tokens) for other in drawn[1:])
+        assert all(torch.equal(drawn[0].nfe, other.nfe) for other in drawn[1:])
+
+
+def test_what_the_engine_cannot_run_is_drawn_by_the_reference(caplog: pytest.LogCaptureFixture):
+    class Own(ss.AnyOrderSampler):
+        def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
+            return super().log_probs(logits)
+
+    made = tiny.model()
+    samples = ss.generate(made, 2, sampler=Own(made), length=5)
+    assert samples.trunk_passes.tolist() == [5, 5]
+    assert "drawn by the reference, not by the engine: Own has its own `log_probs`" in caplog.text
 
 
 def test_a_given_sampler_is_used(model: ss.SSMD):

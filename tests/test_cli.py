@@ -24,6 +24,7 @@ from selfspec.cli.common import OrderName
 from selfspec.cli.watch import Replay, State, play
 from selfspec.data.corpus import write_corpus
 from selfspec.data.fasta import read_fasta, write_fasta
+from selfspec.engine import read_shards
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -160,6 +161,8 @@ def test_sample_resolves_a_budget_from_the_table(capsys: pytest.CaptureFixture[s
     assert told["sampler"]["window"] == {"kind": "cosine", "dtau": 0.3}
     told = report(capsys, "sample", "--dtau", "0.2")
     assert told["sampler"]["window"] == {"kind": "cosine", "dtau": 0.2}
+    told = report(capsys, "sample", "--dtau", "0.2", "--schedule", "linear")
+    assert told["sampler"]["window"] == {"kind": "linear", "dtau": 0.2}
 
 
 def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -168,6 +171,20 @@ def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [len(line) for line in out.read_text().splitlines()] == [9, 9]
     assert capsys.readouterr().out == ""
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_sample_writes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "shards"
+    asked = ["sample", "--num", "5", "--length", "9", "--dtau", "0.3", "--out", str(out)]
+    assert main(asked) == 0
+    assert "5 samples in" in capsys.readouterr().err
+    (samples,) = read_shards(out)
+    expected = ss.generate(ss.load("books27"), 5, length=9, window=ss.CosineWindow(0.3))
+    assert torch.equal(samples.tokens, expected.tokens)
+    assert torch.equal(samples.nfe, expected.nfe)
+    assert report(capsys, *asked)["n"] == 0
+    assert main([*asked, "--seed", "1"]) == 2
+    assert "`seed` must be 0, as in" in capsys.readouterr().err
 
 
 def test_infill_keeps_what_is_given(capsys: pytest.CaptureFixture[str]):
@@ -236,6 +253,20 @@ def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.C
     assert json.loads((tmp_path / "report.json").read_text())["rows"] == told["rows"]
     assert main(arguments) == 0
     assert "self-speculative" in capsys.readouterr().out
+
+
+def test_benchmark_against_all_is_the_arena(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["benchmark", "books27", "--num", "2", "--steps", "3", "--out", str(tmp_path)]
+    told = report(capsys, *arguments, "--against", "all")
+    assert {row["sampler"] for row in told["rows"]} >= {
+        "plain", "remdm loop", "optimal", "punt", "self-speculative, optimal"
+    }  # fmt: skip
+    assert any(row["pareto_nfe"] for row in told["rows"])
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    finished = sorted(path.name for path in (tmp_path / "settings").iterdir())
+    assert len(finished) == 2 * len(told["rows"])
+    again = report(capsys, *arguments, "--against", "all")
+    assert again["rows"] == told["rows"]
 
 
 def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -395,10 +426,13 @@ def test_broken_checkpoints(
         ("sample --rounds 0", "`rounds` must be at least 1, got 0"),
         ("sample --dtau 0", "`dtau` must be in (0, 1], got 0"),
         ("sample --dtau .1 --window 2", "give `dtau` or `window`"),
+        ("sample --schedule linear", "`schedule` needs `dtau`, got linear without"),
         ("sample --length 99", "`length` must be in 1..24, the model's, got 99"),
         ("sample --temperature 0", "`temperature` must be above 0"),
         ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),
-        ("sample --nfe 9 --out {folder}", "{folder}: Is a directory"),
+        ("sample --nfe 9 --out {folder}", "`folder` must be empty or hold a run.json"),
+        ("sample --num 0 --out shards", "`num` must be at least 1, got 0"),
+        ("sample --watch --out shards", "`watch` goes with texts"),
         ("infill whole", "`text` must have a '_' to fill"),
         ("infill Ab_", "got 'A' at index 0"),
         ("infill a__b --mask-char __", "`mask_char` must be one character outside the alphabet"),

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import make_toy
+from conftest import make_rugged, make_toy
 from far import FAR, Far, elsewhere, moved
 from torch import Tensor
 
 import selfspec as ss
-from selfspec.arena import Reference, Setting, Sweep
+from selfspec.arena import Reference, Setting, Sweep, contenders
 from selfspec.cli.score import measure
 from selfspec.orders import Order
 
@@ -68,6 +68,23 @@ def test_samplers_stay_on_the_device(
             assert isinstance(far.nfe, Far)
             assert far.tokens.tolist() == near.tokens.tolist()
             assert far.trace == near.trace
+
+
+@pytest.mark.parametrize("pad", [None, PAD])
+def test_every_contender_stays_on_the_device(pad: Tensor | None):
+    near_model = make_rugged(3, 4)
+    profile = [1.0, 0.9, 0.7, 0.6, 0.5, 0.4]
+    with elsewhere():
+        far_model = moved(make_rugged(3, 4))
+        assert isinstance(far_model, ss.SSMD)
+        far = contenders(far_model, ["all"], ["uniform"], [3], profile)
+    for near, away in zip(contenders(near_model, ["all"], ["uniform"], [3], profile), far):  # noqa: B905
+        expected = near.run.sample(TOKENS, ss.row_seeds(5, 3), pad, trace=True)  # pyright: ignore
+        with elsewhere():
+            out = away.run.sample(TOKENS.to(FAR), 5, pad, trace=True)  # pyright: ignore
+            assert isinstance(out.tokens, Far)
+            assert isinstance(out.nfe, Far)
+            assert (out.tokens.tolist(), out.trace) == (expected.tokens.tolist(), expected.trace)
 
 
 def estimate(*given, **options) -> Tensor:

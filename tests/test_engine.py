@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_toy
 from reference import BINARY, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
-from test_sampling import LISTED, ROWS, SAMPLERS, likelihood_law, stacked
+from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
 
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, law_of
@@ -36,13 +36,15 @@ from selfspec.schedules import (
 
 FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
 MASK = 3
+RUN = ("speculative", "speculative, cosine", "fixed count", "ancestral", "any order")
 MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
-    **SAMPLERS,
+    **{name: ORDERED[name] for name in RUN},
     "more rounds": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), rounds=6),
     "temperature": lambda m, o: SpeculativeSampler(m, o, CosineWindow(0.5), 3, temperature=0.6),
     "nucleus": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), 2, 1.5, top_p=0.8),
     "plain nucleus": lambda m, o: FixedCountSampler(m, o, steps=2, top_p=0.7),
     "window of one": lambda m, o: SpeculativeSampler(m, o, ConstantWindow(1)),
+    "dilated": lambda m, o: OTHERS["dilated"](m),  # a fixed order and window of its own
 }
 
 
@@ -242,6 +244,25 @@ def test_out_of_memory_with_one_slot_is_an_error(ternary: SSMD, monkeypatch: pyt
         Engine(ternary, 2).sample(AnyOrderSampler(ternary), torch.full((2, 6), MASK))
 
 
+def test_without_a_compiler_passes_run_as_they_are(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(function: Callable, **_: object) -> Callable:
+        def call(*_: object) -> None:
+            raise TorchDynamoException("no C++ compiler here\nat all")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    sampler, tokens = SpeculativeSampler(ternary), torch.full((5, 6), MASK)
+    engine = Engine(ternary, 3, compile=True)
+    assert same(engine.sample(sampler, tokens, 1), sampler.sample(tokens, 1))
+    assert engine.steps.reason == "no compiling: no C++ compiler here"
+    assert caplog.text.count("the engine is slower than it could be") == 1
+
+
 # No wasted work.
 
 
@@ -263,6 +284,16 @@ def test_a_pass_computes_what_the_window_needs(ternary: SSMD, monkeypatch: pytes
     assert seen == [(5, 1, 8)] * 6
 
 
+@pytest.mark.parametrize("make", [MAKERS["fixed count"], MAKERS["more rounds"]])
+def test_no_pass_is_launched_that_nobody_needs(
+    ternary: SSMD, make: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    calls, encode = [], SSMD.encode
+    monkeypatch.setattr(SSMD, "encode", lambda *x: calls.append(x[1].shape) or encode(*x))
+    out = Engine(ternary, 9).sample(make(ternary, UNIFORM), torch.full((9, 6), MASK))
+    assert len(calls) == out.trunk_passes.max()
+
+
 def test_a_window_of_one_needs_no_head_pass(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(CausalHead, "add_residual")
     sampler = SpeculativeSampler(ternary, window=ConstantWindow(1))
@@ -275,7 +306,7 @@ def test_what_the_engine_cannot_run_has_a_reason(ternary: SSMD):
             raise NotImplementedError
 
     assert unsupported(AncestralSampler(ternary)) is None
-    assert unsupported(Own(ternary)) == "Own has a pass of its own"
+    assert unsupported(Own(ternary)) == "Own has its own `step`"
     deep = make_toy(head_blocks=2)
     assert "the head has 2 blocks" in str(unsupported(SpeculativeSampler(deep)))
     assert unsupported(AnyOrderSampler(deep)) is None
@@ -283,11 +314,18 @@ def test_what_the_engine_cannot_run_has_a_reason(ternary: SSMD):
         Engine(ternary).submit(Own(ternary), torch.full((1, 6), MASK))
 
 
+def test_it_runs_no_sampler_of_another_law(ternary: SSMD):
+    ordered = [make(ternary, SPACED) for name, make in ORDERED.items() if name not in RUN]
+    others = [make(ternary) for name, make in OTHERS.items() if name != "dilated"]
+    for sampler in (*ordered, *others):
+        assert unsupported(sampler) is not None, sampler
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"slots": 0}, "`slots` must be at least 1, got 0"),
      ({"waiting": 0}, "`waiting` must be at least 1, got 0"),
-     ({"length": 7}, "`length` must be at most 6, the model's, got 7")],
+     ({"length": 7}, r"`length` must be in 1\.\.6, the model's, got 7")],
 )  # fmt: skip
 def test_bad_arguments_are_named(ternary: SSMD, options: dict[str, int], message: str):
     with pytest.raises(ValueError, match=message):

@@ -12,8 +12,9 @@ import selfspec
 
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
-    {"files", "interfaces", "kmers", "noise", "ops", "schedules", "weights"},
+    {"files", "information", "interfaces", "kmers", "noise", "ops", "schedules", "weights"},
     {"lengths", "orders", "verification"},
+    {"selection"},
     {"data", "metrics", "nn"},
     {"model", "prompts"},
     {"inputs"},

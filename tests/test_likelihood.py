@@ -36,6 +36,7 @@ from selfspec.likelihood import (
     elbo,
     estimate_log_likelihood,
     exact,
+    expected_passes,
     log_likelihood,
     one_pass_score,
     scores,
@@ -43,16 +44,18 @@ from selfspec.likelihood import (
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order
-from selfspec.sampling import SpeculativeSampler
+from selfspec.sampling import EntropyBoundWindow, PlainSampler, SpeculativeSampler
 from selfspec.schedules import (
     ConstantWindow,
     CosineSchedule,
     CosineWindow,
     LinearSchedule,
+    LinearWindow,
     Schedule,
     UnboundedWindow,
     Window,
 )
+from selfspec.selection import SpanOrder
 
 Toys = Callable[[int], SSMD]
 WINDOWS = [ConstantWindow(3), CosineWindow(0.4), UnboundedWindow()]
@@ -386,3 +389,30 @@ def test_sampler_and_likelihood_have_the_same_law_by_default(ternary: SSMD):
     expected = log_likelihood(ternary, PLAIN.completions, *settings)
     assert torch.equal(log_likelihood(ternary, PLAIN.completions), expected)
     assert signature(log_likelihood).parameters["rounds"].default == usual.rounds
+
+
+def test_rules_that_read_drafts_have_no_likelihood_here(ternary: SSMD):
+    tokens, window = torch.zeros(1, 4, dtype=torch.int64), EntropyBoundWindow(1.0)
+    with pytest.raises(ValueError, match=r"`window` must not .* got EntropyBoundWindow"):
+        log_likelihood(ternary, tokens, window=window)
+    with pytest.raises(ValueError, match="`window` must not read the drafts"):
+        estimate_log_likelihood(ternary, tokens, UNIFORM, window, 1)
+    with pytest.raises(ValueError, match=r"`order` must not read the drafts .* SpanOrder"):
+        estimate_log_likelihood(ternary, tokens, SpanOrder(), ConstantWindow(2), 1)
+    with pytest.raises(ValueError, match="`order` must be fixed in advance, got SpanOrder"):
+        log_likelihood(ternary, tokens, SpanOrder())
+
+
+def test_the_expected_passes_are_those_of_the_samples(ternary: SSMD):
+    order, draws = ListedOrder((3, 1, 5, 0, 4, 2)), 3000
+    masked = torch.full((draws, 6), ternary.mask_id)
+    for window, rounds in ((LinearWindow(0.5), 1), (UnboundedWindow(), 2), (ConstantWindow(4), 0)):
+        sampler = (SpeculativeSampler(ternary, order, window, rounds) if rounds else
+                   PlainSampler(ternary, order, window))  # fmt: skip
+        out = sampler.sample(masked, 1)
+        sigma, _ = draw_order(order, out.tokens)
+        given = expected_passes(scores(ternary, out.tokens, sigma), window, rounds)
+        # Given x the mean of the difference is 0, and so it is over samples x.
+        error = out.trunk_passes - given
+        assert abs(error.mean()) < 4 * max(1e-9, float(error.std())) / draws**0.5
+        assert error.std() < out.trunk_passes.double().std() or not rounds

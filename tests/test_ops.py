@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec.ops import draw, inverse_order, log_probs, take, take_along
+from selfspec.ops import draw, inverse_order, log_probs, reorder, take, take_along
 
 EDGES = [0, 1, 2**51 - 1, 2**51, 2**52 - 1]
 bits = st.sampled_from(EDGES) | st.integers(0, 2**52 - 1)
@@ -91,3 +91,14 @@ def test_gathers_follow_the_order():
     assert torch.equal(take_along(torch.stack([x, x + 1], -1), order)[..., 1], expected + 1)
     assert torch.equal(take_along(take_along(x, order), inverse_order(order)), x)
     assert torch.equal(take(x, torch.tensor([1, 2])), torch.tensor([10, 50]))
+
+
+def test_a_gradient_goes_back_along_the_order():
+    torch.manual_seed(0)
+    order = torch.rand(3, 5).argsort(1)
+    x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: reorder(x, order), x)
+    grad = torch.randn(3, 5, 2, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(f(x, order), x, grad)[0] for f in (reorder, take_along))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(reorder(x[..., 0], order), take_along(x[..., 0], order))

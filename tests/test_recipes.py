@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_readme import load_script
 
 from selfspec.data.loader import TokenStore, spread, write_store
 from selfspec.data.ragged import RaggedStore, write_sequences
@@ -149,3 +150,14 @@ def test_spread():
     assert spread(blocks, 4).ravel().tolist() == [0, 3, 6, 9]
     assert spread(blocks, 20).ravel().tolist() == list(range(10))
     assert spread(blocks, 1).ravel().tolist() == [0]
+
+
+def test_a_trunk_gets_more_blocks_without_another_law_or_is_cut():
+    with_blocks = load_script("books27").with_blocks
+    trunk = Trunk(TrunkConfig(vocab_size=5, length=12, width=16, blocks=2, heads=2)).eval()
+    tokens = torch.arange(12).expand(2, -1) % 5
+    count = trunk.config.blocks
+    deeper, cut = with_blocks(trunk, count + 2).eval(), with_blocks(trunk, 1).eval()
+    assert torch.equal(deeper(tokens), trunk(tokens))
+    assert [trunk.config.blocks, len(deeper.blocks), len(cut.blocks)] == [count, count + 2, 1]
+    assert all(torch.equal(x, trunk.state_dict()[name]) for name, x in cut.state_dict().items())

@@ -10,6 +10,7 @@ from selfspec.schedules import (
     CosineSchedule,
     CosineWindow,
     LinearSchedule,
+    LinearWindow,
     Schedule,
     ScheduleWindow,
     UnboundedWindow,
@@ -19,6 +20,7 @@ from selfspec.schedules import (
 PUBLISHED = [0.002, 0.005, 0.01, 0.02, 0.04, 0.083]
 WINDOWS = [
     *(CosineWindow(dtau) for dtau in (1e-9, 0.01, 0.083, 0.5, 1.0)),
+    *(LinearWindow(dtau) for dtau in (1e-9, 0.06, 1 / 3, 1.0)),
     *(ConstantWindow(size) for size in (1, 3, 1000)),
     UnboundedWindow(),
     *(ScheduleWindow(CosineSchedule(), steps) for steps in (1, 7, 1000)),
@@ -89,6 +91,7 @@ def test_schedule_windows_follow_the_schedule(schedule: Schedule, n: int):
 @pytest.mark.parametrize(
     ("window", "table"),
     [(ConstantWindow(3), [3, 3, 3, 2, 1]), (UnboundedWindow(), [5, 4, 3, 2, 1]),
+     (LinearWindow(0.4), [2, 2, 2, 2, 1]), (LinearWindow(0.41), [3, 3, 3, 2, 1]),
      (CosineWindow(1.0), [5, 4, 3, 2, 1]), (CosineWindow(1e-9), [1, 1, 1, 1, 1]),
      (ScheduleWindow(LinearSchedule(), 5), [1, 1, 1, 1, 1]),
      (ScheduleWindow(LinearSchedule(), 1), [5, 4, 3, 2, 1])],
@@ -103,6 +106,7 @@ def test_windows_of_five_tokens(window: Window, table: list[int]):
     [(lambda: CosineWindow(0.0), r"`dtau` must be in \(0, 1\], got 0.0"),
      (lambda: CosineWindow(1.5), r"`dtau` must be in \(0, 1\], got 1.5"),
      (lambda: CosineWindow(float("nan")), r"`dtau` must be in \(0, 1\], got nan"),
+     (lambda: LinearWindow(0.0), r"`dtau` must be in \(0, 1\], got 0.0"),
      (lambda: ConstantWindow(0), "`size` must be at least 1, got 0"),
      (lambda: ScheduleWindow(LinearSchedule(), 0), "`steps` must be at least 1, got 0")],
 )  # fmt: skip

@@ -1,5 +1,11 @@
-"""The protocol of the benchmarks: sweep, intervals, reduction at equal quality, report, figures."""
+"""The protocol of the benchmarks: sweep, intervals, reduction at equal quality, contenders, Pareto
+fronts, report, figures, page."""
 
+from selfspec.arena.contenders import CONTENDERS as CONTENDERS
+from selfspec.arena.contenders import contenders as contenders
+from selfspec.arena.contest import contest_figure as contest_figure
+from selfspec.arena.contest import save_page as save_page
+from selfspec.arena.contest import write_contest as write_contest
 from selfspec.arena.intervals import Interval as Interval
 from selfspec.arena.intervals import bootstrap_means as bootstrap_means
 from selfspec.arena.intervals import mean_interval as mean_interval

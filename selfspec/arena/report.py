@@ -104,6 +104,7 @@ def write_report(
     seed: int,
     judges: Mapping[str, Mapping[str, Any]],
     command: str | None = None,
+    marks: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Writes the JSON file of a sweep, beside and renamed.
 
@@ -114,14 +115,18 @@ def write_report(
         seed: of the sweep.
         judges: by the name of the field, what is known of each judge: its unit, data and training.
         command: that regenerates the file; by default the one that is running.
+        marks: further fields of each row, as of `contest.marks`.
 
     Returns:
         What was written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(result.row) for result in results]
     report = {
-        "rows": [asdict(result.row) for result in results],
+        "rows": [
+            {**row, **more} for row, more in zip(rows, marks or [{}] * len(rows), strict=True)
+        ],
         "reduction": [dict(record) for record in reduction],
         "machine": machine(),
         "seed": seed,
@@ -173,7 +178,7 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as an aligned table of text."""
     header = ["model", "sampler", "order", "settings", "NFE", "judge", "95 %", "second judge",
               "held-out", "spelling", "words", "distinct", "KL", "JSD", "6-mers", "novelty",
-              "accept", "ms"]  # fmt: skip
+              "accept", "ms", "front"]  # fmt: skip
     return _aligned(
         header,
         [
@@ -196,6 +201,7 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _number(row.get("novelty"), 3),
                 _number(row["acceptance"], 2),
                 _number(row["seconds"] and 1e3 * row["seconds"], 2),
+                _front(row),
             ]
             for row in rows
         ],
@@ -238,6 +244,13 @@ def _point(result: Result, cost: str, score: str) -> Point:
 
 def _knobs(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _front(row: Mapping[str, Any]) -> str:
+    """On which Pareto fronts a marked row is; "less diverse" where it may not be."""
+    costs = {"pareto_nfe": "NFE", "pareto_ms": "ms"}
+    fronts = " ".join(name for key, name in costs.items() if row.get(key))
+    return fronts if row.get("diverse", True) else "less diverse"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selfspec.cli.common import OrderName, Run, load_judge, note, table, to_json
+from selfspec.cli.common import OrderName, Run, load_judge, note, table, to_json, watched
 
 if TYPE_CHECKING:
     from selfspec.arena import Setting, Sweep
     from selfspec.model import SSMD, AutoregressiveModel
 
-Plain = Literal["plain", "ancestral", "any-order"]
+Contender = Literal[
+    "all", "plain", "ancestral", "any-order", "optimal", "maskgit", "top-k", "threshold", "factor",
+    "entropy-bound", "klass", "dilated", "remdm", "star-shaped", "path-planning", "lookahead",
+    "punt", "any-order-verified", "self-verified", "draft-orders", "bounded",
+]  # fmt: skip
 STEPS = (4, 8, 16, 32, 64)
+PLAIN = ("plain", "ancestral", "any-order")
 
 
 def benchmark(
     checkpoint: str,
     /,
     run: Run,
-    against: tuple[Plain, ...] = ("plain",),
+    against: tuple[Contender, ...] = ("plain",),
     orders: tuple[OrderName, ...] = ("uniform",),
     num: int = 64,
     steps: tuple[int, ...] = STEPS,
@@ -28,21 +33,22 @@ def benchmark(
     calibrate: bool = False,
     out: Path = Path("runs/benchmark"),
 ) -> None:
-    """Measure self-speculative sampling beside plain sampling, at several settings each.
+    """Measure self-speculative sampling beside other samplers, at several settings each.
 
     Args:
         checkpoint: the name of a bundled checkpoint, or a folder.
         run: where and from which seed.
-        against: plain samplers with the same trunk: "plain" reveals fixed counts, "ancestral"
-            binomial ones, "any-order" one token a pass.
-        orders: rules for the order of the positions, on both sides.
+        against: samplers with the same trunk, see docs/samplers.md: "plain" reveals fixed counts,
+            "ancestral" binomial ones, "any-order" one token a pass; "all" is the whole arena.
+        orders: rules for the order of the positions, of the samplers that take one.
         num: samples a setting.
-        steps: passes of the plain samplers.
+        steps: passes of the samplers that are given a number of them.
         judge: a checkpoint of an autoregressive model of the same tokens.
         batch_size: samples drawn at once.
         calibrate: instead, measure the table that --nfe and --quality are resolved from, with
             every order, and store it in the checkpoint.
-        out: the folder for report.json and for finished settings, which are not drawn again.
+        out: the folder for report.json, report.html (where matplotlib is installed), and finished
+            settings, which are not drawn again.
     """
     from selfspec import api
 
@@ -58,7 +64,8 @@ def benchmark(
     if not against or not orders:
         raise ValueError("`against` and `orders` must name at least one each")
     sweep = make_sweep(model, scorer, out, num, batch_size, run)
-    compare(model, sweep, make_settings(model, against, orders, steps), judge, run)
+    settings = make_settings(model, against, orders, steps, run)
+    compare(model, sweep, settings, judge, run)
 
 
 def show_table(
@@ -73,11 +80,11 @@ def show_table(
     if run.json:
         return print(to_json({"checkpoint": str(folder), "calibration": rows}))
     cells = [
-        [row["order"], f"{row['window']['dtau']:g}", str(row["rounds"]), f"{row['nfe']:.1f}",
-         f"{row['judge']:.3f}"]
+        [row["order"], row["window"]["kind"], f"{row['window']['dtau']:g}", str(row["rounds"]),
+         f"{row['nfe']:.1f}", f"{row['judge']:.3f}"]
         for row in rows
     ]  # fmt: skip
-    print(table(["order", "Δτ", "rounds", "NFE", "judge"], cells))
+    print(table(["order", "window", "Δτ", "rounds", "NFE", "judge"], cells))
     note(f"written to {folder / 'config.json'}")
 
 
@@ -107,53 +114,63 @@ def make_sweep(
 
 
 def make_settings(
-    model: SSMD, against: tuple[Plain, ...], orders: tuple[OrderName, ...], steps: tuple[int, ...]
+    model: SSMD,
+    against: tuple[Contender, ...],
+    orders: tuple[OrderName, ...],
+    steps: tuple[int, ...],
+    run: Run,
 ) -> list[Setting]:
-    """Plain settings first, then self-speculative ones, order by order."""
-    from selfspec.arena import Setting
-    from selfspec.calibration import ORDERS, SWEEP
-    from selfspec.sampling import (
-        AncestralSampler,
-        AnyOrderSampler,
-        FixedCountSampler,
-        SpeculativeSampler,
-    )
-    from selfspec.schedules import CosineWindow
+    """The contenders, then self-speculative sampling; the optimal schedule is measured first."""
+    from selfspec.arena import contenders
 
-    settings = []
-    for order in orders:
-        rule = ORDERS[order]()
-        for name in against:
-            if name == "any-order":
-                settings.append(Setting(name, order, {}, AnyOrderSampler(model, rule)))
-                continue
-            kind = FixedCountSampler if name == "plain" else AncestralSampler
-            settings += [
-                Setting(name, order, {"steps": k}, kind(model, rule, steps=k)) for k in steps
-            ]
-        for rounds, dtau in SWEEP:
-            sampler = SpeculativeSampler(model, rule, CosineWindow(dtau), rounds)
-            knobs = {"rounds": rounds, "dtau": dtau}
-            settings.append(Setting("self-speculative", order, knobs, sampler))
-    return settings
+    profile = None
+    if "optimal" in against or "all" in against:
+        profile = own_profile(model, run)
+    return contenders(model, [*against, "self-speculative"], orders, steps, profile)
+
+
+def own_profile(model: SSMD, run: Run, num: int = 16) -> list[float]:
+    """The information profile of the model over samples of its own, a pass a token."""
+    import torch
+
+    from selfspec.likelihood import information_profile
+    from selfspec.sampling import AnyOrderSampler
+
+    note(f"measuring the information profile on {num} samples")
+    masked = torch.full((num, model.length), model.mask_id, device=model.device)
+    own = AnyOrderSampler(model).sample(masked, run.seed, progress=watched()).tokens
+    return information_profile(model, own, run.seed).tolist()
 
 
 def compare(model: SSMD, sweep: Sweep, settings: list[Setting], judge: str, run: Run) -> None:
-    """Measure, write the report, print its tables."""
-    from selfspec.arena import accounts, reduction_table, reductions, row_table, write_report
+    """Measure, write report and page, print the tables."""
+    from selfspec.arena import accounts, reduction_table, reductions, row_table, write_contest
 
     results = sweep.run(settings)
     costs = accounts(model.num_trunk_blocks, model.num_head_blocks)
     found = []
     for order in dict.fromkeys(result.row.order for result in results):
         ours = [r for r in results if r.row.order == order]
-        plain = [r for r in ours if r.row.sampler != "self-speculative"]
+        plain = [r for r in ours if r.row.sampler in PLAIN]
         methods = [r for r in ours if r.row.sampler == "self-speculative"]
         found += reductions(plain, methods, costs, name=f"plain {order}", seed=run.seed)
     path = sweep.folder.parent / "report.json"
     facts = {"judge": {"name": judge, "unit": "bits per token"}}
-    report = write_report(path, results, found, run.seed, facts)
+    report = write_contest(path, results, run.seed, facts, found)
+    write_page(report, path.with_suffix(".html"))
     if run.json:
         return print(to_json(report))
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+    note(f"written to {path}")
+
+
+def write_page(report: dict, path: Path) -> None:
+    """The page of the report, where figures can be drawn."""
+    from importlib.util import find_spec
+
+    from selfspec.arena import save_page
+
+    if find_spec("matplotlib") is None:
+        return note("no page: install matplotlib, or `selfspec[eval]`")
+    save_page(report, path)
     note(f"written to {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Run:
     """Flags of every verb."""
 
     device: str = "auto"
-    """where to compute, such as cpu, cuda or cuda:1; auto is CUDA where there is one."""
+    """where to compute, such as cpu, cuda or cuda:1; auto is CUDA where there is one,
+    under torchrun a GPU each process."""
     seed: int = 0
     """of the run: the same seed gives the same result on the same machine."""
     json: bool = False
@@ -37,7 +39,9 @@ class Run:
         import torch
 
         if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
+            if not torch.cuda.is_available():
+                return "cpu"
+            return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
         try:
             torch.empty(0, device=self.device, dtype=torch.float64)  # in which laws are computed
         except (AssertionError, RuntimeError, TypeError) as error:
@@ -59,7 +63,9 @@ class Sampling:
     order: OrderName | None = None
     """the rule for the order in which positions are revealed."""
     dtau: float | None = None
-    """a cosine window that advances this much time a pass, in (0, 1]."""
+    """a window that advances this much time a pass, in (0, 1]."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """of that time."""
     window: int | None = None
     """a constant window of this many tokens, instead of --dtau."""
     rounds: int | None = None
@@ -71,18 +77,19 @@ class Sampling:
 
     def sampler(self, model: SSMD, order: OrderName | None = None) -> Sampler:
         """The sampler that the flags ask for; `order` is used where none is given."""
-        from selfspec.calibration import ORDERS, choose
-        from selfspec.schedules import CosineWindow
+        from selfspec.calibration import ORDERS, WINDOWS, choose
 
         if self.dtau is not None and self.window is not None:
             raise ValueError("give `dtau` or `window`, got both")
+        if self.dtau is None and self.schedule != "cosine":
+            raise ValueError(f"`schedule` needs `dtau`, got {self.schedule} without")
         name = self.order or order
         return choose(
             model,
             self.nfe,
             self.quality,
             ORDERS[name]() if name else None,
-            self.window if self.dtau is None else CosineWindow(self.dtau),
+            self.window if self.dtau is None else WINDOWS[self.schedule](self.dtau),
             self.rounds,
             self.temperature,
             self.top_p,

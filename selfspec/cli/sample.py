@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,12 +36,47 @@ def sample(
         length: characters a text; by default as the training data, or the model's own length.
         format: a text a line, or FASTA for models of proteins.
         watch: replay drafting and verifying of the first text in the terminal.
-        out: a file for the texts, instead of standard output.
+        out: a file for the texts, instead of standard output; or a folder (a path without
+            suffix) for shards of tokens, which a second run of the same command completes. Under
+            torchrun every process draws its share of them.
     """
     from selfspec import api
 
     model = api.load(checkpoint, run.where())
+    if out is not None and not out.suffix:
+        if watch:
+            raise ValueError("`watch` goes with texts: give `out` as a file, got a folder")
+        return draw_to_folder(model, sampling, run, out, num, length)
     draw(model, sampling, run, format, watch, out, num=num, length=length)
+
+
+def draw_to_folder(
+    model: SSMD, sampling: Sampling, run: Run, out: Path, num: int, length: int | None
+) -> None:
+    """Draw shards of tokens, by as many processes as there are."""
+    from selfspec.calibration import describe
+    from selfspec.engine import Engine, draw_shards, unsupported
+
+    sampler = sampling.sampler(model)
+    if reason := unsupported(sampler):
+        raise ValueError(f"`checkpoint` must be one for the engine to draw shards, got: {reason}")
+    cuda = model.device.type == "cuda"
+    slots = max(1, min(num, 256 if cuda else 64))
+    framed = None if length is None else length + sum(map(len, model.frame))
+    engine = Engine(model, slots, framed, compile=cuda)
+    about = {"sampler": describe(sampler), "temperature": sampler.temperature,
+             "top_p": sampler.top_p}  # fmt: skip
+    rank, world = (int(os.environ.get(name, default)) for name, default in
+                   (("RANK", 0), ("WORLD_SIZE", 1)))  # fmt: skip
+    start = time.perf_counter()
+    drawn = draw_shards(
+        engine, sampler, out, num, run.seed, length, rank=rank, world=world, about=about,
+        progress=watched() and rank == 0,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    if run.json:
+        return print(to_json({**about, "seed": run.seed, "n": drawn, "seconds": seconds}))
+    note(f"{drawn} samples in {seconds:.1f} s · {out}")
 
 
 def draw(

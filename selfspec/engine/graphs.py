@@ -47,10 +47,11 @@ class Steps:
         self._recorded: dict[Variant, torch.cuda.CUDAGraph] = {}
         if compile:
             # A step is compiled anew for every variant; beyond the limit it would run uncompiled.
-            torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
-            for module in model.modules():
-                if isinstance(module, Block):
-                    module.compile(dynamic=False)
+            from torch._dynamo import config
+
+            config.recompile_limit = max(256, config.recompile_limit)
+            for block in _blocks(model):
+                block.compile(dynamic=False)
 
     def __call__(self, variant: Variant) -> None:
         """One pass."""
@@ -60,14 +61,23 @@ class Steps:
         uses = self._uses[variant] = self._uses.get(variant, 0) + 1
         if self.graphs and uses > WARM and self._record(variant):
             return self._recorded[variant].replay()
-        with self._settings():
-            self._step(variant)(self.pool)
+        self._run(variant)
 
     def forget(self) -> None:
         """Drop what was made for the pool's present shape."""
         self._made.clear()
         self._uses.clear()
         self._recorded.clear()
+
+    def _run(self, variant: Variant) -> None:
+        try:
+            with self._settings():
+                self._step(variant)(self.pool)
+        except RuntimeError as error:
+            if not (self.compile and _is_of_the_compiler(error)):
+                raise
+            self._give_up("compiling", error)
+            self._run(variant)
 
     def _record(self, variant: Variant) -> bool:
         graph = torch.cuda.CUDAGraph()
@@ -102,8 +112,25 @@ class Steps:
         return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
     def _give_up(self, what: str, error: Exception) -> None:
-        self.graphs, self.reason = False, f"no {what}: {str(error).splitlines()[0]}"
-        log.warning("the engine runs passes one kernel at a time (%s)", self.reason)
+        self.reason = f"no {what}: {str(error).strip().splitlines()[0]}"
+        log.warning("the engine is slower than it could be (%s)", self.reason)
+        if what == "graphs":
+            self.graphs = False
+            return
+        self.compile = False
+        self.forget()
+        for block in _blocks(self.model):
+            block._compiled_call_impl = None  # `Module.compile` has no inverse
+
+
+def _is_of_the_compiler(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+def _blocks(model: SSMD) -> list[Block]:
+    return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def copied(model: SSMD, bfloat16: bool) -> SSMD:

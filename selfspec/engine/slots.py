@@ -8,6 +8,7 @@ The host therefore learns late that a row is finished; the device has already gi
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -42,10 +43,27 @@ class Poll(NamedTuple):
     arrived: torch.cuda.Event | None
 
 
+class Finished(NamedTuple):
+    """Rows that are filled, each field with a leading axis; on the CPU."""
+
+    index: Tensor
+    """The numbers of the requests."""
+    tokens: Tensor
+    pad: Tensor
+    trunk_passes: Tensor
+    head_passes: Tensor
+    drafted: Tensor
+    accepted: Tensor
+
+    def rows(self, kept: Tensor) -> "Finished":
+        """Those where `kept` (B,) is True."""
+        return Finished(*(column[kept] for column in self))
+
+
 class Parcel(NamedTuple):
     """Finished rows, on their way to the host."""
 
-    rows: Rows
+    rows: Finished
     arrived: torch.cuda.Event | None
 
 
@@ -88,11 +106,11 @@ class Engine:
     ):
         length = model.length if length is None else length
         waiting = 4 * slots if waiting is None else waiting
-        for name, value in {"slots": slots, "length": length, "waiting": waiting}.items():
+        for name, value in {"slots": slots, "waiting": waiting}.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
-        if length > model.length:
-            raise ValueError(f"`length` must be at most {model.length}, the model's, got {length}")
+        if not 1 <= length <= model.length:
+            raise ValueError(f"`length` must be in 1..{model.length}, the model's, got {length}")
         self.model, self.length, self.fixed = model, length, variant
         self.device = model.device
         cuda = self.device.type == "cuda"
@@ -116,7 +134,8 @@ class Engine:
         self._free = list(range(self.size))
         self._held: dict[int, tuple[int, int]] = {}
         """Pool row → (request number, turn at which it was uploaded)."""
-        self._turn = self._entered = 0
+        self._turn = self._entered = self._least = 0
+        self._most = math.inf
         self._variant = Variant()
         self.pool.clear()
 
@@ -124,6 +143,16 @@ class Engine:
     def slots(self) -> int:
         """S; half of what was asked for after the device had too little memory."""
         return len(self.pool.every_slot)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not on the device yet."""
+        return sum(len(batch.rows.index) for batch in self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in hand."""
+        return not (self._waiting or self._held or self._parcels)
 
     def submit(
         self, sampler: Sampler, tokens: Tensor, seeds: Tensor | int = 0, pad: Tensor | None = None
@@ -162,25 +191,23 @@ class Engine:
                 with self._on_stream():
                     self.pool.rows.end[row : row + 1] = self.pool.rows.revealed[row : row + 1]
 
-    def results(self) -> Iterator[Rows]:
-        """Finished rows as they come, on the CPU; `index` holds the numbers of the requests.
+    def results(self) -> Iterator[Finished]:
+        """Finished rows as they come.
 
         What is submitted meanwhile is run too. Ends when nothing is left.
         """
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        while self._waiting or self._held or self._parcels:
+        while not self.idle:
             with self._on_stream():
                 self._upload()
-                if self._held:
-                    self._advance()
-                self._look()
+                self._look(wait=not self._advance())
             while self._parcels and self._has_come(self._parcels[0].arrived):
                 rows = self._parcels.popleft().rows
                 kept = torch.tensor([i not in self._cancelled for i in rows.index.tolist()])
                 self._cancelled.difference_update(rows.index.tolist())
                 if bool(kept.any()):
-                    yield rows.rows(kept.nonzero().squeeze(1))
+                    yield rows.rows(kept)
 
     def sample(
         self,
@@ -197,7 +224,7 @@ class Engine:
         Raises:
             ValueError: requests of somebody else are in hand.
         """
-        if self._waiting or self._held:
+        if not self.idle:
             raise ValueError("`sample` must find the engine idle, got requests in hand")
         numbers = self.submit(sampler, tokens, seeds, pad)
         found = []
@@ -226,6 +253,8 @@ class Engine:
 
     def _put(self, rows: Rows) -> None:
         count = len(rows.index)
+        whole = not self._held and count <= self.slots
+        self._least, self._most = pass_bounds(rows) if whole else (0, math.inf)
         at, self._free = self._free[:count], self._free[count:]
         for row, number in zip(at, rows.index.tolist(), strict=True):
             self._held[row] = (number, self._turn)
@@ -234,15 +263,22 @@ class Engine:
         far = replace(rows, **{f.name: self._far(getattr(rows, f.name)) for f in fields(rows)})
         self.pool.upload(self._far(torch.tensor(at)), far, self._far(torch.tensor(places)))
 
-    def _advance(self) -> None:
-        """Launch passes, and ask which rows are finished after them."""
-        for _ in range(AHEAD if self._waiting and self.device.type == "cuda" else 1):
+    def _advance(self) -> bool:
+        """Launch passes, as many as are surely needed, and ask which rows are finished then."""
+        if not self._held or (self._most <= 0 and self._polls):
+            return False
+        cuda = self.device.type == "cuda"
+        for _ in range(self._least or (AHEAD if self._waiting and cuda else 1)):
+            self._most -= 1
             try:
                 self.steps(self._present())
             except torch.OutOfMemoryError as error:
                 self._halve(error)
+                break
+        self._least = 0
         self._turn += 1
         self._polls.append(Poll(self._turn, *self._near(self.pool.rows.done)))
+        return True
 
     def _present(self) -> Variant:
         """The variant of the coming pass: windows in a few sizes on CUDA, else as they are."""
@@ -252,11 +288,14 @@ class Engine:
             return replace(self._variant, width=_rounded_up(self._variant.width, self.length))
         return replace(self._variant, width=self.pool.shrink())
 
-    def _look(self) -> None:
-        """Send for the rows that a poll, which has arrived, reports as finished."""
+    def _look(self, wait: bool) -> None:
+        """Send for the rows that a poll, which has arrived, reports as finished.
+
+        While passes are launched, the last poll but one is waited for: the device has work behind.
+        """
         while self._polls:
-            # The device has work queued behind the last poll but one: waiting for it costs nothing.
-            if len(self._polls) < 2 and self._held and not self._has_come(self._polls[0].arrived):
+            ahead = len(self._polls) < 2 and not wait and bool(self._held)
+            if ahead and not self._has_come(self._polls[0].arrived):
                 return
             turn, done, arrived = self._polls.popleft()
             self._wait_for(arrived)
@@ -264,10 +303,9 @@ class Engine:
             ready = [row for row, (_, since) in self._held.items() if flags[row] and since < turn]
             if not ready:
                 continue
-            rows = self.pool.rows.rows(self._far(torch.tensor(ready)))
-            near = {f.name: self._near(getattr(rows, f.name)) for f in fields(rows)}
-            *_, arrived = (event for _, event in near.values())
-            self._parcels.append(Parcel(Rows(**{k: v for k, (v, _) in near.items()}), arrived))
+            at = self._far(torch.tensor(ready))
+            near = [self._near(getattr(self.pool.rows, name)[at]) for name in Finished._fields]
+            self._parcels.append(Parcel(Finished(*(x for x, _ in near)), near[-1][1]))
             for row in ready:
                 del self._held[row]
             self._free += ready
@@ -292,6 +330,7 @@ class Engine:
         pool.head.zero_()
         pool.tail.fill_(len(queued))
         self._entered = len(queued)
+        self._most = math.inf
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -332,7 +371,21 @@ class Engine:
             arrived.synchronize()
 
 
-def as_samples(model: SSMD, parts: list[Rows], tokens: Tensor, pad: Tensor | None) -> Samples:
+def pass_bounds(rows: Rows) -> tuple[int, float]:
+    """The fewest and the most passes after which some, and all, of these rows are finished.
+
+    If all drafts stand, a pass reveals its window; each one reveals a token at least.
+    """
+    done, end = rows.revealed - rows.observed, rows.end - rows.observed
+    passes = torch.zeros_like(end)
+    while bool((open_ := done < end).any()):
+        reach = done + rows.windows.gather(1, done.unsqueeze(1)).squeeze(1)
+        done, passes = torch.where(open_, reach, done), passes + open_.long()
+    most = torch.where(rows.rounds > 0, end, passes)
+    return int(passes.min()), max(1, int(most.max()))
+
+
+def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor | None) -> Samples:
     """Finished rows of one call, in the order of their requests, on the device of `tokens`."""
     order = torch.cat([rows.index for rows in parts]).argsort()
     names = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
@@ -341,7 +394,8 @@ def as_samples(model: SSMD, parts: list[Rows], tokens: Tensor, pad: Tensor | Non
         for name in names
     }
     drawn = columns["tokens"][:, : tokens.shape[1]]
-    columns["tokens"] = drawn if pad is None else torch.where(pad.to(tokens.device), tokens, drawn)
+    pad = torch.zeros_like(drawn, dtype=torch.bool) if pad is None else pad.to(tokens.device)
+    columns |= {"tokens": torch.where(pad, tokens, drawn), "pad": pad}
     blocks: dict[str, Any] = {
         "trunk_blocks": model.num_trunk_blocks,
         "head_blocks": model.num_head_blocks,

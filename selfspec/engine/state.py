@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfspec.model import SSMD
+from selfspec.nn.head import CausalHead
 from selfspec.orders import Order
-from selfspec.sampling import FixedCountSampler, Sampler, SpeculativeSampler
+from selfspec.sampling import PlainSampler, Sampler, SpeculativeSampler
 from selfspec.sampling.base import State
+from selfspec.selection import DraftOrder, DraftWindow
 
 __all__ = ["Pool", "Rows", "prepare", "rechosen_rule", "unsupported"]
 
@@ -36,13 +39,31 @@ class Rows(State):
     """(B,) bool: a slot has finished it."""
 
 
+REPLACED = {
+    Sampler: ("sample", "open", "draw_drafts", "arrange", "log_probs"),
+    PlainSampler: ("step",),
+    SpeculativeSampler: ("step", "verify", "target", "settle"),
+    SSMD: ("target",),
+    CausalHead: ("forward", "tracks", "rotations"),
+}
+"""What the engine does itself, and therefore nobody may do otherwise."""
+
+
 def unsupported(sampler: Sampler) -> str | None:
     """Why the engine cannot run a sampler, or None where it can."""
     model = sampler.model
-    if type(sampler).step not in (SpeculativeSampler.step, FixedCountSampler.step):
-        return f"{type(sampler).__name__} has a pass of its own"
-    if type(sampler) is SpeculativeSampler and model.num_head_blocks > 1:
-        return f"the head has {model.num_head_blocks} blocks: keys of later rounds are not kept"
+    for thing in (sampler, model, model.head):
+        for kind, names in REPLACED.items():
+            for name in names if isinstance(thing, kind) else ():
+                if getattr(type(thing), name) is not getattr(kind, name):
+                    return f"{type(thing).__name__} has its own `{name}`"
+    if not isinstance(sampler, SpeculativeSampler | PlainSampler):
+        return f"{type(sampler).__name__} has its own `step`"
+    for rule in (sampler.order, sampler.window):
+        if isinstance(rule, DraftOrder | DraftWindow):
+            return f"{type(rule).__name__} reads the draft distributions"
+    if isinstance(sampler, SpeculativeSampler) and model.num_head_blocks > 1:
+        return f"the head has {model.num_head_blocks} blocks: its keys cannot be kept"
     return None
 
 

@@ -34,9 +34,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec.likelihood.tables import Scores
+from selfspec.orders import Order
 from selfspec.schedules import Schedule, Window, stacked_tables
+from selfspec.selection import DraftOrder, DraftWindow
 
-__all__ = ["ancestral_chain", "chain", "transition"]
+__all__ = ["ancestral_chain", "chain", "check_known", "expected_passes", "transition"]
+
+
+def check_known(name: str, rule: Order | Window) -> None:
+    """Raises ValueError for rules that read the drafts of a pass: no law here knows them."""
+    if isinstance(rule, DraftOrder | DraftWindow):
+        raise ValueError(f"`{name}` must not read the drafts of a pass to have a likelihood here, "
+                         f"got {type(rule).__name__}")  # fmt: skip
 
 
 def transition(draft: Tensor, target: Tensor, window: Tensor, rounds: int) -> Tensor:
@@ -85,27 +94,59 @@ def chain(table: Scores, window: Window, rounds: int) -> Tensor:
         window: W, on the number of tokens generated so far.
         rounds: R; 0 for plain sampling with the counts of `window` (a `ScheduleWindow`, say).
     """
+    kernel = _kernel(table, window, rounds)
+    logp = _begin(table, kernel)
+    for i in range(kernel.shape[1]):
+        _advance(logp, logp[:, i], kernel, i)
+    return logp.gather(1, table.end.unsqueeze(1)).squeeze(1)
+
+
+def expected_passes(table: Scores, window: Window, rounds: int) -> Tensor:
+    """The mean number of trunk passes of the samples that turn out to be x: (B,) float64.
+
+    With P(j) as in `chain` and T(j) the same sum with each way weighted by its passes,
+
+        T(j) = Σ_i [T(i) + P(i)] K_i(j),        E[passes | x, σ] = T(end) / P(end).
+
+    Args are those of `chain`.
+    """
+    kernel = _kernel(table, window, rounds)
+    logp = _begin(table, kernel)
+    weighted = torch.full_like(logp, -torch.inf)
+    for i in range(kernel.shape[1]):
+        _advance(weighted, torch.logaddexp(weighted[:, i], logp[:, i]), kernel, i)
+        _advance(logp, logp[:, i], kernel, i)
+    end = table.end.unsqueeze(1)
+    return (weighted.gather(1, end) - logp.gather(1, end)).exp().squeeze(1)
+
+
+def _kernel(table: Scores, window: Window, rounds: int) -> Tensor:
+    """log K_i(i + w): (B, L, widest + 1) with axes (i, w)."""
     size, length = table.draft.shape[:2]
     places = torch.arange(length, device=table.draft.device)
+    check_known("window", window)
     windows = torch.from_numpy(stacked_tables(window, (table.end - table.observed).tolist()))
     count = (places - table.observed.unsqueeze(1)).clamp(0, windows.shape[1] - 1)
     windows = windows.to(places.device).gather(1, count)
-    widest = int(windows.max())
-    ahead = places.unsqueeze(1) + places[:widest]
+    ahead = places.unsqueeze(1) + places[: int(windows.max())]
     inside = (ahead < length).expand(size, -1, -1)
     index = ahead.clamp(max=length - 1).expand(size, -1, -1)
     draft, target = (
         t.gather(2, index).masked_fill(~inside, -torch.inf) for t in (table.draft, table.target)
     )
-    kernel = transition(draft, target, windows, rounds)
-    logp = kernel.new_full((size, length + widest + 1), -torch.inf)
-    logp.scatter_(1, table.observed.unsqueeze(1), 0.0)
-    for i in range(length):
-        reached = logp[:, i : i + 1] + kernel[:, i]
-        logp[:, i + 1 : i + widest + 1] = torch.logaddexp(
-            logp[:, i + 1 : i + widest + 1], reached[:, 1:]
-        )
-    return logp.gather(1, table.end.unsqueeze(1)).squeeze(1)
+    return transition(draft, target, windows, rounds)
+
+
+def _begin(table: Scores, kernel: Tensor) -> Tensor:
+    """log P before the first pass: (B, L + widest + 1), 0 at the observed tokens."""
+    logp = kernel.new_full((len(kernel), kernel.shape[1] + kernel.shape[2]), -torch.inf)
+    return logp.scatter_(1, table.observed.unsqueeze(1), 0.0)
+
+
+def _advance(logp: Tensor, begun: Tensor, kernel: Tensor, i: int) -> None:
+    """Add to `logp`, in place, what the passes that begin at i, (B,) log P(i), lead to."""
+    reach = slice(i + 1, i + kernel.shape[2])
+    logp[:, reach] = torch.logaddexp(logp[:, reach], begun.unsqueeze(1) + kernel[:, i, 1:])
 
 
 def ancestral_chain(table: Scores, schedule: Schedule, steps: int) -> Tensor:

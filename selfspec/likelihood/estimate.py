@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfspec.inputs import check_tokens, mask_of, seeds_of
-from selfspec.likelihood.chains import transition
+from selfspec.likelihood.chains import check_known, transition
 from selfspec.likelihood.exact import check_rounds
 from selfspec.likelihood.tables import score_pass
 from selfspec.model import SSMD
@@ -43,8 +43,8 @@ def estimate_log_likelihood(
     Args:
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
-        order: any rule.
-        window: W.
+        order: any rule that does not read the drafts of a pass.
+        window: W, likewise.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
@@ -52,10 +52,12 @@ def estimate_log_likelihood(
         temperature, top_p: of the sampler that is scored.
 
     Raises:
-        ValueError: `rounds` that the model cannot do, tokens that it does not know, a setting out
-            of range, or a wrong shape or type.
+        ValueError: a rule that reads drafts, `rounds` that the model cannot do, tokens that it does
+            not know, a setting out of range, or a wrong shape or type.
     """
     check_rounds(model, rounds)
+    check_known("order", order)
+    check_known("window", window)
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, masked=False)
     observed, seeds = mask_of("observed", observed, tokens) & ~pad, seeds_of(seeds, tokens)

@@ -61,7 +61,7 @@ def draw_order(
     if not rule.fixed:
         raise ValueError(
             f"`order` must be fixed in advance, got {type(rule).__name__}, which is re-chosen "
-            "between passes: use `estimate_log_likelihood`"
+            "between passes: use `estimate_log_likelihood`, unless it reads drafts"
         )
     pad = mask_of("pad", pad, tokens)
     observed = mask_of("observed", observed, tokens) & ~pad

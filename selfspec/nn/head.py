@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from selfspec.nn.attention import RMSNorm, Rotation, rotation
 from selfspec.nn.transformer import Block, reset_block
-from selfspec.ops import take_along
+from selfspec.ops import reorder
 
 __all__ = ["CausalHead", "HeadConfig"]
 
@@ -94,7 +94,7 @@ class CausalHead(nn.Module):
             below s only. Place 0 has no track and keeps the trunk's state: there the target is
             the draft.
         """
-        h = take_along(hidden, order)
+        h = reorder(hidden, order)
         if order.shape[1] == 1:
             return h
         x = self.tracks(hidden, embedded, order)
@@ -112,7 +112,7 @@ class CausalHead(nn.Module):
         token, held, predicted = self.fuse.weight.chunk(3, dim=1)
         holds = F.linear(self.token_norm(embedded), token) + F.linear(self.held_norm(hidden), held)
         predicts = F.linear(self.predicted_norm(hidden), predicted)
-        return take_along(holds, order[:, :-1]) + take_along(predicts, order[:, 1:])
+        return reorder(holds, order)[:, :-1] + reorder(predicts, order)[:, 1:]
 
     def rotations(self, order: Tensor) -> tuple[Rotation, Rotation]:
         """Queries by the position predicted, keys by the position held."""

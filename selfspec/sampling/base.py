@@ -1,12 +1,13 @@
 """The loop that all samplers share.
 
     start: observed tokens stand first in σ and are revealed
-    while a row has masked places:
-        (re-choose the rest of σ, if the order's rule does)
-        step: one trunk pass, reveals at least one token of every row it is given
+    while a row is open, which by default it is while it has masked places:
+        step: draft from a trunk pass, choose what to reveal
 
-A subclass writes `step`. Rows that are finished leave the batch, and every draw is keyed by the
-row's own seed and pass, so a row's result depends on nothing else in the batch.
+A subclass writes `step`, mostly around `draw_drafts`: one trunk pass, then σ and window of the pass
+where their rule re-chooses them, then draws along σ. Rows that are finished leave the batch, and
+every draw is keyed by the row's own seed and pass, so a row's result depends on nothing else in the
+batch.
 """
 
 from abc import ABC, abstractmethod
@@ -22,9 +23,10 @@ from selfspec.inputs import check_tokens, mask_of, seeds_of
 from selfspec.interfaces import Pass, Round, Samples, Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
-from selfspec.ops import draw, log_probs
+from selfspec.ops import draw, log_probs, take_along
 from selfspec.orders import Order, UniformOrder, initial_order, rearranged
 from selfspec.schedules import Window, stacked_tables
+from selfspec.selection import DraftOrder, DraftWindow
 
 __all__ = ["Sampler", "State"]
 
@@ -68,6 +70,12 @@ class State:
         """The rows at `index` (R,), as copies."""
         return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    def reorder(self, rule: Order) -> None:
+        """Order the masked places anew."""
+        self.order = rearranged(
+            rule, self.order, self.revealed, self.end, self.window, self.seeds, self.passes
+        )
+
     def put(self: Rows, index: Tensor, rows: Rows) -> None:
         """Write `rows` back."""
         for f in fields(self):
@@ -102,7 +110,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, state: State, trace: Trace | None) -> None:
-        """One trunk pass over rows that all have masked places; updates `state` in place."""
+        """One pass over rows that are all open; updates `state` in place."""
+
+    def open(self, state: State) -> Tensor:
+        """(B,) bool: rows that need another step."""
+        return state.revealed < state.end
 
     @torch.no_grad()
     def sample(
@@ -135,13 +147,8 @@ class Sampler(ABC):
         passes: Trace | None = [[] for _ in range(len(tokens))] if trace else None
         total = int((state.end - state.revealed).sum())
         with tqdm(total=total, unit="tok", disable=not progress, leave=False) as bar:
-            while len(rows := (state.revealed < state.end).nonzero().squeeze(1)):
+            while len(rows := self.open(state).nonzero().squeeze(1)):
                 active = state.rows(rows)
-                if not self.order.fixed:
-                    active.order = rearranged(
-                        self.order, active.order, active.revealed, active.end, active.window,
-                        active.seeds, active.passes,
-                    )  # fmt: skip
                 before = active.revealed
                 self.step(active, passes)
                 active.passes = active.passes + 1
@@ -193,25 +200,44 @@ class Sampler(ABC):
         return log_probs(logits, self.temperature, self.top_p)
 
     def draw_drafts(self, state: State) -> "Drafts":
-        """One trunk pass, and draws for the window's places."""
+        """One trunk pass, σ and window where the pass chooses them, draws for the window."""
         state.trunk_passes = state.trunk_passes + 1
-        stop = state.revealed + state.window
-        places = state.revealed.unsqueeze(1) + torch.arange(
-            int(state.window.max()), device=stop.device
-        )
-        inside = places < stop.unsqueeze(1)
-        places = torch.minimum(places, state.end.unsqueeze(1) - 1)
+        hidden = self.model.encode(state.tokens, state.pad if bool(state.pad.any()) else None)
+        stop = state.revealed + self.arrange(state, hidden)
+        places, inside = window_places(state, stop - state.revealed)
         positions = state.order.gather(1, places)
-        pad = state.pad if bool(state.pad.any()) else None
-        hidden = self.model.encode(state.tokens, pad)
         logp = self.log_probs(self.model.draft(hidden, positions))
         u = uniform(state.seeds, Purpose.DRAFT, state.passes, 0, places)
         return Drafts(hidden, places, positions, inside, stop, logp, draw(logp.exp(), u))
+
+    def arrange(self, state: State, hidden: Tensor) -> Tensor:
+        """Re-choose the rest of σ, if its rule does; how many tokens to draft, (B,) int64.
+
+        Rules may read positions, random numbers and draft distributions, but no drawn token: so
+        the pass follows its law, given σ and window.
+        """
+        reads_drafts = isinstance(self.order, DraftOrder) or isinstance(self.window, DraftWindow)
+        logp = self.log_probs(self.model.draft(hidden)) if reads_drafts else None
+        if isinstance(self.order, DraftOrder) and logp is not None:
+            state.reorder(self.order.reading(logp))
+        elif not self.order.fixed:
+            state.reorder(self.order)
+        if logp is None or not isinstance(self.window, DraftWindow):
+            return state.window
+        places, inside = window_places(state, state.window)
+        return self.window.sizes(take_along(logp, state.order.gather(1, places)), inside)
 
     def row_windows(self, to_generate: Tensor, seeds: Tensor) -> Tensor:
         """(B, max N + 1) window of each row after 0, 1, … generated tokens, padded with 1."""
         tables = stacked_tables(self.window, to_generate.tolist())
         return torch.from_numpy(tables).to(to_generate.device)
+
+
+def window_places(state: State, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, W) the next places of σ, and which of them are among the row's `sizes` (B,)."""
+    ahead = torch.arange(int(sizes.max()), device=sizes.device)
+    places = state.revealed.unsqueeze(1) + ahead
+    return torch.minimum(places, state.end.unsqueeze(1) - 1), ahead < sizes.unsqueeze(1)
 
 
 @dataclass

@@ -7,17 +7,16 @@ also that of the first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908), wh
 not touch the tokens.
 """
 
-from selfspec.interfaces import Trace
 from selfspec.model import SSMD
 from selfspec.orders import Order
-from selfspec.sampling.base import Sampler, State
+from selfspec.sampling.plain import PlainSampler
 from selfspec.schedules import ConstantWindow, CosineSchedule, Schedule, ScheduleWindow
 
 __all__ = ["AnyOrderSampler", "FixedCountSampler"]
 
 
-class FixedCountSampler(Sampler):
-    """Reveals the drafts of the whole window, unverified.
+class FixedCountSampler(PlainSampler):
+    """Reveals the counts of a masking schedule.
 
     `likelihood.log_likelihood` with its `window` and `rounds=0` is its law.
 
@@ -38,26 +37,13 @@ class FixedCountSampler(Sampler):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
-        super().__init__(model, order, temperature, top_p)
         self.schedule = schedule if schedule is not None else CosineSchedule()
         self.steps = steps
-        self.window = ScheduleWindow(self.schedule, steps)
-
-    def step(self, state: State, trace: Trace | None) -> None:
-        """One trunk pass; every draft of the window stands."""
-        drafts = self.draw_drafts(state)
-        state.tokens = drafts.written(state.tokens)
-        state.drafted = state.drafted + (drafts.stop - state.revealed)
-        state.accepted = state.drafted.clone()
-        state.revealed = drafts.stop
-        if trace is not None:
-            for row, index in enumerate(state.index.tolist()):
-                trace[index].append(
-                    drafts.trace(row, drafts.tokens[row], [], int(drafts.stop[row]))
-                )
+        window = ScheduleWindow(self.schedule, steps)
+        super().__init__(model, order, window, temperature, top_p)
 
 
-class AnyOrderSampler(FixedCountSampler):
+class AnyOrderSampler(PlainSampler):
     """One token a pass; exact for the model. Arguments as in `Sampler`."""
 
     def __init__(
@@ -67,5 +53,4 @@ class AnyOrderSampler(FixedCountSampler):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
-        super().__init__(model, order, temperature=temperature, top_p=top_p)
-        self.window = ConstantWindow(1)
+        super().__init__(model, order, ConstantWindow(1), temperature, top_p)

@@ -11,6 +11,9 @@ independent draws from p_i. A window of one needs no head pass, as there the tar
 Source: Campbell et al. 2025 (arXiv 2510.03929).
 """
 
+from dataclasses import replace
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,8 @@ class SpeculativeSampler(Sampler):
         ValueError: a model without head, or `rounds` below 1.
     """
 
+    needs_head: ClassVar[bool] = True
+
     def __init__(
         self,
         model: SSMD,
@@ -51,7 +56,7 @@ class SpeculativeSampler(Sampler):
         top_p: float = 1.0,
     ):
         super().__init__(model, order, temperature, top_p)
-        if model.head is None:
+        if self.needs_head and model.head is None:
             raise ValueError("`model` must have a causal head to verify drafts, got head=None")
         if rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {rounds}")
@@ -60,6 +65,7 @@ class SpeculativeSampler(Sampler):
 
     def step(self, state: State, trace: Trace | None) -> None:
         """One trunk pass and up to R head passes."""
+        before = state.trunk_passes
         drafts = self.draw_drafts(state)
         # A window of one is decided by the tie, without a head pass.
         single = (drafts.stop - state.revealed == 1).long()
@@ -79,30 +85,38 @@ class SpeculativeSampler(Sampler):
         state.tokens = drafts.written(state.tokens, decided)
         state.revealed = decided
         if trace is not None:
+            passes = (state.trunk_passes - before).tolist()
             for row, index in enumerate(state.index.tolist()):
-                trace[index].append(drafts.trace(row, written[row], record[row], int(decided[row])))
+                done = drafts.trace(row, written[row], record[row], int(decided[row]))
+                trace[index].append(replace(done, trunk_passes=passes[row]))
 
     def verify(
         self, state: State, drafts: Drafts, rows: Tensor, decided: Tensor, round_index: int
     ) -> Verdict:
-        """One head pass over `rows`: the verdict on their places from `decided` (R,) on."""
+        """The verdict on the places of `rows` from `decided` (R,) on."""
         places, seeds, passes = drafts.places[rows], state.seeds[rows], state.passes[rows]
-        target = self.model.target(
-            drafts.hidden[rows],
-            drafts.written(state.tokens)[rows],
-            state.order[rows],
-            state.revealed[rows],
-            places,
-        )
+        target = self.target(state, drafts, rows, decided)
         once = torch.zeros_like(places[:, :1])
         return accept_draft(
             drafts.logp[rows],
-            self.log_probs(target),
+            target,
             drafts.tokens[rows],
             drafts.inside[rows] & (places >= decided.unsqueeze(1)),
             uniform(seeds, Purpose.ACCEPT, passes, round_index, places),
             uniform(seeds, Purpose.RESIDUAL, passes, round_index, once).squeeze(1),
         )
+
+    def target(self, state: State, drafts: Drafts, rows: Tensor, decided: Tensor) -> Tensor:
+        """(R, W, V) log q_i of `rows`, given their drafts; of use from `decided` (R,) on."""
+        state.head_passes[rows] += 1
+        logits = self.model.target(
+            drafts.hidden[rows],
+            drafts.written(state.tokens)[rows],
+            state.order[rows],
+            state.revealed[rows],
+            drafts.places[rows],
+        )
+        return self.log_probs(logits)
 
     def settle(
         self, state: State, drafts: Drafts, rows: Tensor, decided: Tensor, verdict: Verdict
@@ -114,7 +128,6 @@ class SpeculativeSampler(Sampler):
         decided[rows] = drafts.stop[rows]
         decided[hit] = drafts.places[hit, column] + 1
         verified = decided[rows] - before
-        state.head_passes[rows] += 1
         state.drafted[rows] += verified
         state.accepted[rows] += verified - verdict.rejected.long()
 

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from selfspec import checkpoint
+from selfspec.losses import token_nll
+from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
 from selfspec.train.config import TrainConfig, require
 from selfspec.train.ema import EMA
@@ -279,21 +281,22 @@ class Trainer:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's transformer blocks are compiled, once for each shape.
+    """Within the block the model's transformer blocks, its head with inputs and residual, and the
+    cross-entropy are compiled, for shapes that stay the same.
 
     There are few: one width or, with pads, one a bucket; of trunk and head, with and without
     gradients.
     Afterwards they are not compiled: a sampler's batches have another shape at every pass.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    for block in blocks:
-        block.compile(dynamic=False)
+    parts = [module for module in model.modules() if isinstance(module, Block | CausalHead)]
+    for part in (*parts, token_nll):
+        part.compile(dynamic=False)
     try:
         with torch._dynamo.config.patch(recompile_limit=64):  # beyond it blocks would run eagerly
             yield
     finally:
-        for block in blocks:
-            block._compiled_call_impl = None  # `Module.compile` has no inverse
+        for part in (*parts, token_nll):
+            part._compiled_call_impl = None  # `Module.compile` has no inverse
 
 
 def key(*counters: int) -> int:

@@ -1,0 +1,164 @@
+"""The arena: every sampler on one checkpoint, under one protocol.
+
+    python benchmarks/arena.py --judge RUNS/judge/model --data DATA --n 2048 \
+        --out benchmarks/results/arena-books27.json
+
+The same weights, row seeds and judge for all; beside the samples of each setting stands what a
+sample costs, in evaluations and in milliseconds of the reference samplers. A finished setting is
+kept in --folder and not drawn again; to use several processes or devices, start --part 0/2, --part
+1/2 and so on, and then once without --part, which writes the report, its page and its figures
+(where matplotlib is installed; --page draws them from a report elsewhere). --docs writes the table
+of budgets into docs/samplers.md. Milliseconds that are to be compared must come from one process
+alone on its device: several share it.
+"""
+
+import argparse
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality import judge_facts, load, make_reference
+
+from selfspec import checkpoint
+from selfspec.arena import (
+    CONTENDERS,
+    Sweep,
+    contenders,
+    contest_figure,
+    row_table,
+    save_page,
+    write_contest,
+)
+from selfspec.arena.figures import save_figure
+from selfspec.calibration import ORDERS
+from selfspec.data.corpus import open_corpus
+from selfspec.files import write_bytes, write_json
+from selfspec.likelihood import information_profile
+from selfspec.model import SSMD, AutoregressiveModel
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- arena -->\n).*?(<!-- /arena -->)", re.DOTALL)
+BUDGETS = (8, 16, 32, 64, 128)
+FIGURES = {"nfe": "arena-nfe", "ms_per_sample": "arena-ms"}
+
+
+def main() -> None:
+    args = parse()
+    if args.page or args.docs:
+        report = json.loads(args.out.read_text())
+        return document(report) if args.docs else draw(report, args.out)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judge = checkpoint.load(args.judge, device)
+    assert isinstance(judge, AutoregressiveModel)
+    model = load(args.model, device)
+    tokenizer, stores = open_corpus(args.data)
+    reference = make_reference(tokenizer, stores, args.length)
+    sweep = Sweep(
+        model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
+        length=args.length, device=model.device, autocast=True, keep_tokens=False,
+    )  # fmt: skip
+    profile = measured_profile(args, model, stores["test"].excerpt(args.length, args.profile))
+    settings = contenders(model, args.against, args.orders, args.steps, profile)
+    if args.finished:
+        settings = [setting for setting in settings if sweep.finished(setting)]
+    part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
+    results = sweep.run(settings[part::parts])
+    if args.part:
+        return
+    data = sweep.measure_data(stores["test"].excerpt(args.length, args.n))
+    facts = {
+        "judge": judge_facts(args.judge, tokenizer),
+        "data": {"split": "test", "rows": data.row.n},
+    }
+    report = write_contest(args.out, [*results, data], args.seed, facts, command=args.command)
+    print(row_table(report["rows"]))
+    if find_spec("matplotlib"):
+        draw(report, args.out)
+
+
+def draw(report: dict, out: Path) -> None:
+    """The page beside the report, and its figures for the documentation."""
+    save_page(report, out.with_suffix(".html"))
+    for cost, name in FIGURES.items():
+        if any(row[cost] for row in report["rows"]):
+            save_figure(contest_figure(report, cost), out.parent / "figures" / name)
+
+
+def document(report: dict) -> None:
+    """Write the table of budgets between the marks of docs/samplers.md."""
+    path = ROOT / "docs" / "samplers.md"
+    text = path.read_text(encoding="utf-8")
+    write_bytes(path, BLOCK.sub(lambda m: m[1] + budgets(report) + m[2], text).encode())
+
+
+def budgets(report: dict) -> str:
+    """For each budget, the best diverse row of all, of unverified samplers and of verified ones."""
+    rows = [row for row in report["rows"] if row["diverse"]]
+    kinds = {
+        "best": rows,
+        "best without verification": [row for row in rows if not row["head_passes"]],
+        "best with verification": [row for row in rows if row["head_passes"]],
+    }
+    cells = [["NFE at most", *kinds], ["--:", *[":--"] * len(kinds)]]
+    for budget in BUDGETS:
+        found = [
+            min((r for r in of if r["nfe"] <= budget), key=lambda r: r["judge"], default=None)
+            for of in kinds.values()
+        ]
+        cells.append([str(budget), *map(described, found)])
+    unit = report["judges"]["judge"]["unit"]
+    head = f"{report['n']:,} samples a row, on {report['machine']['device']}; judge in {unit}.\n\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def described(row: dict | None) -> str:
+    """A row as a cell."""
+    if row is None:
+        return "–"
+    name = ", ".join(filter(None, [row["sampler"], row["order"]]))
+    knobs = " ".join(f"{key}={value}" for key, value in row["settings"].items())
+    interval = f"{row['judge_low']:.3f}–{row['judge_high']:.3f}"
+    return f"{name} ({knobs}): {row['judge']:.3f} ({interval}) at {row['nfe']:.1f}"
+
+
+def measured_profile(args: argparse.Namespace, model: SSMD, heldout: np.ndarray) -> list[float]:
+    """The information profile over held-out text, measured once a folder."""
+    path = args.folder / "profile.json"
+    if not path.exists():
+        args.folder.mkdir(parents=True, exist_ok=True)
+        rows = torch.from_numpy(heldout.astype(np.int64)).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            profile = information_profile(model, rows, args.seed, batch_size=args.batch_size)
+        write_json(path, profile.tolist())
+    return json.loads(path.read_text())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="books27", help="a folder, or a bundled name")
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--judge", type=Path, default="books27-judge")
+    parser.add_argument("--data", type=Path, help="folder with test.bin")
+    parser.add_argument("--against", nargs="*", default=["all"], metavar="NAME",
+                        help=f"of {', '.join(CONTENDERS)}, optimal")  # fmt: skip
+    parser.add_argument("--orders", nargs="*", default=list(ORDERS))
+    parser.add_argument("--steps", nargs="*", type=int, default=[4, 8, 16, 32, 64, 128])
+    parser.add_argument("--profile", type=int, default=64, help="held-out sequences of the profile")
+    parser.add_argument("--n", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default=None, metavar="k/n")
+    parser.add_argument("--finished", action="store_true", help="report what is drawn already")
+    parser.add_argument("--page", action="store_true", help="only draw page and figures of --out")
+    parser.add_argument("--docs", action="store_true", help="only write docs/samplers.md")
+    parser.add_argument("--command", default=None, help="to report, where several drew the rows")
+    parser.add_argument("--folder", type=Path, default=Path("runs/arena"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/arena-books27.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Who competes: every sampler with the settings that are swept, by name.
+
+A contender turns a model into settings. `STEPS` are the passes of samplers that are given a number
+of them; those with thresholds are swept over thresholds. A group of names stands for several:
+"all" for everything, "drafts" for those whose σ and window are read from drafts, and so on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from selfspec.arena.sweep import Setting
+from selfspec.calibration import ORDERS, SWEEP, knobs
+from selfspec.information import CutWindow, optimal_cuts, profile_losses
+from selfspec.model import SSMD
+from selfspec.orders import Order
+from selfspec.sampling import (
+    AncestralSampler,
+    AnyOrderSampler,
+    AnyOrderVerifiedSampler,
+    CapRemasking,
+    ConfidenceRemasking,
+    ConfidenceSampler,
+    DilatedSampler,
+    EntropyBoundSampler,
+    EntropyBoundWindow,
+    FactorSampler,
+    FixedCountSampler,
+    KLASSSampler,
+    LookaheadSampler,
+    LoopRemasking,
+    PathPlanningSampler,
+    PlainSampler,
+    PUNTSampler,
+    ReMDMSampler,
+    RescaleRemasking,
+    Sampler,
+    SelfVerifiedSampler,
+    SpeculativeSampler,
+    StarShapedSampler,
+    ThresholdSampler,
+    TopKSampler,
+)
+from selfspec.schedules import CosineSchedule, LinearSchedule, Schedule
+from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
+
+__all__ = ["BASELINE", "CONTENDERS", "STEPS", "contenders"]
+
+STEPS = (4, 8, 16, 32, 64)
+BASELINE = ("plain", "uniform")
+"""Sampler and order of the standard sampler."""
+
+Settings = Iterator[Setting]
+Contender = Callable[[SSMD, Sequence[str], Sequence[int]], Settings]
+
+DRAFT_ORDERS: dict[str, Callable[[], Order]] = {
+    "cells": lambda: CellOrder(Entropy()),
+    "entropy": lambda: ScoreOrder(Entropy()),
+    "confidence": lambda: ScoreOrder(Confidence()),
+    "spans": SpanOrder,
+}
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "cosine": CosineSchedule,
+    "linear": LinearSchedule,
+}
+
+
+def _swept(
+    name: str, order: str, knob: str, values: Sequence[Any], make: Callable[[Any], Sampler]
+) -> Settings:
+    """One knob over its values."""
+    for value in values:
+        yield Setting(name, order, {knob: value}, make(value))
+
+
+def _plain(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for order in orders:
+        # The baseline is the best plain schedule, so the uniform order has two.
+        for schedule in ("cosine", "linear") if order == "uniform" else ("cosine",):
+            for k in steps:
+                sampler = FixedCountSampler(model, ORDERS[order](), SCHEDULES[schedule](), k)
+                yield Setting("plain", order, {"schedule": schedule, "steps": k}, sampler)
+
+
+def _ancestral(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for order in orders:
+        rule = ORDERS[order]()
+        yield from _swept(
+            "ancestral",
+            order,
+            "steps",
+            steps,
+            lambda k, r=rule: AncestralSampler(model, r, steps=k),
+        )
+
+
+def _any_order(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for order in orders:
+        yield Setting("any-order", order, {}, AnyOrderSampler(model, ORDERS[order]()))
+
+
+def _top_k(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for name, score in {
+        "confidence": Confidence(),
+        "margin": Margin(),
+        "entropy": Entropy(),
+    }.items():
+        for heat in (0.0, 0.1):
+            for k in steps:
+                sampler = TopKSampler(model, score, k, alg_temperature=heat)
+                yield Setting("top-k", name, {"steps": k, "alg_temperature": heat}, sampler)
+
+
+def _confidence(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for noise in (1.0, 4.5, 20.0):
+        for k in steps:
+            knobs = {"steps": k, "noise": noise}
+            yield Setting("maskgit", "", knobs, ConfidenceSampler(model, k, noise))
+
+
+def _klass(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    published = (0.6, 0.015, 1)
+    for tau, epsilon, fallback in (published, (0.3, 0.1, 2), (0.3, 0.1, 4), (0.3, 0.3, 8)):
+        values = {"tau": tau, "epsilon": epsilon, "fallback": fallback}
+        sampler = KLASSSampler(model, tau, epsilon, fallback=fallback)
+        yield Setting("klass", "", values, sampler)
+
+
+def _remdm(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    rules = {
+        "cap": CapRemasking(),
+        "rescale": RescaleRemasking(),
+        "conf": ConfidenceRemasking(),
+        "loop": LoopRemasking(),
+    }
+    for name, rule in rules.items():
+        for k in steps:
+            yield Setting(f"remdm {name}", "", {"steps": k}, ReMDMSampler(model, rule, k))
+
+
+def _path_planning(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for eta in (0.5, 1.0, 2.0):
+        for k in steps:
+            sampler = PathPlanningSampler(model, k, eta)
+            yield Setting("path planning", "", {"steps": k, "eta": eta}, sampler)
+
+
+def _dilated(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    blocks = (8, 16, 32, 64, model.length)
+    return _swept("dilated", "", "block", blocks, lambda b: DilatedSampler(model, b))
+
+
+def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    for order in orders:
+        for rounds, window in SWEEP:
+            sampler = SpeculativeSampler(model, ORDERS[order](), window, rounds)
+            yield Setting("self-speculative", order, knobs(rounds, window), sampler)
+
+
+def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    """Orders from drafts, unverified and verified: what verification adds to each."""
+    for order, rule in DRAFT_ORDERS.items():
+        for rounds, window in SWEEP:
+            passes = {key: value for key, value in knobs(rounds, window).items() if key != "rounds"}
+            yield Setting("plain", order, passes, PlainSampler(model, rule(), window))
+            if model.head is not None:
+                sampler = SpeculativeSampler(model, rule(), window, rounds)
+                yield Setting("self-speculative", order, knobs(rounds, window), sampler)
+
+
+GAMMAS = (0.5, 2.0, 8.0, 20.0, 50.0, 100.0)
+"""Nats. Published work takes about 0.1, for tokens of which most are nearly certain; characters
+drawn at temperature 1 have a nat and more each, and 0.1 reveals hardly more than one a pass."""
+
+
+def _bounded(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    """Windows from the entropy bound, unverified and verified."""
+    for order in orders:
+        for gamma in GAMMAS:
+            rule, window = ORDERS[order](), EntropyBoundWindow(gamma)
+            yield Setting(
+                "entropy bound", order, {"gamma": gamma}, PlainSampler(model, rule, window)
+            )
+            if model.head is not None:
+                sampler = SpeculativeSampler(model, rule, window, 4)
+                values = {"rounds": 4, "gamma": gamma}
+                yield Setting("self-speculative, bounded", order, values, sampler)
+
+
+def optimal(
+    model: SSMD, profile: Sequence[float], steps: Sequence[int], rounds: Sequence[int] = (4,)
+) -> Settings:
+    """Windows of least loss for a measured information profile, unverified and verified."""
+    losses = profile_losses(np.asarray(profile))
+    for k in steps:
+        window = CutWindow(optimal_cuts(losses, k))
+        yield Setting("optimal", "uniform", {"steps": k}, PlainSampler(model, None, window))
+        for most in rounds if model.head is not None else ():
+            sampler = SpeculativeSampler(model, None, window, most)
+            knobs = {"steps": k, "rounds": most}
+            yield Setting("self-speculative, optimal", "uniform", knobs, sampler)
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    "plain": _plain,
+    "ancestral": _ancestral,
+    "any-order": _any_order,
+    "maskgit": _confidence,
+    "top-k": _top_k,
+    "threshold": lambda m, o, s: _swept(
+        "threshold", "", "tau", (0.2, 0.3, 0.4, 0.5, 0.7, 0.9), lambda t: ThresholdSampler(m, t)
+    ),
+    "factor": lambda m, o, s: _swept(
+        "factor", "", "factor", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), lambda f: FactorSampler(m, f)
+    ),
+    "entropy-bound": lambda m, o, s: _swept(
+        "entropy bound", "entropy", "gamma", GAMMAS, lambda g: EntropyBoundSampler(m, g)
+    ),
+    "klass": _klass,
+    "dilated": _dilated,
+    "remdm": _remdm,
+    "star-shaped": lambda m, o, s: _swept(
+        "star-shaped", "", "steps", s, lambda k: StarShapedSampler(m, k)
+    ),
+    "path-planning": _path_planning,
+    "lookahead": lambda m, o, s: _swept(
+        "lookahead", "", "steps", s, lambda k: LookaheadSampler(m, k)
+    ),
+    "punt": lambda m, o, s: _swept(
+        "punt", "", "epsilon", (0.01, 0.1, 0.3, 1.0, 3.0), lambda e: PUNTSampler(m, e)
+    ),
+    "any-order-verified": lambda m, o, s: _swept(
+        "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)
+    ),
+    "self-verified": lambda m, o, s: _swept(
+        "self-verified, greedy", "", "drafts", (8,), lambda n: SelfVerifiedSampler(m, n)
+    ),
+    "draft-orders": _by_drafts,
+    "bounded": _bounded,
+    "self-speculative": _self_speculative,
+}
+"""By the names that `selfspec benchmark --against` takes; the optimal schedule needs a profile."""
+
+
+def contenders(
+    model: SSMD,
+    names: Sequence[str],
+    orders: Sequence[str] = ("uniform",),
+    steps: Sequence[int] = STEPS,
+    profile: Sequence[float] | None = None,
+) -> list[Setting]:
+    """The settings of these contenders, in this order, each once.
+
+    Args:
+        model: with a head where self-speculative sampling is asked for.
+        names: keys of `CONTENDERS`, "optimal", or "all".
+        orders: of `calibration.ORDERS`, for those that take one.
+        steps: of those that are given a number of passes.
+        profile: f(i) in nats, from `likelihood.information_profile`, for "optimal".
+
+    Raises:
+        ValueError: an unknown name, or "optimal" without a profile.
+    """
+    if "all" in names:
+        names = [*CONTENDERS, *(["optimal"] if profile is not None else [])]
+    found: dict[tuple, Setting] = {}
+    for name in names:
+        if name == "optimal":
+            if profile is None:
+                raise ValueError("`profile` must be given for the optimal schedule, got None")
+            settings = optimal(model, profile, steps)
+        elif name in CONTENDERS:
+            settings = CONTENDERS[name](model, orders, steps)
+        else:
+            raise ValueError(f"`names` must be of {', '.join(CONTENDERS)}, optimal or all, "
+                             f"got {name!r}")  # fmt: skip
+        for setting in settings:
+            found.setdefault((setting.sampler, setting.order, *setting.settings.items()), setting)
+    return list(found.values())

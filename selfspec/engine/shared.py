@@ -1,0 +1,32 @@
+"""Engines that are kept between calls, where making one costs time."""
+
+from collections import OrderedDict
+from typing import Any
+
+from selfspec.engine.slots import Engine
+from selfspec.model import SSMD
+
+__all__ = ["engine_for"]
+
+KEPT = 4
+_engines: OrderedDict[Any, Engine] = OrderedDict()
+"""The last used, by model, slots, length and state of the weights."""
+
+
+def engine_for(model: SSMD, rows: int, length: int) -> Engine:
+    """An idle engine of this model for so many rows of a length.
+
+    On CUDA the last four are kept, with the graphs that they have recorded, and slots are a power
+    of two; a model whose weights have changed since gets another one.
+    """
+    if model.device.type != "cuda":
+        return Engine(model, rows, length)
+    slots = 1 << (rows - 1).bit_length()
+    weights = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    key = (id(model), slots, length, weights)
+    if key not in _engines or not _engines[key].idle:
+        _engines[key] = Engine(model, slots, length)
+    _engines.move_to_end(key)
+    while len(_engines) > KEPT:
+        _engines.popitem(last=False)
+    return _engines[key]

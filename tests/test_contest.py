@@ -1,0 +1,206 @@
+"""The arena of all samplers: contenders, Pareto marks, figures, page."""
+
+import json
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import selfspec as ss
+from selfspec.arena import CONTENDERS, Reference, Setting, Sweep, contenders, row_table
+from selfspec.arena.contenders import BASELINE
+from selfspec.arena.contest import contest_figure, marks, save_page, write_contest
+from selfspec.arena.pareto import diverse, front
+from selfspec.arena.results import Result, Row
+from selfspec.cli.benchmark import Contender
+from selfspec.metrics import ngram_counts
+from selfspec.model import SSMD
+from selfspec.sampling import Sampler
+
+
+@pytest.fixture(scope="module")
+def model() -> SSMD:
+    return tiny.model()
+
+
+PROFILE = np.linspace(3, 1, tiny.LENGTH).tolist()
+
+
+@pytest.fixture(scope="module")
+def everything(model: SSMD) -> list[Setting]:
+    return contenders(model, ["all"], ("uniform", "van-der-corput"), (2, 4), PROFILE)
+
+
+def test_all_are_there_once(everything: list[Setting]):
+    keys = [(s.sampler, s.order, json.dumps(dict(s.settings))) for s in everything]
+    assert len(set(keys)) == len(keys)
+    kinds = {type(setting.run) for setting in everything}
+    samplers = {kind for kind in _concrete(Sampler) if kind.__module__.startswith("selfspec")}
+    assert kinds == samplers
+    assert any((s.sampler, s.order) == BASELINE for s in everything)
+
+
+def _concrete(kind: type) -> set[type]:
+    found = set() if kind.__abstractmethods__ else {kind}  # type: ignore[attr-defined]
+    return found.union(*(_concrete(child) for child in kind.__subclasses__()))
+
+
+def test_the_command_line_knows_their_names():
+    assert {*get_args(Contender), "self-speculative"} == {*CONTENDERS, "all", "optimal"}
+
+
+def test_unknown_names_are_named(model: SSMD):
+    with pytest.raises(ValueError, match=r"`names` must be of plain, .* got 'plane'"):
+        contenders(model, ["plane"])
+    with pytest.raises(ValueError, match="`profile` must be given"):
+        contenders(model, ["optimal"])
+
+
+def test_settings_say_what_they_run(everything: list[Setting], model: SSMD):
+    """Knobs are JSON, samples are whole, and no sampler takes more passes than it was given."""
+    masked = torch.full((3, tiny.LENGTH), model.mask_id)
+    for setting in everything:
+        assert json.loads(json.dumps(dict(setting.settings))) == dict(setting.settings)
+        out = setting.run.sample(masked, torch.arange(3))
+        assert ((out.tokens >= 0) & (out.tokens < 27)).all()
+        assert (out.nfe > 0).all()
+        if "steps" in setting.settings and "lookahead" not in setting.sampler:
+            most = setting.settings["steps"]
+            if not setting.settings.get("rounds"):
+                assert (out.trunk_passes <= most).all()
+
+
+def row(sampler: str = "plain", order: str = "uniform", **values: Any) -> dict[str, Any]:
+    given = {
+        "sampler": sampler, "settings": {}, "nfe": 8.0, "trunk_passes": 8.0, "head_passes": 0.0,
+        "judge": 3.0, "judge_low": 2.9, "judge_high": 3.1, "heldout_bits": None, "spelling": 0.5,
+        "word_entropy": 7.0, "distinct_4": 0.99, "kl_4gram": 0.5, "entropy": 2.7, "n": 10,
+        "order": order, "acceptance": 1.0, "seconds": 0.01,
+    }  # fmt: skip
+    return given | values
+
+
+STANDARD = [
+    row(judge=4.0, word_entropy=8.0, kl_4gram=0.9),
+    row(judge=3.0, word_entropy=7.0, kl_4gram=0.5, distinct_4=0.98),
+]
+REAL = row("data", "", judge=1.5, word_entropy=6.5, kl_4gram=0.0, distinct_4=0.97, nfe=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({"judge": 3.5, "word_entropy": 7.5, "kl_4gram": 0.7}, True),
+     ({"judge": 3.5, "word_entropy": 6.45, "kl_4gram": 0.7}, False),
+     ({"judge": 3.5, "word_entropy": 6.6, "kl_4gram": 0.7}, True),  # as varied as real text
+     ({"judge": 3.5, "word_entropy": 7.5, "kl_4gram": 0.72}, False),
+     ({"judge": 2.0, "word_entropy": 6.5, "kl_4gram": 0.5}, True),  # beyond the standard's best
+     ({"judge": 2.0, "word_entropy": 6.5, "kl_4gram": 0.6}, False),
+     ({"judge": 3.0, "distinct_4": 0.9}, False),
+     ({"judge": 3.0, "word_entropy": None, "distinct_4": None, "kl_4gram": None}, True)],
+)  # fmt: skip
+def test_diversity_is_compared_at_the_same_judge_score(values: dict[str, Any], expected: bool):
+    rows = [*STANDARD, row("threshold", "", **values), REAL]
+    assert diverse(rows, STANDARD) == [True, True, expected, False]
+
+
+def test_without_a_standard_all_count():
+    assert diverse([row("punt", ""), row("klass", "")], []) == [True, True]
+
+
+def test_the_front_is_that_of_the_allowed():
+    rows = [row(nfe=8, judge=3.0), row(nfe=8, judge=2.9), row(nfe=16, judge=2.5),
+            row(nfe=4, judge=1.0), row(nfe=32, judge=2.6)]  # fmt: skip
+    assert front(rows, [True, True, True, False, True], "nfe") == [False, True, True, False, False]
+    assert front(rows, [False] * 5, "nfe") == [False] * 5
+
+
+def results(*rows: dict[str, Any]) -> list[Result]:
+    return [Result(Row(**values), {}) for values in rows]
+
+
+def test_marks_are_cost_diversity_and_fronts():
+    greedy = row("greedy", "", nfe=2, judge=1.0, word_entropy=2.0, seconds=None)
+    found = marks(results(*STANDARD, greedy, row("fast", "", nfe=4, judge=2.9), REAL))
+    assert [m["ms_per_sample"] for m in found] == [10.0, 10.0, None, 10.0, 10.0]
+    assert [m["diverse"] for m in found] == [True, True, False, True, False]
+    assert [m["pareto_nfe"] for m in found] == [False, False, False, True, False]
+    assert [m["pareto_ms"] for m in found] == [False, False, False, True, False]
+
+
+class Page(HTMLParser):
+    """Tags, and the text of the cells."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
+    odd = row("<b>&", "", settings={"tau": 0.5}, nfe=4, judge=2.9, head_passes=3.0)
+    greedy = row("greedy", "", nfe=2, judge=1.0, word_entropy=2.0, seconds=None)
+    path = tmp_path / "arena.json"
+    report = write_contest(path, results(*STANDARD, odd, greedy, REAL), 0, {}, command="run <me>")
+    assert json.loads(path.read_text()) == report
+    for name in ("sampler", "settings", "nfe", "ms_per_sample", "judge", "judge_low", "judge_high",
+                 "word_entropy", "distinct_4", "kl_4gram", "entropy", "spelling", "n"):  # fmt: skip
+        assert all(name in fields for fields in report["rows"])
+    assert "less diverse" in row_table(report["rows"])
+    save_page(report, tmp_path / "arena.html")
+    text = (tmp_path / "arena.html").read_text()
+    found = Page(text)
+    assert sum(tag == "svg" for tag, _ in found.tags) == 2
+    assert sum(tag == "tr" for tag, _ in found.tags) == 1 + 5
+    assert "&lt;b&gt;&amp;" in text
+    assert "<b>" not in text
+    assert not re.search(r'(src|href)="(?!#)', text.replace('xlink:href="#', ""))
+    ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+    own = [name for name in ids if name in ("front", "diverse")]
+    assert own == ["front", "diverse"]
+    with pytest.raises(ValueError, match="`report` must have rows with a number for 'seconds_x'"):
+        contest_figure({**report, "rows": [r | {"seconds_x": None} for r in report["rows"]]},
+                       "seconds_x")  # fmt: skip
+
+
+def test_a_tiny_arena_runs_and_resumes(model: SSMD, tmp_path: Path, everything: list[Setting]):
+    some = [s for s in everything if s.sampler in ("plain", "punt", "remdm loop", "klass")]
+    data = np.random.default_rng(0).integers(0, 27, (8, tiny.LENGTH))
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    reference = Reference(tokenizer.decode, None, ngram_counts(data))
+    judge = tiny.judge()
+    sweep = Sweep(model, judge.log_probs, reference, tmp_path, n=4, batch_size=4)
+    first = sweep.run(some, progress=False)
+    assert all(sweep.finished(setting) for setting in some)
+    again = sweep.run(some, progress=False)
+    assert [asdict(r.row) for r in first] == [asdict(r.row) for r in again]
+    found = write_contest(tmp_path / "arena.json", [*first, sweep.measure_data(data)], 0, {})
+    assert len(found["rows"]) == len(some) + 1
+    assert contest_figure(found, "nfe").axes
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "samplers.md"
+
+
+def test_the_page_on_samplers_names_them_all():
+    text = DOCS.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (DOCS.parent / link).exists(), link
+    samplers = {k.__name__ for k in _concrete(Sampler) if k.__module__.startswith("selfspec")}
+    assert samplers <= set(re.findall(r"\w+Sampler", text))
+    for name in re.findall(r"\w+(?:Sampler|Order|Window)\b", text):
+        assert hasattr(ss, name), name
+
+
+def test_its_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code.replace("model, 4,", "model, 1,"), "samplers.md", "exec"), {})

@@ -1,0 +1,97 @@
+"""Shards: complete, resumable, and the same by any number of processes."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfspec.api import generate
+from selfspec.engine import Engine, draw_shards, read_shards
+from selfspec.interfaces import Samples
+from selfspec.lengths import Lengths
+from selfspec.model import SSMD
+from selfspec.sampling import SpeculativeSampler
+from selfspec.schedules import ConstantWindow
+
+ROWS = 23
+
+
+@pytest.fixture(scope="module")
+def sampler(ternary: SSMD) -> SpeculativeSampler:
+    return SpeculativeSampler(ternary, window=ConstantWindow(3), rounds=1)
+
+
+@pytest.fixture(scope="module")
+def expected(sampler: SpeculativeSampler) -> Samples:
+    return sampler.sample(torch.full((ROWS, 6), 3), 9)
+
+
+def run(sampler: SpeculativeSampler, folder: Path, num: int = ROWS, slots: int = 4, **more) -> int:
+    return draw_shards(Engine(sampler.model, slots), sampler, folder, num, 9, shard=5, **more)
+
+
+def whole(folder: Path) -> Samples:
+    return Samples.concatenate(list(read_shards(folder)))
+
+
+def test_shards_hold_the_rows_of_a_run(
+    sampler: SpeculativeSampler, expected: Samples, tmp_path: Path
+):
+    assert run(sampler, tmp_path / "new" / "run", progress=True) == ROWS
+    found = whole(tmp_path / "new" / "run")
+    for name in ("tokens", "nfe", "drafted", "accepted"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert [len(part) for part in read_shards(tmp_path / "new" / "run")] == [5, 5, 5, 5, 3]
+
+
+def test_processes_share_the_shards(sampler: SpeculativeSampler, expected: Samples, tmp_path: Path):
+    drawn = [run(sampler, tmp_path, slots=k + 1, rank=k, world=3) for k in (2, 0, 1)]
+    assert drawn == [5, 10, 8]
+    assert torch.equal(whole(tmp_path).tokens, expected.tokens)
+
+
+def test_a_run_is_completed(sampler: SpeculativeSampler, expected: Samples, tmp_path: Path):
+    run(sampler, tmp_path)
+    kept = (tmp_path / "00001.safetensors").stat().st_mtime_ns
+    (tmp_path / "00002.safetensors").unlink()
+    (tmp_path / "00004.safetensors").rename(tmp_path / "00004.safetensors.1.part")  # was killed
+    assert run(sampler, tmp_path) == 5 + 3
+    assert torch.equal(whole(tmp_path).tokens, expected.tokens)
+    assert (tmp_path / "00001.safetensors").stat().st_mtime_ns == kept
+    assert run(sampler, tmp_path) == 0
+
+
+def test_another_run_is_refused(sampler: SpeculativeSampler, tmp_path: Path):
+    run(sampler, tmp_path, num=5)
+    with pytest.raises(ValueError, match=r"`num` must be 5, as in .*run.json, got 6"):
+        run(sampler, tmp_path, num=6)
+    with pytest.raises(ValueError, match=r"`rounds` must be None, as in .* got 2"):
+        run(sampler, tmp_path, num=5, about={"rounds": 2})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"`folder` must be empty or hold a run\.json"):
+        run(sampler, tmp_path / "other")
+    with pytest.raises(ValueError, match="`num` must be at least 1, got 0"):
+        run(sampler, tmp_path, num=0)
+    with pytest.raises(ValueError, match=r"`folder` must hold a run\.json"):
+        next(read_shards(tmp_path / "other"))
+
+
+def test_rows_are_those_of_generate(ternary: SSMD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = copy.deepcopy(ternary)
+    model.lengths = Lengths.of([1, 2, 2, 3, 4], 4)
+    monkeypatch.setattr(type(model), "frame", ((0,), (1,)))
+    sampler = SpeculativeSampler(model, window=ConstantWindow(3), rounds=1)
+    for length in (None, 3):
+        folder = tmp_path / str(length)
+        draw_shards(Engine(model, 4), sampler, folder, ROWS, 9, length, shard=ROWS)
+        found = whole(folder)
+        same = generate(
+            model, ROWS, sampler=sampler, length=length, seed=9, engine="reference", batch_size=ROWS
+        )
+        assert found.pad is not None
+        assert same.pad is not None
+        assert torch.equal(found.pad, same.pad)
+        assert torch.equal(found.tokens[~found.pad], same.tokens[~same.pad])
+        assert torch.equal(found.nfe, same.nfe)
