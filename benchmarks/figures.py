@@ -6,7 +6,13 @@ python benchmarks/figures.py
 import json
 from pathlib import Path
 
-from selfspec.arena.figures import diversity_figure, heldout_figure, quality_figure, save_figure
+from selfspec.arena.figures import (
+    diversity_figure,
+    heldout_figure,
+    quality_figure,
+    save_figure,
+    second_figure,
+)
 from selfspec.arena.speed import latency_figure
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +22,8 @@ FIGURES = {"quality": quality_figure, "heldout": heldout_figure, "diversity": di
 def main() -> None:
     for path in sorted((ROOT / "benchmarks/results").glob("*-quality.json")):
         report, data = json.loads(path.read_text()), path.stem.removesuffix("-quality")
-        for name, draw in FIGURES.items():
+        second = {"second-judge": second_figure} if "second_judge" in report["judges"] else {}
+        for name, draw in (FIGURES | second).items():
             save_figure(draw(report), ROOT / f"docs/figures/{data}-{name}")
     latency = ROOT / "benchmarks/results/latency-h200.json"
     if latency.exists():

@@ -41,6 +41,7 @@ from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer, Tokenizer
 from selfspec.likelihood import Scores, chain, draw_order, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.prompts import blank
 from selfspec.sampling import FixedCountSampler, SpeculativeSampler
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, LinearWindow
 
@@ -68,13 +69,16 @@ def speculative(
     return Setting("self-speculative", order, knobs(rounds, window), sampler)
 
 
-def settings(model: SSMD, orders: list[str]) -> list[Setting]:
-    """Every point of the curve; a model without head is the standard sampler's own."""
+def settings(model: SSMD, orders: list[str], longest: int | None = None) -> list[Setting]:
+    """Every point of the curve; a model without head is the standard sampler's own.
+
+    Plain sampling has at most as many steps as the longest sequence has tokens.
+    """
     found = []
     for order in orders if model.head is not None else ["uniform"]:
         uniform = order == "uniform"
         for steps in COSINE_STEPS if uniform else SPACED_STEPS:
-            if steps <= model.length:
+            if steps <= (longest or model.length):
                 found.append(plain(model, order, "cosine", steps))
         for steps in LINEAR_STEPS if uniform else ():
             found.append(plain(model, order, "linear", steps))
@@ -86,20 +90,25 @@ def settings(model: SSMD, orders: list[str]) -> list[Setting]:
     return found
 
 
-def _cost(setting: Setting) -> float:
+def cost(setting: Setting) -> float:
     """About how many trunk passes."""
     values = setting.settings
     return values["steps"] if "steps" in values else 1.2 / values["dtau"]
 
 
 class Heldout:
-    """Bits per token of held-out sequences, masked at pads, under a setting's exact law."""
+    """Bits per token of held-out sequences, masked at pads, under a setting's exact law.
+
+    The model's frame is put around each, observed, and does not count.
+    """
 
     def __init__(self, model: SSMD, rows: np.ndarray, seed: int):
         self.model, self.seed = model, seed
-        whole = np.ma.filled(rows, 0).astype(np.int64)
-        self.tokens = torch.from_numpy(whole).to(model.device)
-        self.pad = torch.from_numpy(np.ma.getmaskarray(rows)).to(model.device)
+        sizes = torch.from_numpy((~np.ma.getmaskarray(rows)).sum(1))
+        tokens, pad = blank(sizes, model.mask_id, frame=model.frame)
+        text = (tokens == model.mask_id) & ~pad
+        tokens[text] = torch.from_numpy(np.ma.compressed(rows).astype(np.int64))
+        self.tokens, self.pad, self.text = (x.to(model.device) for x in (tokens, pad, text))
 
     def __call__(self, setting: Setting) -> np.ndarray | None:
         sampler = setting.run
@@ -108,15 +117,16 @@ class Heldout:
             return None
         rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
         nats = chain(self.table(setting.order), sampler.window, rounds)
-        return (-nats / (~self.pad).sum(1) / math.log(2)).cpu().numpy()
+        return (-nats / self.text.sum(1) / math.log(2)).cpu().numpy()
 
     @cache  # noqa: B019
     def table(self, order: str) -> Scores:
         device = self.tokens.device.type
-        sigma, _ = draw_order(ORDERS[order](), self.tokens, self.seed, self.pad)
+        observed = ~self.text & ~self.pad
+        sigma, first = draw_order(ORDERS[order](), self.tokens, self.seed, self.pad, observed)
         with torch.autocast(device, torch.bfloat16):
             batch_size = 1024 if device == "cuda" else 64
-            return scores(self.model, self.tokens, sigma, pad=self.pad, batch_size=batch_size)
+            return scores(self.model, self.tokens, sigma, first, self.pad, batch_size)
 
 
 def main() -> None:
@@ -133,9 +143,9 @@ def main() -> None:
         (sweep, setting)
         for model, sweep in zip(models, sweeps, strict=True)
         for setting in settings(model, args.orders)
-        if _cost(setting) <= args.most
+        if cost(setting) <= args.most
     ]
-    jobs.sort(key=lambda job: -_cost(job[1]))
+    jobs.sort(key=lambda job: -cost(job[1]))
     if args.finished:
         jobs = [(sweep, setting) for sweep, setting in jobs if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
@@ -202,7 +212,7 @@ def compare(results: list[Result], costs: dict[str, float], seed: int) -> list[d
         ours = [r for r in results if r.row.order == order and r.row.sampler != SEPARATE]
         plain = [r for r in ours if r.row.sampler == "plain"]
         methods = [r for r in ours if r.row.sampler == "self-speculative"]
-        for score in ("judge", "heldout_bits"):
+        for score in ("judge", "second_judge", "heldout_bits"):
             found += reductions(plain, methods, costs, f"plain {order}", score, seed)
             own = {"separate model": 1.0}
             found += reductions(separate, methods, own, SEPARATE, score, seed)

@@ -1,11 +1,11 @@
 """Figures of a report, drawn from its JSON alone: quality, held-out likelihood and diversity
 against NFE.
 
-Colour says the order, line and marker the sampler: dashed and hollow for plain sampling, solid and
-filled for self-speculative. A curve runs along the frontier of its settings (see `reduction`); the
-settings behind it are faint dots. The band is the 95 % bootstrap interval over samples, the grey
-line real held-out text. The colours are those of Okabe and Ito, which the colour-blind can tell
-apart.
+Colour says the order, or the model where there are several; line and marker say the sampler: dashed
+and hollow for plain sampling, solid and filled for self-speculative. A curve runs along the
+frontier of its settings (see `reduction`); the settings behind it are faint dots. The band is the
+95 % bootstrap interval over samples, the grey line real held-out text. The colours are those of
+Okabe and Ito, which the colour-blind can tell apart.
 """
 
 import os
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["Curve", "curves", "diversity_figure", "heldout_figure", "quality_figure", "save_figure"]
+__all__ = [
+    "Curve",
+    "curves",
+    "diversity_figure",
+    "heldout_figure",
+    "quality_figure",
+    "save_figure",
+    "second_figure",
+]
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -67,10 +75,11 @@ DIVERSITY = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The rows of one sampler and order."""
+    """The rows of one sampler, order and model."""
 
     sampler: str
     order: str
+    model: str | None
     rows: list[Mapping[str, Any]]
     colour: str
 
@@ -88,15 +97,15 @@ class Curve:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The rows by sampler and order, real text left out; an order has one colour."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """The rows of each sampler, real text left out; an order of a model has one colour."""
+    groups: dict[tuple[str, str, str | None], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["sampler"] != "data":
-            groups.setdefault((row["sampler"], row["order"]), []).append(row)
-    orders = list(dict.fromkeys(order for _, order in groups))
+            groups.setdefault((row["sampler"], row["order"], row.get("model")), []).append(row)
+    kinds = list(dict.fromkeys(key[1:] for key in groups))
     palette = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-    colours = {order: palette[i % len(palette)] for i, order in enumerate(orders)}
-    return [Curve(*key, group, colours[key[1]]) for key, group in groups.items()]
+    colours = {kind: palette[i % len(palette)] for i, kind in enumerate(kinds)}
+    return [Curve(*key, group, colours[key[1:]]) for key, group in groups.items()]
 
 
 def quality_figure(report: Mapping[str, Any]) -> "Figure":
@@ -104,6 +113,13 @@ def quality_figure(report: Mapping[str, Any]) -> "Figure":
     unit = report["judges"].get("judge", {}).get("unit", "bits per token")
     note = f"{report['n']:,} samples a point"
     return _figure(report, "judge", f"Judge, {unit}: lower is better", note)
+
+
+def second_figure(report: Mapping[str, Any]) -> "Figure":
+    """As `quality_figure`, by the second judge."""
+    facts = report["judges"]["second_judge"]
+    title = f"{facts['name']}, {facts['unit']}: lower is better"
+    return _figure(report, "second_judge", title, f"{report['n']:,} samples a point")
 
 
 def heldout_figure(report: Mapping[str, Any]) -> "Figure":
@@ -174,9 +190,13 @@ def _draw(
     if not found:
         raise ValueError(f"`report` must have rows with a number for {name!r}, got none")
     lines = [_draw_curve(ax, curve, name, score) for curve in found]
-    real = [row[name] for row in rows if row["sampler"] == "data" and row[name] is not None]
-    name_of_data = f"real {_kind(rows)}"
-    data = [ax.axhline(v, color=FAINT, linewidth=1, zorder=1, label=name_of_data) for v in real]
+    found_data = [row for row in rows if row["sampler"] == "data" and row[name] is not None]
+    real = [row[name] for row in found_data]
+    names = [row.get("model") or f"real {_kind(rows)}" for row in found_data]
+    data = [
+        ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label=label)
+        for value, label in zip(real, names, strict=True)
+    ]
     _limits(ax, found, name, real)
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
@@ -193,8 +213,8 @@ def _draw_curve(ax: "Axes", curve: Curve, name: str, score: str) -> "Line2D":
             [row["nfe"] for row in behind], [row[name] for row in behind], ".",
             color=curve.colour, alpha=0.3, markersize=5, markeredgewidth=0, zorder=2,
         )  # fmt: skip
-    if name == "judge":
-        low, high = ([row[f"judge_{side}"] for row in best] for side in ("low", "high"))
+    if any(f"{name}_low" in row for row in best):
+        low, high = ([row[f"{name}_{side}"] for row in best] for side in ("low", "high"))
         ax.fill_between(nfe, low, high, color=curve.colour, alpha=0.2, linewidth=0)
     (line,) = ax.plot(
         nfe, value, color=curve.colour, zorder=3, label=_label(curve),
@@ -206,6 +226,8 @@ def _draw_curve(ax: "Axes", curve: Curve, name: str, score: str) -> "Line2D":
 
 
 def _label(curve: Curve) -> str:
+    if curve.model:
+        return f"{curve.model}: {curve.sampler}"
     order = ORDERS.get(curve.order, curve.order)
     return f"{curve.sampler}, {order} order" if order else curve.sampler
 
@@ -217,6 +239,7 @@ def _draw_reduction(ax: "Axes", report: Mapping[str, Any], name: str) -> None:
     """
     records = [r for r in report["reduction"] if r["account"] == "same trunk"]
     records = [r for r in records if r["baseline"] == records[0]["baseline"]]
+    records = [r for r in records if r.get("model") == records[0].get("model")]
     records = [r for r in records if r["order"] == records[0]["order"] and r["score_name"] == name]
     records = sorted(
         (r for r in records if r["bound"] is None and not r["unresolved"]), key=lambda r: r["ratio"]

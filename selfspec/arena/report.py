@@ -63,7 +63,7 @@ def reductions(
         methods: results to compare.
         accounts: name of an account → NFE of a plain trunk pass; see `accounts`.
         name: of the baseline.
-        score: "judge" or "heldout_bits"; results without it are left out.
+        score: "judge", "second_judge" or "heldout_bits"; results without it are left out.
         seed: of the bootstrap.
 
     Returns:
@@ -86,6 +86,7 @@ def reductions(
                 "baseline": name,
                 "account": account,
                 "score_name": score,
+                "model": result.row.model,
                 "sampler": result.row.sampler,
                 "order": result.row.order,
                 "settings": result.row.settings,
@@ -175,19 +176,21 @@ def commit() -> str | None:
 
 def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as an aligned table of text."""
-    header = ["sampler", "order", "settings", "NFE", "judge", "95 %", "held-out", "spelling",
-              "words", "distinct", "KL", "JSD", "6-mers", "novelty", "accept", "ms",
-              "front"]  # fmt: skip
+    header = ["model", "sampler", "order", "settings", "NFE", "judge", "95 %", "second judge",
+              "held-out", "spelling", "words", "distinct", "KL", "JSD", "6-mers", "novelty",
+              "accept", "ms", "front"]  # fmt: skip
     return _aligned(
         header,
         [
             [
+                row.get("model") or "",
                 row["sampler"],
                 row["order"],
                 _knobs(row["settings"]),
                 _number(row["nfe"], 1),
                 _number(row["judge"], 3),
                 f"{row['judge_low']:.3f}–{row['judge_high']:.3f}",
+                _number(row.get("second_judge"), 3),
                 _number(row["heldout_bits"], 3),
                 _number(row["spelling"], 3),
                 _number(row["word_entropy"], 2),
@@ -202,19 +205,20 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
             for row in rows
         ],
-        left=3,
+        left=4,
     )
 
 
 def reduction_table(records: Sequence[Mapping[str, Any]]) -> str:
     """The reductions of a report as an aligned table; "?" marks the unresolved ones."""
     signs = {"at least": "≥", "at most": "≤", None: ""}
-    header = ["sampler", "order", "settings", "baseline", "account", "score", "cost", "value",
-              "baseline needs", "reduction", "95 %"]  # fmt: skip
+    header = ["model", "sampler", "order", "settings", "baseline", "account", "score", "cost",
+              "value", "baseline needs", "reduction", "95 %"]  # fmt: skip
     return _aligned(
         header,
         [
             [
+                record.get("model") or "",
                 record["sampler"],
                 record["order"],
                 _knobs(record["settings"]),
@@ -229,7 +233,7 @@ def reduction_table(records: Sequence[Mapping[str, Any]]) -> str:
             ]
             for record in records
         ],
-        left=6,
+        left=7,
     )
 
 

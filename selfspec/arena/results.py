@@ -49,6 +49,12 @@ class Row:
     """Of proteins: nats from the data's frequencies of residues, see `metrics.proteins`."""
     distinct_kmers: float | None = None
     novelty: float | None = None
+    model: str | None = None
+    """Which of several models; of data, what drew them where they are not real."""
+    second_judge: float | None = None
+    """Bits per token of another judge, with its interval."""
+    second_judge_low: float | None = None
+    second_judge_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Result:
     Attributes:
         row: the means.
         arrays: by name, (n,) each: `judge` (bits), `nfe`, `trunk_passes`, `head_passes`, and where
-            they exist `known_words`, `words`, `novelty`, (m,) `heldout_bits`, (n, L) `tokens`, and
-            their `lengths` where there are pads.
+            they exist `second_judge` (bits), `known_words`, `words`, `novelty`, (m,)
+            `heldout_bits`, (n, L) `tokens`, and their `lengths` where there are pads.
     """
 
     row: Row

@@ -109,6 +109,10 @@ class Sweep:
         identity: what else decides the numbers, as JSON: the held-out text, a judge that is no
             module, a compiler's options.
         keep_tokens: store the samples too, for judges to come.
+        second_judge: of the same tokens, for columns of its own.
+        translate: (n, L) samples, masked at pads → the same in the tokens of judges and reference,
+            where these are not the model's own.
+        name: of the model, where a report has several.
     """
 
     model: MaskedModel
@@ -125,6 +129,9 @@ class Sweep:
     heldout: Callable[[Setting], np.ndarray | None] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     keep_tokens: bool = True
+    second_judge: Judge | None = None
+    translate: Callable[[np.ma.MaskedArray], np.ma.MaskedArray] | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch_size < 1:
@@ -166,6 +173,8 @@ class Sweep:
             for name in ("nfe", "trunk_passes", "head_passes")
         }
         arrays["tokens"] = samples.rows if self.lengths else samples.tokens.cpu().numpy()
+        if self.translate:
+            arrays["tokens"] = self.translate(samples.rows)
         if self.heldout and (bits := self.heldout(setting)) is not None:
             arrays["heldout_bits"] = np.asarray(bits, np.float64)
         account = {
@@ -174,11 +183,14 @@ class Sweep:
             "settings": dict(setting.settings),
             "acceptance": samples.acceptance if samples.drafted.sum() else None,
             "seconds": seconds,
+            "model": self.name,
         }
         return self._result(arrays, account)
 
     def measure_data(self, tokens: np.ndarray) -> Result:
         """The same measures of real text, (n, L) tokens: what a perfect sampler would score.
+
+        In the tokens of judges and reference.
 
         Pads are masked in a masked array.
 
@@ -217,20 +229,21 @@ class Sweep:
         tokens = arrays.pop("tokens")
         drawn = torch.from_numpy(np.ma.getdata(tokens).astype(np.int64))
         pad = torch.from_numpy(np.ma.getmaskarray(tokens))
-        scores = judge_nll(drawn, self.judge, self.batch_size, pad, self.device)
-        interval = mean_interval(scores.bits, seed=self.seed)
-        arrays["judge"] = scores.bits
+        judged: dict[str, float] = {}
+        for name, judge in self._judges.items():
+            arrays[name] = judge_nll(drawn, judge, self.batch_size, pad, self.device).bits
+            interval = mean_interval(arrays[name], seed=self.seed)
+            judged |= {name: interval.mean, f"{name}_low": interval.low}
+            judged |= {f"{name}_high": interval.high}
         measures, behind = self.reference.measure(tokens)
         arrays |= behind
         heldout = arrays.get("heldout_bits")
         row = Row(
             **{name: float(arrays[name].mean()) for name in ("nfe", "trunk_passes", "head_passes")},
-            judge=interval.mean,
-            judge_low=interval.low,
-            judge_high=interval.high,
             heldout_bits=None if heldout is None else float(heldout.mean()),
             entropy=float(token_entropy(tokens).mean()),
             n=len(tokens),
+            **judged,
             **measures,
             **account,
         )
@@ -242,15 +255,22 @@ class Sweep:
         return Result(row, arrays)
 
     @property
+    def _judges(self) -> dict[str, Judge]:
+        """By the field that they fill."""
+        second = {} if self.second_judge is None else {"second_judge": self.second_judge}
+        return {"judge": self.judge, **second}
+
+    @property
     def _autocast(self) -> bool:
         return torch.device(self.device).type == "cuda" if self.autocast is None else self.autocast
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the numbers, apart from the setting."""
+        # A bound method, such as `log_probs`, is known by its model.
+        judges = {k: fingerprint(getattr(v, "__self__", v)) for k, v in self._judges.items()}
         return {
             "model": fingerprint(self.model),
-            # A bound method, such as `log_probs`, is known by its model.
-            "judge": fingerprint(getattr(self.judge, "__self__", self.judge)),
+            **judges,
             "reference": self.reference.digest(),
             "heldout": self.heldout is not None,
             "n": self.n,
@@ -258,6 +278,7 @@ class Sweep:
             "seed": self.seed,
             "length": self.length or self.model.length,
             **({"lengths": self.lengths.to_config()} if self.lengths else {}),
+            **({"name": self.name} if self.name else {}),
             "device": torch.device(self.device).type,
             "autocast": self._autocast,
             **self.identity,

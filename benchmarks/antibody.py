@@ -1,0 +1,377 @@
+"""A head on AntiBERTy: quality against NFE on antibodies, from two packages with real weights.
+
+    pip download --no-deps antiberty==0.1.3 iglm==0.1.0
+    python benchmarks/antibody.py --antiberty DIR --iglm DIR --runs RUNS \\
+        data judge head finetune finetuned quality
+
+The first DIR is AntiBERTy as `transformers` saves it, with its tokenizer; the second the folder
+`trained_models` of the wheel `iglm`. IgLM is for non-commercial use: nothing of its weights or of
+what it draws is kept in this repository.
+
+    data        human chains that IgLM draws, heavy and light by turns; none comes twice
+    judge       an autoregressive judge, trained on sequences that no other stage sees
+    head        a head on the frozen AntiBERTy
+    finetune    AntiBERTy itself as a masked diffusion, from its own weights
+    finetuned   a head on that, frozen again
+    quality     both curves, the exact likelihood of held-out sequences, and the report
+
+Antibodies are one family: the clusters of `selfspec.data.clusters` put all in one. So the sequences
+are held out at random, and none of them was drawn for training too; what is measured is how near a
+sampler comes to the law that made the data, which IgLM itself can tell exactly (the second judge).
+
+A stage that is finished is not run again; a training run that was stopped goes on.
+"""
+
+import argparse
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from quality import Heldout, compare, cost, judge_facts, plain, settings
+from torch import Tensor, nn
+
+import selfspec as ss
+from selfspec import checkpoint
+from selfspec.api import load_judge
+from selfspec.arena import (
+    ProteinReference,
+    Result,
+    Setting,
+    Sweep,
+    accounts,
+    reduction_table,
+    row_table,
+    write_report,
+)
+from selfspec.data.corpus import open_corpus, write_corpus
+from selfspec.data.fasta import write_fasta
+from selfspec.data.ragged import RaggedStore, write_sequences
+from selfspec.data.tokenizers import AMINO_ACIDS, ProteinTokenizer
+from selfspec.lengths import Lengths
+from selfspec.model import SSMD
+from selfspec.recipes import proteins
+from selfspec.recipes.attach import settings as head_settings
+from selfspec.train import AdamWConfig, Diffusion, MuonConfig, Trainer, WarmupStableDecay
+
+LENGTH = 160
+"""The longest row, with what stands around a sequence."""
+CHAINS = ("[HEAVY]", "[LIGHT]")
+CORPUS = ("train", "reference", "test")
+MODELS = {"AntiBERTy": "head", "AntiBERTy, fine-tuned": "finetuned"}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    train: int = 200_000
+    judge: int = 100_000
+    heldout: int = 2048
+    """Sequences beside samples; of the training of the judge too."""
+    likelihood: int = 1024
+    """Of them, those whose exact likelihood is computed."""
+    reference: int = 2000
+    """Of the training sequences, those to which novelty is the distance."""
+    drawn: int = 8192
+    """Sequences IgLM draws at once."""
+    judge_steps: int = 2500
+    head_steps: int = 4000
+    finetune_steps: int = 1500
+    batch: int = 256
+    n: int = 2048
+    """Samples a setting."""
+    most: float = math.inf
+    """Leave out settings of more trunk passes."""
+
+
+TINY = Size(
+    train=60, judge=40, heldout=6, likelihood=2, reference=50, drawn=64, judge_steps=4,
+    head_steps=4, finetune_steps=4, batch=8, n=4, most=16,
+)  # fmt: skip
+
+
+class IgLM(nn.Module):
+    """IgLM as the law that made the data: human chains from left to right, half of them heavy,
+
+        s(x) = 1/2 Σ_c Π_l s(x_l | c, x_<l),        c = heavy, light,
+
+    with its own probabilities s, renormalised over the twenty residues and the end of a sequence.
+    (Left to itself it writes one span of every sequence last.)
+    """
+
+    allowed: Tensor
+    """(21,) its tokens for the residues, in our order, and for the end."""
+
+    def __init__(self, folder: Path):
+        from transformers import GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
+
+        super().__init__()
+        self.vocabulary = (folder / "vocab.txt").read_text().split()
+        self.model: Any = GPT2LMHeadModel.from_pretrained(folder / "IgLM").eval()
+        self.end = self.vocabulary.index("[SEP]")
+        allowed = [*map(self.vocabulary.index, AMINO_ACIDS), self.end]
+        self.register_buffer("allowed", torch.tensor(allowed))
+
+    def starts(self, chain: str, num: int) -> Tensor:
+        """(num, 2) what stands before a sequence."""
+        ids = [self.vocabulary.index(token) for token in (chain, "[HUMAN]")]
+        return torch.tensor(ids, device=self.model.device).expand(num, -1)
+
+    @torch.no_grad()
+    def log_probs(self, tokens: Tensor) -> Tensor:
+        """(B, L) residues → (B, L) log s(x_l | x_<l) in nats; the end does not count."""
+        chains = []
+        for chain in CHAINS:
+            ids = torch.cat([self.starts(chain, len(tokens)), self.allowed[tokens]], dim=1)
+            logits = self.model(ids).logits[:, 1:-1, self.allowed]
+            each = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            chains.append(each.double().cumsum(1))
+        joint = torch.stack(chains).logsumexp(0) - math.log(len(CHAINS))
+        return joint.diff(dim=1, prepend=torch.zeros_like(joint[:, :1]))
+
+    @torch.no_grad()
+    def draw(self, chain: str, num: int, seed: int) -> Iterator[str]:
+        """Sequences from s( · | chain), at most `num`: what does not end is left out."""
+        torch.manual_seed(seed)
+        start = self.starts(chain, num)
+        others = sorted({*range(len(self.vocabulary))} - {*self.allowed.tolist()})
+        drawn = self.model.generate(
+            start, attention_mask=torch.ones_like(start), max_length=LENGTH, do_sample=True,
+            top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=others, eos_token_id=self.end,
+            pad_token_id=0,
+        )  # fmt: skip
+        for row in drawn[:, start.shape[1] :].tolist():
+            if self.end in row[1:]:
+                yield "".join(self.vocabulary[i] for i in row[: row.index(self.end)])
+
+
+def data(args: argparse.Namespace, size: Size) -> None:
+    """Draws sequences; those of the judge and those held out come first."""
+    folder, partial = args.runs / "data", args.runs / "data.part"
+    if folder.exists():
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    iglm, found = IgLM(args.iglm).to(device()), {}
+    parts = {"judge": size.judge, "valid": size.heldout, "test": size.heldout, "train": size.train}
+    need = sum(parts.values())
+    for seed in count():
+        found |= dict.fromkeys(iglm.draw(CHAINS[seed % 2], size.drawn, seed))
+        print(f"drawn {len(found):,} of {need:,}", flush=True)
+        if len(found) >= need and seed % 2:
+            break
+    texts = list(found)
+    order = iter(np.random.default_rng(SEED).permutation(len(texts)).tolist())
+    split = {name: [texts[next(order)] for _ in range(n)] for name, n in parts.items()}
+    train, protein = split["train"], ProteinTokenizer()
+    own = {"train": split["judge"], "valid": split["valid"]}
+    corpus = {"train": train, "reference": train[: size.reference], "test": split["test"]}
+    write_corpus(partial / "judge", own, protein, write_sequences)
+    write_corpus(partial / "corpus", corpus, protein, write_sequences)
+    write_fasta(partial / "train.fasta", ((str(i), text) for i, text in enumerate(train)))
+    partial.rename(folder)
+
+
+def judge(args: argparse.Namespace, size: Size) -> None:
+    """Trains the judge of `recipes/proteins.py`."""
+    _, stores = open_corpus(args.runs / "data" / "judge")
+    recipe = proteins.judge(size.judge_steps, batch_size=size.batch, compile=False)
+    recipe = replace(recipe, trunk=replace(recipe.trunk, length=LENGTH))
+    trainer = recipe.trainer(args.runs / "judge", stores["train"], stores["valid"])
+    trainer.run(args.seconds)
+
+
+def head(
+    args: argparse.Namespace, size: Size, trunk: Path | None = None, run: str = "head"
+) -> None:
+    """Attaches a head to a frozen trunk, AntiBERTy's by default, and trains it."""
+    model = ss.attach_head(str(trunk or args.antiberty), length=LENGTH)
+    ss.train_head(
+        model, args.runs / "data" / "train.fasta", args.runs / run, rows="lines", length=LENGTH,
+        steps=size.head_steps, batch_size=size.batch, compile=False, stop_after=args.seconds,
+    )  # fmt: skip
+
+
+def finetune(args: argparse.Namespace, size: Size) -> None:
+    """Trains the trunk as a masked diffusion, on the rows of stage `head`."""
+    model = ss.attach_head(str(args.antiberty), blocks=0, length=LENGTH).to(device())
+    train, valid = (RaggedStore(args.runs / f"head/data/{name}.bin") for name in ("train", "valid"))
+    config = head_settings(
+        size.finetune_steps, size.batch, adamw=AdamWConfig(2e-4, betas=(0.9, 0.98)),
+        muon=MuonConfig(5e-4), schedule=WarmupStableDecay(min(100, size.finetune_steps // 10), 0.5),
+    )  # fmt: skip
+    objective = Diffusion(observed=tuple(sum(model.frame, ())))
+    batches = train.loader(LENGTH, size.batch, SEED)
+    rows = valid.excerpt(LENGTH, 1024)
+    trainer = Trainer(model, objective, config, batches, args.runs / "trunk", rows)
+    if not trainer.run(args.seconds):
+        trainer.ema.copy_to_params()
+    trunk, tokenizer = cast(Any, model.trunk), cast(Any, model.tokenizer)
+    trunk.model.save_pretrained(args.runs / "trunk" / "hf")
+    tokenizer.save(args.runs / "trunk" / "hf")
+
+
+def finetuned(args: argparse.Namespace, size: Size) -> None:
+    """The head of the fine-tuned trunk."""
+    head(args, size, args.runs / "trunk" / "hf", "finetuned")
+
+
+def quality(args: argparse.Namespace, size: Size) -> None:
+    """Measures both models, cheap settings first, until time is up; writes the report."""
+    deadline = time.monotonic() + (args.seconds or math.inf)
+    stores = {s: RaggedStore(args.runs / f"data/corpus/{s}.bin") for s in CORPUS}
+    own = load_judge(args.runs / "judge" / "model", device())
+    judges = {"judge": own.log_probs, "second_judge": IgLM(args.iglm).to(device()).log_probs}
+    models = {n: ss.load(args.runs / folder / "model", device()) for n, folder in MODELS.items()}
+    sweeps = {n: make_sweep(args, size, n, model, stores, judges) for n, model in models.items()}
+    longest = int(stores["train"].lengths.max())
+    jobs = [
+        (sweeps[name], setting)
+        for name, model in models.items()
+        for setting in points(model, longest)
+        if cost(setting) <= size.most
+    ]
+    jobs.sort(key=lambda job: cost(job[1]))
+    results = []
+    for sweep, setting in jobs:
+        if time.monotonic() < deadline or sweep.finished(setting):
+            results += sweep.run([setting], progress=False)
+            print(row_table([vars(results[-1].row)]).splitlines()[-1], flush=True)
+    found = []
+    for name, model in models.items():
+        own = [result for result in results if result.row.model == name]
+        blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
+        found += compare(own, {"same trunk": blocks["same trunk"]}, SEED)
+    drawn = next(iter(sweeps.values())).measure_data(stores["test"].excerpt(LENGTH, size.n))
+    drawn = replace(drawn, row=replace(drawn.row, model="drawn by IgLM"))
+    results.sort(key=lambda result: [*models].index(result.row.model))
+    write_samples(args.runs / "samples.fasta", results)
+    about = facts(args, size, models["AntiBERTy"].trunk)
+    report = write_report(args.out, [*results, drawn], found, SEED, about, args.command)
+    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+
+
+def points(model: SSMD, longest: int) -> list[Setting]:
+    """Those of quality.py, and one token a pass."""
+    return [*settings(model, ["uniform"], longest), plain(model, "uniform", "linear", longest)]
+
+
+def make_sweep(
+    args: argparse.Namespace,
+    size: Size,
+    name: str,
+    model: SSMD,
+    stores: dict[str, RaggedStore],
+    judges: dict[str, Any],
+) -> Sweep:
+    """How a model is measured."""
+    rows = stores["test"].excerpt(LENGTH, size.likelihood)
+    heldout = np.ma.masked_array(residue_ids(model)[rows.filled(0)], mask=rows.mask)
+    lengths = np.bincount(stores["train"].lengths)[1:]
+    return Sweep(
+        model=model, reference=ProteinReference(stores["reference"], stores["test"]),
+        folder=args.runs / "quality", n=size.n, batch_size=size.n, seed=SEED,
+        lengths=Lengths(tuple(lengths.tolist()), 1, len(lengths)), device=device(),
+        heldout=Heldout(model, heldout, SEED), identity={"heldout": size.likelihood},
+        translate=residues(model), name=name, **judges,
+    )  # fmt: skip
+
+
+def residue_ids(model: SSMD) -> np.ndarray:
+    """(20,) the model's tokens for the residues."""
+    assert model.tokenizer is not None
+    return model.tokenizer.encode(AMINO_ACIDS)
+
+
+def residues(model: SSMD) -> Callable[[np.ma.MaskedArray], np.ma.MaskedArray]:
+    """Turns samples of a model into residues 0..19, without the model's frame."""
+    table = np.full(model.vocab_size, -1)
+    table[residue_ids(model)] = np.arange(len(AMINO_ACIDS))
+    begin, end = map(len, model.frame)
+
+    def translate(rows: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        # A row ends as many places earlier as its frame is long.
+        pad = np.ma.getmaskarray(rows)[:, begin + end :]
+        return np.ma.masked_array(table[rows.data[:, begin : rows.shape[1] - end]], mask=pad)
+
+    return translate
+
+
+def facts(args: argparse.Namespace, size: Size, trunk: Any) -> dict[str, Any]:
+    """What is known of judges, data, trunk and training."""
+    trained = {
+        name: checkpoint.load_config(args.runs / folder / "model")["training"]
+        for name, folder in (MODELS | {"fine-tuning": "trunk"}).items()
+    }
+    return {
+        "judge": judge_facts(args.runs / "judge" / "model", ProteinTokenizer()),
+        "second_judge": {"name": "IgLM", "weights": "iglm 0.1.0", "unit": "bits per residue",
+                         "law": "human chains, half heavy; it made the data"},
+        "data": {"split": "test", "rows": min(size.heldout, size.n), "train": size.train,
+                 "judge": size.judge, "novelty_to": size.reference},
+        "heldout": {"split": "test", "rows": size.likelihood},
+        "trunk": {
+            "weights": "antiberty 0.1.3",
+            "sha256": trunk.source.sha256,
+            "rounded_to_bfloat16": all(
+                torch.equal(p, p.bfloat16().to(p.dtype)) for p in trunk.model.parameters()
+            ),
+        },
+        "training": {
+            name: {"steps": about["step"], "of": about["run"]["steps"],
+                   "batch_size": about["run"]["batch_size"], "seconds": about["elapsed"],
+                   "validation_nats": about["validation"]}
+            for name, about in trained.items()
+        },
+    }  # fmt: skip
+
+
+def write_samples(path: Path, results: list[Result], num: int = 8) -> None:
+    """The first samples of every setting."""
+    decode = ProteinTokenizer().decode
+    write_fasta(path, (
+        (f"{r.row.model}, {r.row.sampler} {r.row.settings}, row {i}", decode(row[:length]))
+        for r in results
+        for i, (row, length) in enumerate(zip(r.arrays["tokens"][:num], r.arrays["lengths"],
+                                              strict=False))
+    ))  # fmt: skip
+
+
+def device() -> str:
+    """CUDA if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+STAGES = {f.__name__: f for f in (data, judge, head, finetune, finetuned, quality)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--antiberty", type=Path)
+    parser.add_argument("--iglm", type=Path)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path,
+                        default=Path("benchmarks/results/antibody-quality.json"))  # fmt: skip
+    parser.add_argument("--seconds", type=float, help="after which a stage stops what it does")
+    parser.add_argument("--tiny", action="store_true", help="a few of everything, on a CPU")
+    parser.add_argument("--command", help="to report")
+    parser.add_argument("stages", nargs="+", choices=STAGES)
+    args = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    for stage in args.stages:
+        start = time.monotonic()
+        STAGES[stage](args, TINY if args.tiny else Size())
+        print(f"stage {stage}: {time.monotonic() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
