@@ -20,7 +20,6 @@ LAYERS = [
         "kmers",
         "noise",
         "ops",
-        "ranks",
         "schedules",
         "weights",
     },

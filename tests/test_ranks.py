@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch.multiprocessing as mp
 
-from selfspec.ranks import Ranks, ranks
+from selfspec.train.parallel import group, processes, share
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,13 +20,13 @@ def _work(rank: int, world: int, port: int, folder: str) -> None:
     """What a process of the test below does."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    with ranks() as shared:
+    with processes("cpu"):
         found: dict[str, Any] = {
-            str(n): [list(range(99)[part]) for part in shared.share(n, lambda part: part)]
+            str(n): [list(range(99)[part]) for part in share(n, lambda part: part)]
             for n in (0, 1, 2, 3, 7)
         }
         try:
-            shared.share(4, lambda part: [][part.start - 2])  # the second rank has no such entry
+            share(4, lambda part: [][part.start - 2])  # the second rank has no such entry
         except IndexError:
             found["raised"] = True
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
@@ -48,11 +48,11 @@ def test_every_row_is_done_once_and_all_ranks_have_all(tmp_path: Path):
 
 
 def test_one_process_does_all():
-    with ranks() as shared:
-        assert shared == Ranks(0, 1)
-        assert shared.share(3, lambda part: list(range(3)[part])) == [[0, 1, 2]]
+    with processes("cpu"):
+        assert group() == (0, 1)
+        assert share(3, lambda part: list(range(3)[part])) == [[0, 1, 2]]
         with pytest.raises(KeyError):
-            shared.share(3, lambda part: {}[part.start])
+            share(3, lambda part: {}[part.start])
 
 
 def test_parts_of_a_run_are_the_run():

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfspec.cli.common import Run, Sampling, load_judge, one_line, to_json, watched
+from selfspec.cli.common import Run, Sampling, first_rank, load_judge, one_line, to_json, watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from selfspec.data.tokenizers import Tokenizer
     from selfspec.interfaces import Samples
     from selfspec.model import SSMD
-    from selfspec.ranks import Ranks
     from selfspec.sampling import Sampler
 
 Metric = Literal[
@@ -71,9 +70,9 @@ def evaluate(
     """
     from selfspec import api
     from selfspec.interfaces import Samples
-    from selfspec.ranks import ranks
+    from selfspec.train.parallel import group, processes, share
 
-    with ranks() as shared:
+    with processes(run.where()):
         model = api.load(checkpoint, run.where())
         sampler = sampling.sampler(model)
         corpus = open_split(data, split) if OF_DATA & set(metrics) else None
@@ -81,18 +80,17 @@ def evaluate(
         def draw(rows: slice) -> Samples:
             return api.generate(
                 model, rows.stop - rows.start, sampler=sampler, length=length, seed=run.seed,
-                first=rows.start, batch_size=batch_size, progress=watched() and not shared.rank,
+                first=rows.start, batch_size=batch_size, progress=watched() and not group().rank,
             ).cpu()  # fmt: skip
 
         start = time.perf_counter()
-        samples = Samples.concatenate(shared.share(num, draw))
+        samples = Samples.concatenate(share(num, draw))
         seconds = time.perf_counter() - start
         task = Task(
-            model, sampler, samples, seconds, judge, hf_judge, encoder, corpus, heldout_blocks,
-            run, shared,
+            model, sampler, samples, seconds, judge, hf_judge, encoder, corpus, heldout_blocks, run,
         )  # fmt: skip
         report = task.report(metrics)
-    if shared.rank:
+    if not first_rank():
         return
     if run.json:
         return print(to_json(report))
@@ -143,7 +141,6 @@ class Task:
     corpus: Corpus | None
     heldout_blocks: int
     run: Run
-    ranks: Ranks
 
     def report(self, metrics: tuple[Metric, ...]) -> dict[str, Any]:
         """The settings, then every metric by name."""
@@ -172,10 +169,11 @@ class Task:
         too.
         """
         from selfspec.metrics import JudgeScores, judge_nll
+        from selfspec.train.parallel import share
 
         judge = load_judge(self.judge_name, self.model)
         tokens, pad = self.samples.tokens, self.samples.pad
-        scores = self.ranks.share(
+        scores = share(
             len(tokens),
             lambda rows: judge_nll(
                 tokens[rows],
@@ -194,6 +192,7 @@ class Task:
     def hf_judge(self) -> dict[str, Any]:
         """Bits a character, and nats a token of its own, under a Hugging Face model."""
         from selfspec.metrics import HuggingFaceJudge, JudgeScores
+        from selfspec.train.parallel import share
 
         name = self.hf_judge_name
         try:
@@ -204,9 +203,7 @@ class Task:
                 f"nothing can be downloaded, a folder or a .gguf file"
             ) from error
         texts = self.texts
-        scores = JudgeScores.concatenate(
-            self.ranks.share(len(texts), lambda rows: judge(texts[rows]))
-        )
+        scores = JudgeScores.concatenate(share(len(texts), lambda rows: judge(texts[rows])))
         return {
             "hf_judge": scores.bits_per_character,
             "hf_judge_nats_per_token": scores.mean,
@@ -253,6 +250,7 @@ class Task:
         import numpy as np
 
         from selfspec.metrics import TextFeatures, mauve
+        from selfspec.train.parallel import share
 
         assert self.corpus is not None
         rows = self.corpus.rows(self.tokens.shape[1], len(self.texts))
@@ -263,7 +261,7 @@ class Task:
             raise ValueError(f"`encoder` must be a model of the transformers library, "
                              f"got {self.encoder_name!r}") from error  # fmt: skip
         data, samples = (
-            np.concatenate(self.ranks.share(len(texts), lambda rows, t=texts: encoder(t[rows])))
+            np.concatenate(share(len(texts), lambda rows, t=texts: encoder(t[rows])))
             for texts in (real, self.texts)
         )
         return {"mauve": mauve(data, samples), "mauve_encoder": self.encoder_name}
@@ -273,12 +271,13 @@ class Task:
         import torch
 
         from selfspec.losses import draft_bounds
+        from selfspec.train.parallel import share
 
         assert self.corpus is not None
         blocks = self.corpus.rows(self.model.length, self.heldout_blocks).astype("int64")
         tokens = torch.from_numpy(blocks)
         nats = torch.cat(
-            self.ranks.share(
+            share(
                 len(tokens),
                 lambda rows: draft_bounds(
                     self.model, tokens[rows].to(self.model.device), self.run.seed, rows.start
@@ -298,6 +297,7 @@ class Task:
         import torch
 
         from selfspec.cli.score import measure
+        from selfspec.train.parallel import share
 
         assert self.corpus is not None
         blocks = self.corpus.store.blocks(self.model.length)[: self.heldout_blocks]
@@ -308,7 +308,7 @@ class Task:
             return [measure(self.model, tokens[i], self.sampler, 2, self.run.seed + i)
                     for i in numbers]  # fmt: skip
 
-        found = [one for part in self.ranks.share(len(tokens), score) for one in part]
+        found = [one for part in share(len(tokens), score) for one in part]
         return {
             "heldout": sum(one["bits"] for one in found) / len(found),
             "heldout_stderr": sum(one["stderr"] ** 2 for one in found) ** 0.5 / len(found),

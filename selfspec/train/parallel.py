@@ -224,7 +224,36 @@ def shares(rows: int) -> Iterator[tuple[slice, int]]:
         yield slice(even, rows), rows - even
 
 
-# Agreement
+# Work and agreement
+
+
+def share(rows: int, work: Callable[[slice], Value]) -> list[Value]:
+    """What `work` makes of the ranks' parts of some rows, in order; every rank gets them all.
+
+    Rank r of w takes the rows ⌊r·n/w⌋ … ⌊(r+1)·n/w⌋ - 1; ranks that have none are left out. Results
+    are sent by pickling: keep them on the CPU.
+
+    Raises:
+        Exception: on every rank, what was raised on any.
+    """
+    rank, world = group()
+    part = slice(rank * rows // world, (rank + 1) * rows // world)
+    own: Any = None
+    try:
+        if part.start < part.stop:
+            own = (work(part),)
+    except Exception as error:
+        if world == 1:
+            raise
+        own = error
+    found = [own]
+    if world > 1:
+        found = [None] * world
+        dist.all_gather_object(found, own)
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+    return [result[0] for result in found if result is not None]
 
 
 def any_rank(flag: bool) -> bool:
