@@ -215,7 +215,7 @@ def finetune(args: argparse.Namespace, size: Size) -> None:
         trainer.ema.copy_to_params()
     trunk, tokenizer = cast(Any, model.trunk), cast(Any, model.tokenizer)
     trunk.model.save_pretrained(args.runs / "trunk" / "hf")
-    tokenizer.save(args.runs / "trunk" / "hf")
+    tokenizer.inner.save_pretrained(args.runs / "trunk" / "hf")
 
 
 def finetuned(args: argparse.Namespace, size: Size) -> None:

@@ -53,7 +53,7 @@ class RuggedTrunk(nn.Module):
             states = states.masked_fill(pad.unsqueeze(-1), 0)
         if memories is not None:
             if at is not None:
-                rows = torch.arange(len(at)).unsqueeze(1)
+                rows = torch.arange(len(at), device=at.device).unsqueeze(1)
                 states = memories[0].pop().index_put((rows, at), states)
             memories[0].append(states)
         mixing = self.mixing[: states.shape[1], : states.shape[1]]

@@ -116,8 +116,11 @@ class Spoken(nn.Module):
         return self.inner.unembed(hidden)[..., self.allowed]
 
 
+APART = {"Sampler", "PlainSampler", "StaleCacheSampler", "GuidedStarShapedSampler",
+         "PolicySampler"}  # fmt: skip
+"""Abstract, or in need of a network of their own or of a trunk that keeps keys and values."""
 KINDS = [kind for name, kind in vars(sampling).items()
-         if name.endswith("Sampler") and name not in ("Sampler", "PlainSampler")]  # fmt: skip
+         if name.endswith("Sampler") and name not in APART]  # fmt: skip
 MORE: dict[str, Any] = {
     "KLASS, loose": lambda m: ss.KLASSSampler(m, tau=0.05, epsilon=10.0),
     "PUNT, loose": lambda m: ss.PUNTSampler(m, epsilon=0.5),
