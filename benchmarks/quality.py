@@ -77,11 +77,12 @@ def settings(model: SSMD, orders: list[str], longest: int | None = None) -> list
     found = []
     for order in orders if model.head is not None else ["uniform"]:
         uniform = order == "uniform"
-        for steps in COSINE_STEPS if uniform else SPACED_STEPS:
-            if steps <= (longest or model.length):
-                found.append(plain(model, order, "cosine", steps))
-        for steps in LINEAR_STEPS if uniform else ():
-            found.append(plain(model, order, "linear", steps))
+        cosine = COSINE_STEPS if uniform else SPACED_STEPS
+        linear = LINEAR_STEPS if uniform else SPACED_STEPS
+        for schedule, counts in {"cosine": cosine, "linear": linear}.items():
+            for steps in counts:
+                if steps <= (longest or model.length):
+                    found.append(plain(model, order, schedule, steps))
         if model.head is not None:
             for rounds, dtau in PUBLISHED + FURTHER if uniform else SPACED:
                 found.append(speculative(model, order, rounds, CosineWindow(dtau)))

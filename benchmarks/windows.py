@@ -115,7 +115,8 @@ def rows(model: SSMD, table: Scores, seed: int) -> list[dict[str, Any]]:
         row["bits"], (row["low"], row["high"]) = float(own.mean()), interval(resampled)
         if row["sampler"] != "plain":
             means = np.array([b.mean() for _, b in plain])
-            row["ratio"] = needed(costs, means, row["bits"]) / row["nfe"]
+            ratio = needed(costs, means, row["bits"]) / row["nfe"]
+            row["ratio"] = None if math.isnan(ratio) else ratio
             ratios = [needed(costs, *pair) for pair in zip(curve, resampled, strict=True)]
             row["ratio_low"], row["ratio_high"] = interval(np.array(ratios) / row["nfe"])
     return [row for row, _ in found]
