@@ -279,7 +279,7 @@ def together() -> Iterator[None]:
     """After the block all ranks go on, or none. Nothing within it may wait for another rank.
 
     Raises:
-        RankError: it failed on another rank; that rank raises its own error.
+        RankError: it failed on some rank. What failed on rank 0 is raised there as it is.
     """
     rank, world = group()
     if world == 1:
