@@ -16,6 +16,7 @@ process need not wait for.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ def processes(device: torch.device | str | None = None) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if own.index is None else own.index)
     dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     yield
+    gc.collect()  # models hold the group, whose threads are to end before the interpreter
     dist.destroy_process_group()  # not after an error: it might wait for processes that are gone
 
 
