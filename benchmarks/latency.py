@@ -35,7 +35,7 @@ from baselines import CachedDecoder, mdlm_loop
 from torch import nn
 
 from selfspec import checkpoint
-from selfspec.arena.report import commit
+from selfspec.arena.report import commit, machine
 from selfspec.engine import Engine
 from selfspec.engine.graphs import copied
 from selfspec.files import write_json
@@ -329,8 +329,7 @@ def main() -> None:
     if args.out.exists():
         report = json.loads(args.out.read_text())
     report |= {
-        "machine": {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                    "torch": torch.__version__},
+        "machine": machine(),
         "seed": 0,
         "command": "python benchmarks/latency.py",
         "precision": "bfloat16 matrices, float64 draws" if device == "cuda" else "float32",

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from selfspec import checkpoint
-from selfspec.arena.report import commit
+from selfspec.arena.report import commit, machine
 from selfspec.engine import Engine
 from selfspec.files import write_json
 from selfspec.interfaces import Samples
@@ -37,8 +37,7 @@ def main() -> None:
     assert isinstance(model, SSMD)
     assert isinstance(judge, AutoregressiveModel)
     report = {
-        "machine": {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                    "torch": torch.__version__},
+        "machine": machine(),
         "command": f"python benchmarks/same_law.py --num {args.num}",
         "commit": commit(),
         "seeds": [0, 1],

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from training import CASES, TINY, make, matrix_peak, measure
 
-from selfspec.arena.report import commit
+from selfspec.arena.report import commit, machine
 from selfspec.files import write_json
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
@@ -107,9 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.task:
         return work(args)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     report: dict[str, Any] = {
-        "machine": {"device": name, "torch": torch.__version__},
+        "machine": machine(),
         "command": "python benchmarks/scaling.py --gpus " + " ".join(map(str, args.gpus)),
         "commit": commit(),
         "seed": 0,

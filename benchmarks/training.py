@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from selfspec.arena.report import commit
+from selfspec.arena.report import commit, machine
 from selfspec.files import write_json
 from selfspec.metrics.timing import median_seconds
 from selfspec.model import SSMD
@@ -155,10 +155,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a rehearsal")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     peak = matrix_peak(device)
     report: dict[str, Any] = {
-        "machine": {"device": name, "torch": torch.__version__},
+        "machine": machine(),
         "command": "python benchmarks/training.py",
         "commit": commit(),
         "seed": 0,

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from selfspec import checkpoint
 from selfspec.arena.intervals import bootstrap_means
-from selfspec.arena.report import commit
+from selfspec.arena.report import commit, machine
 from selfspec.calibration import ORDERS
 from selfspec.data.corpus import open_corpus
 from selfspec.files import write_json
@@ -151,8 +151,7 @@ def main() -> None:
     texts = open_corpus(args.data)[1]["test"].excerpt(model.length, args.n)
     tokens = torch.from_numpy(texts.astype(np.int64)).to(device)
     report: dict[str, Any] = {
-        "machine": {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                    "torch": torch.__version__},
+        "machine": machine(),
         "commit": commit(),
         "command": f"python benchmarks/windows.py --data DATA --n {len(tokens)}",
         "model": args.model,

@@ -76,14 +76,18 @@ class Window(Protocol):
 
 
 @dataclass(frozen=True)
-class CosineWindow:
-    """The wider the more is known; `dtau` in (0, 1] is the time that a pass may advance."""
-
+class _TimeWindow:
     dtau: float
+    """The time that a pass may advance, in (0, 1]."""
 
     def __post_init__(self):
         if not 0 < self.dtau <= 1:
             raise ValueError(f"`dtau` must be in (0, 1], got {self.dtau}")
+
+
+@dataclass(frozen=True)
+class CosineWindow(_TimeWindow):
+    """The wider the more is known; `dtau` in (0, 1] is the time that a pass may advance."""
 
     def table(self, n: int) -> np.ndarray:
         """W(0), …, W(n-1)."""
@@ -99,14 +103,8 @@ def _cosine_table(n: int, dtau: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class LinearWindow:
+class LinearWindow(_TimeWindow):
     """The same share of what is to be generated in every pass; `dtau` in (0, 1] is that share."""
-
-    dtau: float
-
-    def __post_init__(self):
-        if not 0 < self.dtau <= 1:
-            raise ValueError(f"`dtau` must be in (0, 1], got {self.dtau}")
 
     def table(self, n: int) -> np.ndarray:
         """min(n - i, ⌈n Δτ⌉)."""

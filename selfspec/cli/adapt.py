@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from selfspec.cli.common import Run
+from selfspec.cli.common import Run, first_rank
 from selfspec.cli.train import report
 
 
@@ -60,4 +60,5 @@ def adapt(
         device=run.where(),
         stop_after=stop_after,
     )
-    report(out / "model", run)
+    if first_rank():
+        report(out / "model", run)
