@@ -36,6 +36,7 @@ from torch import nn
 
 from selfspec import checkpoint
 from selfspec.arena.report import commit, machine
+from selfspec.calibration import knobs
 from selfspec.engine import Engine
 from selfspec.engine.graphs import copied
 from selfspec.files import write_json
@@ -45,9 +46,15 @@ from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Block, Trunk, TrunkConfig
 from selfspec.sampling import FixedCountSampler, Sampler, SpeculativeSampler
-from selfspec.schedules import CosineWindow
+from selfspec.schedules import CosineWindow, LinearWindow
 
-SETTINGS = ((4, 0.083), (4, 0.02))
+Settings = tuple[int, CosineWindow | LinearWindow]
+SETTINGS: tuple[Settings, ...] = (
+    (4, CosineWindow(0.083)),
+    (4, CosineWindow(0.02)),
+    (1, LinearWindow(0.06)),
+)
+"""Rounds and window: the two published ones, and one of a single round."""
 QUALITY = Path(__file__).parent / "results/books27-quality.json"
 ACCEPTANCE = 0.93
 METHODS = ("engine-speculative", "trunk-only", "engine-plain", "mdlm-loop", "reference-speculative",
@@ -62,23 +69,40 @@ class Case:
     """What a row is about."""
 
     model: str
-    settings: tuple[int, float]
+    settings: Settings
     batch: int
     method: str
     equal: str = "nfe"
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a report says it."""
+        return {
+            "model": self.model,
+            "settings": knobs(*self.settings),
+            "batch": self.batch,
+            "method": self.method,
+            "equal": self.equal,
+        }
+
+    def done(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether a report has this row."""
+        return any(self.row.items() <= row.items() for row in rows)
+
 
 @cache
-def reduction(settings: tuple[int, float]) -> float:
-    """Evaluations of plain sampling over those of self-speculative at the same judge score."""
-    (found,) = [
-        row["ratio"]
-        for row in json.loads(QUALITY.read_text())["reduction"]
-        if (row["baseline"], row["account"], row["score_name"], row["order"])
-        == ("plain uniform", "same trunk", "judge", "uniform")
-        and row["settings"] == {"rounds": settings[0], "dtau": settings[1]}
-    ]
-    return found
+def reduction(settings: Settings) -> float | None:
+    """Evaluations of plain sampling over those of self-speculative at the same judge score.
+
+    None if it has not been measured.
+    """
+    for row in json.loads(QUALITY.read_text())["reduction"]:
+        about = (row["baseline"], row["account"], row["score_name"], row["order"])
+        if about == ("plain uniform", "same trunk", "judge", "uniform") and row[
+            "settings"
+        ] == knobs(*settings):
+            return row["ratio"]
+    return None
 
 
 class Bench:
@@ -94,7 +118,7 @@ class Bench:
         self.name, self.model, self.fast, self.waves = name, model, fast, waves
         self.device, self.length = model.device, model.length
         self.low = copied(model, self.device.type == "cuda")
-        self.drawn: dict[tuple[tuple[int, float], int], Samples] = {}
+        self.drawn: dict[tuple[Settings, int], Samples] = {}
 
     def measure(self, case: Case) -> dict[str, Any]:
         """The row of a case; engine-speculative of the same settings and batch comes first."""
@@ -117,11 +141,7 @@ class Bench:
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
         gc.collect()
         return {
-            "model": self.name,
-            "settings": list(case.settings),
-            "batch": case.batch,
-            "method": case.method,
-            "equal": case.equal,
+            **case.row,
             **found,
             "ms_per_sample": 1e3 * seconds / samples,
             "samples_per_s": samples / seconds,
@@ -199,16 +219,16 @@ class Bench:
     def sampler(self, case: Case, model: SSMD | None = None) -> Sampler:
         """Of a case; plain ones with as many passes as `passes` says."""
         model = self.model if model is None else model
-        rounds, dtau = case.settings
+        rounds, window = case.settings
         if case.method.endswith("speculative"):
-            return SpeculativeSampler(model, window=CosineWindow(dtau), rounds=rounds)
+            return SpeculativeSampler(model, window=window, rounds=rounds)
         return FixedCountSampler(model, steps=self.passes(case))
 
     def passes(self, case: Case) -> int:
         """Trunk passes of a plain method that are as many evaluations, or give as good samples."""
         nfe = float(self.drawn[case.settings, case.batch].nfe.mean())
         blocks = self.model.num_trunk_blocks + self.model.num_head_blocks
-        times = reduction(case.settings) if case.equal == "quality" else 1.0
+        times = (reduction(case.settings) if case.equal == "quality" else None) or 1.0
         return max(1, round(times * nfe * blocks / self.model.num_trunk_blocks))
 
     def plain_account(self, passes: float) -> dict[str, Any]:
@@ -297,7 +317,7 @@ def cases(models: list[str], batches: list[int], methods: list[str]) -> Iterator
             for model in models:
                 for method in methods:
                     yield Case(model, settings, batch, method)
-                    if method in ("engine-plain", "mdlm-loop"):
+                    if method in ("engine-plain", "mdlm-loop") and reduction(settings):
                         yield Case(model, settings, batch, method, "quality")
 
 
@@ -334,16 +354,15 @@ def main() -> None:
         "command": "python benchmarks/latency.py",
         "precision": "bfloat16 matrices, float64 draws" if device == "cuda" else "float32",
         "waves": args.waves,
-        "reduction": [[*settings, reduction(settings)] for settings in SETTINGS],
         "commit": commit(),
     }  # fmt: skip
-    done = {case_of(row) for row in report["rows"]}
     bench: Bench | None = None
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for model in args.models:
         bench = None
         for case in cases([model], args.batches, args.methods):
-            needed = case.method == "engine-speculative" or case not in done
+            done = case.done(report["rows"])
+            needed = case.method == "engine-speculative" or not done
             if not needed or time.monotonic() - begun > args.seconds:
                 continue
             bench = bench or Bench(model, make(model, device, args.tiny), device == "cuda"
@@ -351,7 +370,7 @@ def main() -> None:
             started = time.monotonic()
             row = attempt(bench, case)
             print(f"{time.monotonic() - started:6.1f} s", json.dumps(row), flush=True)
-            if case not in done:
+            if not done:
                 report["rows"].append(row)
                 write_json(args.out, report)
 
@@ -362,14 +381,7 @@ def attempt(bench: Bench, case: Case) -> dict[str, Any]:
         return bench.measure(case)
     except (RuntimeError, KeyError) as error:
         gc.collect()
-        failed = {"model": case.model, "settings": list(case.settings), "batch": case.batch,
-                  "method": case.method, "equal": case.equal}  # fmt: skip
-        return failed | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-
-
-def case_of(row: dict[str, Any]) -> Case:
-    rounds, dtau = row["settings"]
-    return Case(row["model"], (rounds, dtau), row["batch"], row["method"], row["equal"])
+        return case.row | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
 if __name__ == "__main__":

@@ -83,10 +83,9 @@ def _swept(
 
 def _plain(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     for order in orders:
-        # The baseline is the best plain schedule, so the uniform order has two.
-        for schedule in ("cosine", "linear") if order == "uniform" else ("cosine",):
+        for schedule, rule in SCHEDULES.items():  # the baseline is the best plain schedule
             for k in steps:
-                sampler = FixedCountSampler(model, ORDERS[order](), SCHEDULES[schedule](), k)
+                sampler = FixedCountSampler(model, ORDERS[order](), rule(), k)
                 yield Setting("plain", order, {"schedule": schedule, "steps": k}, sampler)
 
 

@@ -1,6 +1,6 @@
 """The figure of `benchmarks/latency.py`, from its JSON alone: samples per second against batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from selfspec.arena.figures import BLUE, FAINT, GREEN, GRID, ORANGE, PURPLE, STYLE, VERMILION
@@ -23,13 +23,17 @@ METHODS = {
 }
 """Label, colour and line; plain ones are dashed."""
 
+USUAL_SETTINGS = {"rounds": 4, "dtau": 0.083}
 
-def latency_figure(report: Mapping[str, Any], settings: Sequence[float] = (4, 0.083)) -> "Figure":
+
+def latency_figure(
+    report: Mapping[str, Any], settings: Mapping[str, Any] = USUAL_SETTINGS
+) -> "Figure":
     """A panel a model; plain methods with as many passes as make them as good.
 
     Args:
         report: as `benchmarks/latency.py` writes it.
-        settings: rounds and Δτ of the rows that are drawn.
+        settings: of the rows that are drawn.
 
     Raises:
         ValueError: the report has no row of these settings.
@@ -39,7 +43,7 @@ def latency_figure(report: Mapping[str, Any], settings: Sequence[float] = (4, 0.
     rows = [row for row in report["rows"] if _drawn(row, settings)]
     models = list(dict.fromkeys(row["model"] for row in rows))
     if not models:
-        raise ValueError(f"`report` must have rows of the settings {tuple(settings)}, got none")
+        raise ValueError(f"`report` must have rows of the settings {dict(settings)}, got none")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(models), figsize=(5.2 * len(models), 4.4), layout="constrained", squeeze=False
@@ -53,13 +57,13 @@ def latency_figure(report: Mapping[str, Any], settings: Sequence[float] = (4, 0.
     return figure
 
 
-def _drawn(row: Mapping[str, Any], settings: Sequence[float]) -> bool:
+def _drawn(row: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """At equal quality; a method that comes once is as good as it is."""
     plain = row["method"] in ("engine-plain", "mdlm-loop")
     return (
         "error" not in row
         and row["method"] in METHODS
-        and list(row["settings"]) == list(settings)
+        and row["settings"] == settings
         and row["equal"] == ("quality" if plain else "nfe")
     )
 
