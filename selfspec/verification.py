@@ -63,7 +63,10 @@ def first_rejection(
         (B,) bool, whether some open draft is rejected, and (B,) its index in the window.
     """
     reject = open_ & (u_accept.log() + draft > target)
-    return reject.any(dim=1), reject.int().argmax(dim=1)
+    width = reject.shape[1]
+    # `argmax` of a boolean is compiled wrongly by torch 2.11 on CPUs.
+    first = torch.where(reject, torch.arange(width, device=reject.device), width).amin(dim=1)
+    return first < width, first % width
 
 
 def accept_draft(

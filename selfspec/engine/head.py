@@ -121,7 +121,8 @@ def replace_token(
         kept[rows, :, track] = torch.where(where[:, None, None], new.squeeze(2).to(old.dtype), old)
     hit = where.unsqueeze(1) & (torch.arange(tracks.x.shape[1], device=rows.device)
                                 == column.unsqueeze(1))  # fmt: skip
-    return tracks._replace(x=torch.where(hit.unsqueeze(-1), x.to(tracks.x.dtype), tracks.x))
+    x = torch.where(hit.unsqueeze(-1), x.to(tracks.x.dtype), tracks.x)
+    return Tracks(tracks.context, x, *tracks[2:])  # torch 2.11 does not compile `_replace`
 
 
 def _token_part(head: CausalHead, embedded: Tensor) -> Tensor:
