@@ -173,8 +173,9 @@ def stacked_tables(window: Window, counts: Sequence[int]) -> np.ndarray:
            [1, 1, 1, 1],
            [1, 1, 1, 1]])
     """
+    tables = {n: window.table(n) for n in set(counts) if n}
     stacked = np.ones((len(counts), max(counts) + 1), dtype=np.int64)
     for row, n in enumerate(counts):
         if n:
-            stacked[row, :n] = window.table(n)
+            stacked[row, :n] = tables[n]
     return stacked
