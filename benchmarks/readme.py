@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from selfspec.files import write_bytes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = (8, 15, 25, 45, 60, 120)
 MEASURES = ["NFE", "judge", "held-out", "spelling", "words (nats)"]
+DIVERSITY = {"word_entropy": 2, "distinct_4": 4, "kl_4gram": 3, "spelling": 3}
 SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
 
 KEYS = ("sampler", "order", "settings")
@@ -77,6 +80,15 @@ def page(report: Mapping[str, Any]) -> str:
             "",
             published(report),
             "",
+            "### Diversity at the same judge score",
+            "",
+            "Each row beside plain sampling in uniform order, interpolated to the row's judge score. "
+            "The entropy of words and the divergence of character 4-grams of real text are "
+            + real_text(report)
+            + ": misspelled words raise both.",
+            "",
+            diversity(report),
+            "",
             "## Other orders, against plain sampling in uniform order",
             "",
             table(
@@ -121,6 +133,29 @@ def published(report: Mapping[str, Any]) -> str:
         ["R, window", *MEASURES, "reduction, judge", "reduction, held-out", "separate"],
         [[*measures(r), *ratios(report, r)] for r in sorted(rows, key=nfe)],
     )
+
+
+def real_text(report: Mapping[str, Any]) -> str:
+    """Its measures, under the same protocol."""
+    data = [r for r in report["rows"] if r["sampler"] == "data"]
+    return " and ".join(number(r[name], 2) for r in data for name in ("word_entropy", "kl_4gram"))
+
+
+def diversity(report: Mapping[str, Any]) -> str:
+    """Self-speculative rows beside plain ones that are as good by the judge, uniform order."""
+    rows = sorted((r for r in report["rows"] if r["order"] == "uniform"), key=lambda r: r["judge"])
+    plain = [r for r in rows if r["sampler"] == "plain"]
+    scores = [r["judge"] for r in plain]
+    lines = []
+    for row in sorted((r for r in rows if r["sampler"] == "self-speculative"), key=nfe):
+        line = [settings(row), f"{nfe(row):.1f}", number(row["judge"], 3)]
+        for name, digits in DIVERSITY.items():
+            known = [r[name] for r in plain if r[name] is not None]  # of all rows or of none
+            beside = float(np.interp(row["judge"], scores, known)) if known else None
+            line.append(" / ".join(number(x, digits) for x in (row[name], beside)).strip(" /"))
+        lines.append(line)
+    names = ["words (nats)", "distinct 4-grams", "4-gram KL", "spelling"]
+    return table(["R, window", "NFE", "judge", *names], lines)
 
 
 def budgets(report: Mapping[str, Any]) -> str:
