@@ -80,9 +80,9 @@ def page(report: Mapping[str, Any]) -> str:
             "",
             published(report),
             "",
-            "### Diversity at the same judge score",
+            "## Diversity at the same judge score",
             "",
-            "Each row beside plain sampling in uniform order, interpolated to the row's judge score. "
+            "Each row beside plain sampling in uniform order, interpolated to the judge's score. "
             "The entropy of words and the divergence of character 4-grams of real text are "
             + real_text(report)
             + ": misspelled words raise both.",

@@ -144,7 +144,7 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     write_report(path, results, found, 0, {"judge": {"unit": "bits"}})
     report = json.loads(path.read_text())
     script = load_script("readme")
-    _, published, others, plain = script.page(report).split("\n## ")
+    _, published, beside, others, plain = script.page(report).split("\n## ")
     assert "| 2, 0.2 |" in published
     assert f"| {results[2].row.nfe:.1f} | {results[2].row.judge:.3f} (" in published
     ratio = next(r for r in found if r["order"] == "uniform" and r["account"] == "same trunk")
@@ -152,6 +152,11 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     assert "| self-speculative | respaced | 2, 0.2 |" in others
     assert "| cosine, 8 |" in plain
     assert "plain" not in published
+    low, high = sorted((results[0].row, results[1].row), key=lambda row: row.judge)
+    score = results[2].row.judge
+    weight = min(1.0, max(0.0, (score - low.judge) / (high.judge - low.judge)))
+    same = low.distinct_4 + weight * (high.distinct_4 - low.distinct_4)
+    assert f"| {results[2].row.distinct_4:.4f} / {same:.4f} |" in beside
     assert script.published(report) in script.summary(report)
     scores = {r["order"]: r["judge"] for r in report["rows"] if r["sampler"] == "self-speculative"}
     best = min(r["judge"] for r in report["rows"] if r["sampler"] != "data")
