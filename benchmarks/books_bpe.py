@@ -136,7 +136,7 @@ def train(args: argparse.Namespace, size: Size, stage: str) -> None:
     )
     trainer = recipe.trainer(run, *data)
     left = None if args.seconds is None else args.seconds - (time.monotonic() - began)
-    finished = trainer.run(left and max(1.0, left))
+    finished = trainer.run(left)
     print(stage, f"{trainer.step} of {steps} steps", json.dumps(trainer.validation), flush=True)
     if not finished:
         raise SystemExit(f"stage {stage}: stopped; run it again to go on")
