@@ -50,7 +50,6 @@ from selfspec.arena import (
     Setting,
     Sweep,
     accounts,
-    reduction_table,
     reductions,
     row_table,
     write_report,
@@ -78,6 +77,7 @@ CURVES: dict[str, tuple[int, type[CosineWindow | LinearWindow], tuple[float, ...
 }
 """Rounds, window, and tokens a pass (linear) or Δτ (cosine, as published)."""
 SCORES = ("judge", "second_judge", "heldout_bits")
+REDUCTION = ("baseline_cost", "ratio", "low", "high", "bound", "unresolved")
 CHARACTERS = CharTokenizer()
 CONTEXT = 128
 """Characters a judge has at least before what it scores, but at the beginning of a text."""
@@ -242,20 +242,13 @@ def quality(args: argparse.Namespace, size: Size, _: str) -> None:
         return
     blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
     costs = {"same trunk": blocks["same trunk"]}
-    between = table(results)
-    base = [result for result in results if result.row.sampler == "plain"]
-    ours = [result for result in between if result.row.sampler != "plain"]
     found = compare(results, costs, SEED)
-    at = [
-        r for score in SCORES for r in reductions(base, ours, costs, "plain uniform", score, SEED)
-    ]
     data = sweep.measure_data(stores["test"].excerpt(size.length, size.n))
     about = facts(args, size, model, tokenizer, stores)
     report = write_report(args.out, [*results, data], found, SEED, about, args.command)
-    report["table"] = {"rows": [asdict(result.row) for result in between], "reduction": at}
-    write_json(args.out, report)
-    print(row_table(report["rows"]), row_table(report["table"]["rows"]),
-          reduction_table(at), sep="\n\n")  # fmt: skip
+    lines = with_reductions(table(results), results, costs)
+    write_json(args.out, report | {"table": lines})
+    print(row_table(report["rows"]), *map(printed, lines), sep="\n")
 
 
 def make_sweep(
@@ -287,6 +280,34 @@ def table(results: list[Result]) -> list[Result]:
     ]  # fmt: skip
     found = [between(curve, nfe) for nfe in TABLE for curve in curves]
     return [result for result in found if result is not None]
+
+
+def with_reductions(
+    found: list[Result], results: list[Result], costs: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The rows of the table, those of self-speculative sampling with their `reduction` by score."""
+    rows = [asdict(result.row) for result in found]
+    base = [result for result in results if result.row.sampler == "plain"]
+    ours = [i for i, result in enumerate(found) if result.row.sampler != "plain"]
+    for score in SCORES:
+        methods = [found[i] for i in ours]
+        records = reductions(base, methods, costs, "plain uniform", score, SEED)
+        for i, record in zip(ours, records, strict=False):  # none where the score is missing
+            kept = {name: record[name] for name in REDUCTION}
+            rows[i].setdefault("reduction", {})[score] = kept
+    return rows
+
+
+def printed(row: Mapping[str, Any]) -> str:
+    """A row of the table as a line of text."""
+    knobs = " ".join(f"{name}={value}" for name, value in row["settings"].items())
+    scores = ", ".join(f"{name} {row[name]:.3f}" for name in (*SCORES, "entropy") if row[name])
+    less = "; ".join(
+        f"by {score} {record['bound'] or ''} {record['ratio']:.2f}"
+        f" ({record['low'] or 0:.2f}–{record['high'] or math.inf:.2f})"
+        for score, record in row.get("reduction", {}).items()
+    )
+    return f"{row['nfe']:.0f} NFE, {row['sampler']} {knobs}: {scores} {less}".rstrip()
 
 
 def between(curve: list[Result], nfe: float) -> Result | None:

@@ -170,7 +170,30 @@ def test_every_stage_runs_stops_and_goes_on(
     assert all(row["heldout_bits"] > 0 for row in rows if row["sampler"] != "data")
     assert {r["score_name"] for r in report["reduction"]} == set(script.SCORES)
     assert report["judges"]["model"]["steps"] == 3
+    assert report["table"] == []  # too short for 32 NFE
     assert report["judges"]["second_judge"]["unit"] == "bits per token"
+
+
+def test_the_table_has_what_plain_sampling_needs_for_the_same_score(script: ModuleType):
+    plain = [result(n, [8 - math.log2(n), 8 - math.log2(n)], schedule="linear", steps=n)
+             for n in (16, 32, 64, 128, 256)]  # fmt: skip
+    ours = [result(n, [7 - math.log2(n), 7 - math.log2(n)], rounds=1, schedule="linear", dtau=1 / n)
+            for n in (16, 40, 80)]  # fmt: skip
+    ours = [Result(replace(r.row, sampler="self-speculative"), r.arrays) for r in ours]
+    both = [*plain, *ours]
+    rows = script.with_reductions(script.table(both), both, {"same trunk": 1.0})
+    found = [(row["sampler"], row["nfe"]) for row in rows]
+    assert found == [("plain", 32), ("self-speculative", 32), ("plain", 64),
+                     ("self-speculative", 64), ("plain", 128), ("plain", 256)]  # fmt: skip
+    for row in rows:
+        if row["sampler"] != "plain":
+            assert row["settings"].keys() == {"rounds", "schedule", "between"}
+            assert list(row["reduction"]) == ["judge"]
+            assert row["reduction"]["judge"]["ratio"] == pytest.approx(2.0)
+            assert row["reduction"]["judge"]["bound"] is None
+            assert "by judge  2.00 (2.00–2.00)" in script.printed(row)
+        else:
+            assert "reduction" not in row
 
 
 def test_a_budget_of_time_becomes_a_number_of_steps(script: ModuleType):
