@@ -110,7 +110,8 @@ class Size:
         trunk = replace(recipe.trunk, blocks=blocks, width=width, heads=heads, length=self.length)
         head = recipe.head and replace(recipe.head, heads=heads)
         settings = {"batch_size": self.rows, "accumulate": self.accumulate, "ema_decay": 0.99}
-        return replace(recipe, trunk=trunk, head=head).override(**settings)
+        recipe = replace(recipe, trunk=trunk, head=head, valid_rows=256)
+        return recipe.override(**settings)
 
 
 TINY = Size(rows=8, shape=(2, 32, 2), judge=(1, 32, 2), length=64, n=4, heldout=2)
@@ -227,17 +228,15 @@ def points(model: SSMD) -> list[Setting]:
 
 def quality(args: argparse.Namespace, size: Size, _: str) -> None:
     """Measures the model, cheap settings first, until time is up; writes the report."""
-    deadline = time.monotonic() + (args.seconds or math.inf)
+    began = time.monotonic()
     tokenizer, stores = open_corpus(args.data)
     model = load(str(args.runs / args.model / "model"), device())
     sweep = make_sweep(args, size, model, tokenizer, stores["test"])
     jobs = sorted((s for s in points(model) if cost(s) <= size.most), key=cost)
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
-    results = []
-    for setting in jobs[part::parts]:
-        if time.monotonic() < deadline or sweep.finished(setting):
-            results += sweep.run([setting], progress=False)
-            print(row_table([vars(results[-1].row)]).splitlines()[-1], flush=True)
+    left = (args.seconds or math.inf) - (time.monotonic() - began)
+    results = sweep.run(jobs[part::parts], stop_after=left)
+    print(f"{len(results)} of {len(jobs[part::parts])} settings", flush=True)
     if args.part:
         return
     blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
