@@ -103,8 +103,9 @@ class Heldout:
     The model's frame is put around each, observed, and does not count.
     """
 
-    def __init__(self, model: SSMD, rows: np.ndarray, seed: int):
+    def __init__(self, model: SSMD, rows: np.ndarray, seed: int, batch_size: int | None = None):
         self.model, self.seed = model, seed
+        self.batch_size = batch_size or (1024 if model.device.type == "cuda" else 64)
         sizes = torch.from_numpy((~np.ma.getmaskarray(rows)).sum(1))
         tokens, pad = blank(sizes, model.mask_id, frame=model.frame)
         text = (tokens == model.mask_id) & ~pad
@@ -126,8 +127,7 @@ class Heldout:
         observed = ~self.text & ~self.pad
         sigma, first = draw_order(ORDERS[order](), self.tokens, self.seed, self.pad, observed)
         with torch.autocast(device, torch.bfloat16):
-            batch_size = 1024 if device == "cuda" else 64
-            return scores(self.model, self.tokens, sigma, first, self.pad, batch_size)
+            return scores(self.model, self.tokens, sigma, first, self.pad, self.batch_size)
 
 
 def main() -> None:

@@ -151,6 +151,15 @@ def test_a_finished_setting_is_read_not_drawn(model: SSMD, sweep: Sweep) -> None
     assert all(isinstance(result.row, Row) for result in again)
 
 
+def test_no_setting_is_begun_when_time_is_up(model: SSMD, sweep: Sweep) -> None:
+    first = sweep.run(settings(model)[1:2], progress=False)
+    given = recorded(model)
+    found = sweep.run(given, progress=False, stop_after=0)
+    assert calls(given) == [0, 0, 0, 0]
+    assert len(found) == 1
+    assert same(found[0], first[0])
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(model: SSMD, sweep: Sweep) -> None:
     class Interrupted(Recorded):
         def sample(self, tokens: Tensor, seeds: Tensor) -> Samples:

@@ -13,6 +13,7 @@ changed run never meets old files.
 
 import hashlib
 import json
+import math
 import re
 import statistics
 import time
@@ -139,12 +140,20 @@ class Sweep:
                 f"`n` and `batch_size` must be at least 1, got {self.n} and {self.batch_size}"
             )
 
-    def run(self, settings: Sequence[Setting], progress: bool = True) -> list[Result]:
+    def run(
+        self, settings: Sequence[Setting], progress: bool = True, stop_after: float = math.inf
+    ) -> list[Result]:
         """Measures every setting that is not yet in the folder, in the order given.
 
+        Args:
+            settings: what to measure.
+            progress: show a bar.
+            stop_after: seconds after which no further setting is begun.
+
         Returns:
-            A result a setting.
+            A result a setting, without those that were not begun.
         """
+        deadline = time.monotonic() + stop_after
         self.folder.mkdir(parents=True, exist_ok=True)
         identity = self._identity()
         results = []
@@ -152,11 +161,13 @@ class Sweep:
             for setting in settings:
                 bar.set_description(setting.label)
                 path = self.folder / _file_name(setting, identity)
-                if (result := load_result(path)) is None:
+                if (result := load_result(path)) is not None:
+                    bar.update(self.n)
+                elif time.monotonic() < deadline:
                     result = self.measure(setting, bar)
                     save_result(path, result)
                 else:
-                    bar.update(self.n)
+                    continue
                 bar.set_postfix(nfe=f"{result.row.nfe:.1f}", judge=f"{result.row.judge:.3f}")
                 results.append(result)
         return results
