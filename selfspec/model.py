@@ -9,8 +9,8 @@ masked place when places are counted from 0.
                        with the trunk still run on the i revealed tokens            (trunk and head)
 
 At d = i both have the same information; there the target is *defined* to be the draft (the tie), so
-that a pass always reveals at least one token. `target` is the only place where targets are read,
-and applies the tie.
+that a pass always reveals at least one token. `target_states` is the only place where
+targets are made, and applies the tie.
 """
 
 from typing import Any

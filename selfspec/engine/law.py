@@ -70,8 +70,8 @@ def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x
     Args:
         x: (..., V).
         u: (...) float64 in (0, 1).
-        weights: acts on each entry of (..., n) alone and gives it a weight, float64; of all V
-            together the weights are not kept.
+        weights: gives each entry of (..., n), independent of the others, a weight in float64;
+            compiled, the V weights are not written out.
 
     Returns:
         (...) int64. In exact arithmetic that of `ops.draw`; of positive weight, whatever rounding

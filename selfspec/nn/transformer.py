@@ -186,9 +186,10 @@ class Trunk(nn.Module):
 def product_type(x: Tensor, weight: Tensor) -> torch.dtype:
     """In which a matrix product is taken: the weight's, or what autocast makes of it."""
     device = x.device.type
-    if x.is_meta or weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.is_meta or weight.dtype == torch.float64:  # autocast raises on the one, leaves the other
         return weight.dtype
-    return torch.get_autocast_dtype(device)
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else weight.dtype
 
 
 def aligned(weight: Tensor) -> Tensor:
