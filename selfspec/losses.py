@@ -107,7 +107,7 @@ def ssmd_loss(
     weight = masked_weights(order, revealed, pad)
     with _without_gradient(model.trunk) if freeze_trunk else nullcontext():
         hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
-        draft = _weighted(token_nll(model.draft(hidden), tokens), weight)
+        draft = _weighted(token_nll(model.trunk, hidden, tokens), weight)
         if model.head is None:
             return SSMDLoss(draft, draft, None)
         nll = target_nll(model, hidden, tokens, order, revealed)
@@ -178,9 +178,9 @@ def target_nll(
 
     0 at the tied place, where the target is the draft and has a loss of its own.
     """
-    logits = model.target(hidden, tokens, order, revealed)
+    states = model.target_states(hidden, tokens, order, revealed)
     tied = torch.arange(order.shape[1], device=order.device) == revealed.unsqueeze(1)
-    return token_nll(logits, tokens.gather(1, order)).masked_fill(tied, 0)
+    return token_nll(model.trunk, states, tokens.gather(1, order)).masked_fill(tied, 0)
 
 
 def _weighted(nll: Tensor, weight: Tensor) -> Tensor:
@@ -205,10 +205,14 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
 
 
 class TokenNLL(nn.Module):
-    """Cross-entropy of each token; a module, so that training can compile it."""
+    """Cross-entropy of each token; a module, so that training can compile it.
 
-    def forward(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(B, L, V) logits and (B, L) tokens → (B, L) nats, in float32 at least."""
+    With the unembedding inside: compiled, its padded logits are then neither cut nor padded again.
+    """
+
+    def forward(self, trunk: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
+        """(B, L, C) states to unembed and (B, L) tokens → (B, L) nats, in float32 at least."""
+        logits = trunk.unembed(states)  # type: ignore[operator]
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = F.cross_entropy(precise.flatten(0, 1), tokens.flatten(), reduction="none")
         return nll.view(tokens.shape)
@@ -225,7 +229,7 @@ def next_token_loss(
     Rows weigh equally, as in `ssmd_loss`; pads do not count.
     """
     if pad is None:
-        return token_nll(model(tokens), tokens).mean()
+        return token_nll(model.trunk, model.encode(tokens), tokens).mean()
     tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    nll = token_nll(model(tokens), tokens).masked_fill(pad, 0.0)
+    nll = token_nll(model.trunk, model.encode(tokens), tokens).masked_fill(pad, 0.0)
     return (nll.sum(1) / (~pad).sum(1)).mean()

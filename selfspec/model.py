@@ -9,8 +9,8 @@ masked place when places are counted from 0.
                        with the trunk still run on the i revealed tokens            (trunk and head)
 
 At d = i both have the same information; there the target is *defined* to be the draft (the tie), so
-that a pass always reveals at least one token. `target` is the only place where targets are read,
-and applies the tie.
+that a pass always reveals at least one token. `target_states` is the only place where
+targets are made, and applies the tie.
 """
 
 from typing import Any
@@ -124,6 +124,18 @@ class SSMD(nn.Module):
         Raises:
             ValueError: the model has no head.
         """
+        states = self.target_states(hidden, tokens, order, revealed, places)
+        return self.trunk.unembed(states)  # type: ignore[operator]
+
+    def target_states(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        order: Tensor,
+        revealed: Tensor,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """(B, W, C) or (B, L, C), what `target` unembeds; arguments as there."""
         if self.head is None:
             raise ValueError("`model` must have a causal head to compute targets, got head=None")
         corrected = self.head(hidden, self.trunk.embed(tokens), order)  # type: ignore[operator]
@@ -134,8 +146,7 @@ class SSMD(nn.Module):
             drafted = take_along(hidden, order.gather(1, places))
             corrected = take_along(corrected, places)
         first = (places == revealed.unsqueeze(1)).unsqueeze(-1)
-        states = torch.where(first, drafted.to(corrected.dtype), corrected)
-        return self.trunk.unembed(states)  # type: ignore[operator]
+        return torch.where(first, drafted.to(corrected.dtype), corrected)
 
 
 class AutoregressiveModel(nn.Module):
@@ -150,8 +161,12 @@ class AutoregressiveModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens → (B, L, V) logits; entry ℓ predicts token ℓ from those before it."""
+        return self.trunk.unembed(self.encode(tokens))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, L) tokens → (B, L, C), what `forward` unembeds."""
         begin = torch.full_like(tokens[:, :1], self.trunk.mask_id)
-        return self.trunk.unembed(self.trunk(torch.cat([begin, tokens[:, :-1]], dim=1)))
+        return self.trunk(torch.cat([begin, tokens[:, :-1]], dim=1))
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens → (B, L) log-probability of each token, nats.

@@ -11,9 +11,10 @@ import torch
 from conftest import make_toy
 from reference import BINARY, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
 from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec.engine import Engine, Variant, unsupported
-from selfspec.engine.law import CHUNK, SMALL, law_of
+from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
@@ -361,6 +362,88 @@ def test_bad_arguments_are_named(ternary: SSMD, options: dict[str, int], message
 
 
 # Laws that are never written out.
+
+
+LARGE = [SMALL + 1, SMALL + CHUNK - 1, SMALL + 3 * CHUNK]
+
+
+def laws(size: int) -> torch.Tensor:
+    """(15, size) weights, whole numbers: all their sums are exact."""
+    torch.manual_seed(0)
+    weights = torch.randint(1, 2**20, (15, size)).double()
+    weights[0, 1::3] = 0
+    weights[1, CHUNK : 3 * CHUNK] = 0  # chunks without mass
+    weights[2, :CHUNK] = weights[2, -1] = 0
+    weights[3, : 2 * CHUNK] = weights[3, 3 * CHUNK :] = 0  # one chunk has it all
+    weights[4, :-1] = 0  # and one token
+    weights[5, 1:] = 0
+    weights[6] *= torch.rand(size) < 0.01
+    weights[7, CHUNK - 1 :: CHUNK] = 2**30  # the edges of chunks
+    weights[8, ::CHUNK] = 2**30
+    weights[9, : size // 2] = 0
+    weights[10, torch.arange(size) % CHUNK > 100] = 0
+    weights[11, torch.arange(size) % CHUNK < 200] = 0
+    weights[12, :600] = weights[12, 700:] = 0
+    return weights
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_a_draw_by_chunks_is_the_draw_by_inversion_to_the_token(size: int):
+    weights = laws(size)
+    cdf, total = weights.cumsum(-1), weights.sum(-1)
+    few = torch.randint(size, (20,)).tolist()
+    at_edges = [cdf[:, k] / total + shift for k in few for shift in (-(2.0**-50), 0, 2.0**-50)]
+    ends = [total * 0 + edge for edge in (2.0**-53, 2.0**-40, 1 - 2.0**-40, 1 - 2.0**-53)]
+    for number in (*ends, *at_edges, *torch.rand(2000, 15, dtype=torch.float64)):
+        u = number.clamp(2.0**-53, 1 - 2.0**-53)
+        assert torch.equal(draw_of(weights, u), draw(weights, u))
+
+
+def test_no_token_of_probability_zero_is_drawn_in_whatever_order_sums_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    weights = laws(SMALL + 44).repeat(20, 1)
+    weights *= torch.rand_like(weights)
+    cumsum = torch.Tensor.cumsum
+
+    def backwards(x: torch.Tensor, dim: int) -> torch.Tensor:
+        sums = x.sum(dim, keepdim=True) - cumsum(x.flip(dim), dim).flip(dim) + x
+        return sums * (1 - 2.0**-51) if x.shape[dim] == CHUNK else sums  # of mass that is lost
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", backwards)
+    assert (weights.cumsum(-1).diff() < 0).any()
+    ends = [*range(CHUNK - 1, SMALL, CHUNK), SMALL + 43]
+    for k in (0, 5, 100, 455, 456, *ends):
+        for step in range(-4, 5):
+            u = weights.cumsum(-1)[:, k] / weights.sum(-1) + step * 2.0**-53
+            drawn = draw_of(weights, u.clamp(2.0**-53, 1 - 2.0**-53))
+            assert (take(weights, drawn) > 0).all()
+
+
+class Scans(TorchDispatchMode):
+    """Notes the widths over which something is accumulated or sorted."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in ("cumsum", "cumprod", "sort", "scan", "topk")):
+            self.widths.add(args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_large_vocabulary_is_never_scanned_and_draws_are_those_of_the_sampler():
+    model = make_toy(vocab=SMALL + 77)
+    tokens = torch.full((16, 6), model.mask_id)
+    for sampler in (SpeculativeSampler(model, window=UnboundedWindow(), rounds=5),
+                    FixedCountSampler(model, steps=2, temperature=0.7)):  # fmt: skip
+        expected = sampler.sample(tokens, 3)
+        assert expected.acceptance < 1 or isinstance(sampler, FixedCountSampler)
+        with Scans() as scans:
+            assert same(Engine(model, 16).sample(sampler, tokens, 3), expected)
+        assert CHUNK in scans.widths
+        assert max(scans.widths) < SMALL
 
 
 @pytest.mark.parametrize("size", [5, SMALL + 1, 3 * CHUNK + SMALL])

@@ -17,7 +17,7 @@ from torch import nn
 from selfspec.engine.state import Pool
 from selfspec.engine.step import Step, Variant
 from selfspec.model import SSMD
-from selfspec.nn.transformer import Block
+from selfspec.nn.transformer import Block, Trunk, aligned
 
 __all__ = ["Steps", "copied"]
 
@@ -142,4 +142,7 @@ def copied(model: SSMD, bfloat16: bool) -> SSMD:
     for module in made.modules():
         if bfloat16 and isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
+    if bfloat16 and isinstance(made.trunk, Trunk):  # once, not in every pass
+        last = made.trunk.unembedding
+        last.weight = nn.Parameter(aligned(last.weight))
     return made.eval().requires_grad_(False)

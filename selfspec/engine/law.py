@@ -9,14 +9,16 @@ exact draws by inversion (`ops.draw`). For a large vocabulary a draw has two ste
 of tokens that holds it, then the token: one pass over the logits, no table of V partial sums.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec.ops import draw, log_probs, take
 
-__all__ = ["Law", "law_of"]
+__all__ = ["Law", "draw_of", "law_of"]
 
 CHUNK = 256
 SMALL = 1024
@@ -40,29 +42,15 @@ class Law(NamedTuple):
     def at(self, column: Tensor) -> Tensor:
         """The law at one place a row, (B,) columns: (B, V) nats, float64."""
         rows = torch.arange(len(column), device=column.device)
-        logp = self.logits[rows, column].double() / self.temperature.unsqueeze(1)
+        logp = self.logits[rows, column] / self.temperature.unsqueeze(1)
         return logp - self.log_z[rows, column].unsqueeze(1)
 
     def draw(self, u: Tensor) -> Tensor:
         """Tokens (B, W) from uniform numbers (B, W); a token of probability zero is never drawn."""
-        size = self.logits.shape[-1]
-        if size <= SMALL:
-            return draw(self._weights(self.logits), u)
-        padded = torch.nn.functional.pad(self.logits, (0, -size % CHUNK), value=-torch.inf)
-        mass = self._weights(padded).unflatten(-1, (-1, CHUNK)).sum(-1)
-        cdf = mass.cumsum(-1)
-        goal = u * cdf[..., -1]
-        chunk = (cdf <= goal.unsqueeze(-1)).sum(-1)
-        tokens = chunk.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=u.device)
-        part = self.logits.gather(-1, tokens.clamp(max=size - 1))
-        inner = self._weights(part.masked_fill(tokens >= size, -torch.inf)).cumsum(-1)
-        # Rounding may put the goal a little outside of the chunk that holds it.
-        goal = goal - (take(cdf, chunk) - take(mass, chunk))
-        goal = torch.minimum(goal.clamp(min=0), inner[..., -1] * (1 - 2.0**-52))
-        return chunk * CHUNK + (inner <= goal.unsqueeze(-1)).sum(-1)
+        return draw_of(self.logits, u, self._weights)
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        return logits.double() / self.temperature[:, None, None]
+        return logits / self.temperature[:, None, None]
 
     def _weights(self, logits: Tensor) -> Tensor:
         return (self._scaled(logits) - self.log_z.unsqueeze(-1)).exp()
@@ -72,8 +60,52 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
     if top_p is not None:
         logits = torch.where(_outside(logits, temperature, top_p), -torch.inf, logits)
-    scaled = logits.double() / temperature[:, None, None]
+    scaled = logits / temperature[:, None, None]
     return Law(logits, scaled.logsumexp(-1), temperature)
+
+
+def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """The draw of `ops.draw(weights(x), u)`, in two steps where V is large.
+
+    Args:
+        x: (..., V).
+        u: (...) float64 in (0, 1).
+        weights: gives each entry of (..., n), independent of the others, a weight in float64;
+            compiled, the V weights are not written out.
+
+    Returns:
+        (...) int64. In exact arithmetic that of `ops.draw`; of positive weight, whatever rounding
+        does and in whatever order the device adds.
+    """
+    size = x.shape[-1]
+    if size <= SMALL:
+        return draw(weights(x), u)
+    mass = F.pad(weights(x), (0, -size % CHUNK)).unflatten(-1, (-1, CHUNK)).sum(-1)
+    cdf, total = _cumulated(mass)
+    goal = u * total
+    chunk = _first_above(cdf, goal)
+    tokens = chunk.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=u.device)
+    part = weights(x.gather(-1, tokens.clamp(max=size - 1)))
+    inner, total = _cumulated(torch.where(tokens < size, part, 0.0))
+    # Rounding may put the goal a little outside of the chunk that holds it.
+    goal = goal - (take(cdf, chunk) - take(mass, chunk))
+    goal = torch.minimum(goal.clamp(min=0), total * (1 - 2.0**-52))
+    return chunk * CHUNK + _first_above(inner, goal)
+
+
+def _cumulated(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Partial sums of (..., n), 0 where the weight is 0, so that no goal is below; and the last.
+
+    A device may add in another order for each sum, so that they need not grow.
+    """
+    sums = torch.where(weights > 0, weights.cumsum(-1), 0.0)
+    return sums, sums.amax(-1)
+
+
+def _first_above(sums: Tensor, goal: Tensor) -> Tensor:
+    """The first of (..., n) above (...), which some are."""
+    index = torch.arange(sums.shape[-1], device=sums.device)
+    return torch.where(sums > goal.unsqueeze(-1), index, len(index) - 1).amin(-1)
 
 
 def _outside(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:

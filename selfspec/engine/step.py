@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from selfspec.engine.head import Tracks, corrected, open_tracks, replace_token
-from selfspec.engine.law import Law, law_of
+from selfspec.engine.law import Law, draw_of, law_of
 from selfspec.engine.state import Pool, Rows
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import Purpose, uniform
-from selfspec.ops import draw
 from selfspec.orders import Order, rearranged
 from selfspec.verification import first_rejection, residual
 
@@ -202,7 +201,7 @@ class Step:
         open_ = drafts.inside[:, 1:] & (places >= tally.decided.unsqueeze(1)) & may.unsqueeze(1)
         logp = drafts.law.of(tally.tokens)[:, 1:]
         rejected, column = first_rejection(logp, target.of(judged), open_, u_accept)
-        redrawn = draw(residual(drafts.law.at(column + 1), target.at(column)), u_residual)
+        redrawn = draw_of(residual(drafts.law.at(column + 1), target.at(column)), u_residual)
         hit = rejected.unsqueeze(1) & (drafts.places == (drafts.places[:, :1] + 1
                                                          + column.unsqueeze(1)))  # fmt: skip
         behind = torch.where(rejected, drafts.places[:, 0] + column + 2, stop)

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from selfspec.nn.attention import Attention, Memory, RMSNorm, Rotation, rotation
 
-__all__ = ["Block", "Trunk", "TrunkConfig"]
+__all__ = ["Block", "Trunk", "TrunkConfig", "aligned"]
+
+ALIGNED = 64
+"""Rows of a half-precision unembedding are rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,30 @@ class Trunk(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(…, C) hidden states → (…, V) logits: final norm, then unembedding."""
-        return self.unembedding(self.norm(hidden))
+        normed, weight = self.norm(hidden), self.unembedding.weight
+        kind = product_type(normed, weight)
+        if kind.itemsize == 2:
+            weight = aligned(weight.to(kind))
+        return F.linear(normed, weight)[..., : self.vocab_size]
+
+
+def product_type(x: Tensor, weight: Tensor) -> torch.dtype:
+    """In which a matrix product is taken: the weight's, or what autocast makes of it."""
+    device = x.device.type
+    if x.is_meta or weight.dtype == torch.float64:  # autocast raises on the one, leaves the other
+        return weight.dtype
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else weight.dtype
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """(V, C) with rows of zeros up to a multiple of 64.
+
+    Matrix units read and write rows of a length that is a multiple of 16 bytes: with V = 50257 the
+    library falls back to kernels several times as slow.
+    """
+    missing = -len(weight) % ALIGNED
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
 
 
 def reset_block(block: nn.Module, out_scale: float = 1.0) -> None:

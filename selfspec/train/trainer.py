@@ -372,7 +372,7 @@ def held(folder: Path | None) -> Iterator[None]:
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
     """Within the block the model's transformer blocks, its head with inputs and residual, and the
-    cross-entropy are compiled, for shapes that stay the same.
+    unembedding with the cross-entropy are compiled, for shapes that stay the same.
 
     There are few: one width or, with pads, one a bucket; of trunk and head, with and without
     gradients.
