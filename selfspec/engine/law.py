@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfspec.ops import draw, log_probs, take
+from selfspec.ops import log_probs, take
 
 __all__ = ["Law", "draw_of", "law_of"]
 
@@ -79,7 +79,8 @@ def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x
     """
     size = x.shape[-1]
     if size <= SMALL:
-        return draw(weights(x), u)
+        cdf, total = _cumulated(weights(x))
+        return _first_above(cdf, u * total)
     mass = F.pad(weights(x), (0, -size % CHUNK)).unflatten(-1, (-1, CHUNK)).sum(-1)
     cdf, total = _cumulated(mass)
     goal = u * total
