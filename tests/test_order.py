@@ -1,10 +1,21 @@
 """Training the head on the windows of an order, and what the report says of an order."""
 
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from test_readme import REPORT, load_script
+import tiny
+import torch
+from test_readme import REPORT, ROOT, load_script
+
+from selfspec import checkpoint
+from selfspec.arena import Sweep
+from selfspec.data.corpus import write_corpus
+from selfspec.data.tokenizers import CharTokenizer
+from selfspec.model import SSMD
 
 README = load_script("readme")
 
@@ -52,3 +63,80 @@ def test_the_attribution_is_read_from_the_records_of_its_row():
     for factor in (whole, whole / given, given):
         assert f"{factor:.2f}× (" in line
     assert all(" – |" not in x for x in lines if x.startswith("| uniform"))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return load_script("order")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a judge that says how good it is, and a corpus."""
+    place = tmp_path_factory.mktemp("order")
+    checkpoint.save(tiny.model(), place / "model")
+    judge = {"validation": {"judge": 3.0}}
+    checkpoint.save(tiny.judge(), place / "judge", training=judge)
+    text = "it was the best of times it was the worst of times " * 20
+    write_corpus(place / "data", {s: [text] for s in ("train", "valid", "test")}, CharTokenizer())
+    return place
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, place: Path, *more: str) -> None:
+    places = {"--model": "model", "--data": "data", "--runs": "runs", "--judge": "judge",
+              "--folder": "q", "--out": "report.json"}  # fmt: skip
+    given = [part for name, at in places.items() for part in (name, str(place / at))]
+    monkeypatch.setattr(sys, "argv", ["order.py", *given, "--tiny", *more])
+    script.main()
+
+
+def test_a_head_is_tuned_measured_and_reported(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, place: Path
+):
+    run(script, monkeypatch, place, "train", "measure")
+    drawn = {path: path.stat().st_mtime_ns for path in (place / "q").iterdir()}
+    monkeypatch.setattr(Sweep, "measure", None)  # nothing is drawn again
+    run(script, monkeypatch, place, "measure", "report")
+    assert drawn == {path: path.stat().st_mtime_ns for path in (place / "q").iterdir()}
+    report = json.loads((place / "report.json").read_text())
+    own, tuned = str(place / "model"), f"{place / 'model'}, van-der-corput"
+    curves = {(r["model"], r["sampler"], r["order"]) for r in report["rows"]}
+    orders = ("van-der-corput", "respaced", "uniform")
+    assert {(own, s, o) for o in orders for s in ("plain", "self-speculative")} - curves == {
+        (own, "self-speculative", "uniform")  # none of so few passes
+    }
+    assert {(tuned, "self-speculative", o) for o in orders[:2]} <= curves
+    assert (tuned, "plain", "van-der-corput") not in curves
+    assert all(
+        (r["heldout_bits"] is None) == (r["order"] in ("respaced", "")) for r in report["rows"]
+    )
+    compared = {(r["model"], r["order"]) for r in report["reduction"]
+                if r["baseline"] == f"plain {r['order']}"}  # fmt: skip
+    assert compared == {(name, order) for name in (own, tuned) for order in orders[:2]}
+    losses = report["judges"]["losses"]
+    for order in orders:
+        draft = losses[own][order]["draft"]  # the trunk's, but for its storage in int8
+        assert losses[tuned][order]["draft"] == pytest.approx(draft, rel=5e-3)
+        assert losses[own][order]["window"] != losses[tuned][order]["window"]
+    assert report["judges"]["training"][tuned]["step"] == 2
+
+
+def test_the_tuned_model_has_the_trunk_of_its_start(place: Path):
+    before = tiny.model()
+    after = checkpoint.load(place / "runs" / "van-der-corput" / "model")
+    assert isinstance(after, SSMD)
+    assert after.head is not None
+    assert before.head is not None
+    pairs = zip(before.trunk.parameters(), after.trunk.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    pairs = zip(before.head.parameters(), after.head.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_time_that_is_over_leaves_the_rest_for_the_next_call(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, place: Path
+):
+    elsewhere = ("--folder", str(place / "none"))
+    run(script, monkeypatch, place, "--seconds", "0", *elsewhere, "measure")
+    assert not (place / "none").exists()
