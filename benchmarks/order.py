@@ -109,7 +109,7 @@ def report(args: argparse.Namespace) -> None:
 
 def recipe(model: SSMD, order: str, args: argparse.Namespace) -> Recipe:
     """That of the spaced head, for this model and order."""
-    made = books27.spaced(args.steps, batch_size=args.rows, seed=args.seed)
+    made = books27.spaced(args.steps, batch_size=args.rows, seed=args.seed, valid_every=args.steps)
     assert isinstance(made.objective, OrderedDiffusion)
     assert isinstance(model.trunk, Trunk)
     assert model.head is not None
