@@ -260,7 +260,7 @@ def quotient(whole: Record, part: Record | None) -> Record | None:
     return {
         "ratio": whole["ratio"] / part["ratio"],
         "low": whole["low"] / part["high"] if part["high"] else None,
-        "high": whole["high"] / part["low"] if whole["high"] else None,
+        "high": whole["high"] / part["low"] if whole["high"] and part["low"] else None,
         "bound": whole["bound"] or OPPOSITE[part["bound"]],
         "unresolved": whole["unresolved"] or part["unresolved"],
     }

@@ -40,6 +40,11 @@ def test_a_bound_of_one_factor_bounds_the_other(whole, part, bound):
     assert found["high"] is None
 
 
+def test_an_open_interval_leaves_the_other_open():
+    found = README.quotient(reduction(6, 5, 8), reduction(2, 0.0, 4, "at most"))
+    assert (found["low"], found["high"]) == (1.25, None)
+
+
 def test_two_bounds_say_nothing_of_the_other_factor():
     bounded = reduction(6, 5, None, "at least")
     assert README.quotient(bounded, bounded) is None
