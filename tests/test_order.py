@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_readme import REPORT, ROOT, load_script
+from test_readme import ROOT, load_script
 
 from selfspec import checkpoint
 from selfspec.arena import Sweep
@@ -52,7 +52,7 @@ def test_two_bounds_say_nothing_of_the_other_factor():
 
 
 def test_the_attribution_is_read_from_the_records_of_its_row():
-    report = json.loads(REPORT.read_text())
+    report = json.loads((README.RESULTS / README.CURVE).read_text())
     lines = README.attribution(report).splitlines()
     row = next(r for r in report["rows"] if r["order"] == "respaced" and r["settings"]
                == {"rounds": 3, "schedule": "linear", "dtau": 0.125})  # fmt: skip
