@@ -14,6 +14,7 @@ positions of one window apart makes a factorised draft a better approximation (t
 scheduling, Luxembourg et al. 2025, arXiv 2506.19037).
 """
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -53,6 +54,7 @@ class Order(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
 class UniformOrder:
     """Every order equally likely, as in Campbell et al. 2025 (arXiv 2510.03929)."""
 
@@ -63,6 +65,7 @@ class UniformOrder:
         return u
 
 
+@dataclass(frozen=True, eq=False)
 class VanDerCorputOrder:
     """Spaced and fixed in advance: the van der Corput sequence with a random shift.
 
@@ -84,6 +87,7 @@ class VanDerCorputOrder:
         return reversed_.double() / 2**bits
 
 
+@dataclass(frozen=True, eq=False)
 class RespacedOrder:
     """Spaced anew before every pass over the places still masked.
 

@@ -28,6 +28,7 @@ ALL: dict[str, Callable[..., Recipe]] = {
     "books27-head": books27.head,
     "books27-joint": books27.joint,
     "books27-windows": books27.windows,
+    "books27-spaced": books27.spaced,
     "books27-sdtt": books27.sdtt,
     "books27-plain12": books27.plain12,
     "books27-judge": books27.judge,

@@ -4,12 +4,13 @@
     head                     one causal block on the frozen trunk
     joint                    both together, from the two above or from scratch
     windows                  both, fine-tuned where samplers read the head
+    spaced                   the head alone, fine-tuned on the windows of van der Corput's order
     sdtt                     the trunk, distilled to fewer steps: a round of `sdtt.distil`
     plain12                  12 blocks without a head: the baseline of as many blocks
     judge, small_judge       autoregressive models that score samples
 
 In order: `trunk`, then `head` with the trunk's folder as its start, then `joint` with the head's,
-then `windows` with `joint`'s.
+then `windows` with `joint`'s, then `spaced`, if samplers are to use that order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
+from selfspec.orders import VanDerCorputOrder
 from selfspec.recipes.recipe import Recipe
 from selfspec.recipes.sdtt import Distilled
 from selfspec.recipes.sdtt import sdtt as distillation
@@ -27,6 +29,7 @@ from selfspec.train import (
     Diffusion,
     MuonConfig,
     NextToken,
+    OrderedDiffusion,
     TrainConfig,
     WarmupStableDecay,
 )
@@ -78,6 +81,14 @@ def windows(steps: int = 3000, **changes: Any) -> Recipe:
     return replace(
         joint(steps, **changes), name="books27-windows", objective=objective, needs_start=True
     )
+
+
+def spaced(steps: int = 2000, **changes: Any) -> Recipe:
+    """The head alone on spaced windows; the places of a window weigh more than all the others."""
+    objective = OrderedDiffusion(freeze_trunk=True, window_weight=3.0, order=VanDerCorputOrder())
+    changes = {"schedule": WarmupStableDecay(warmup=100, decay=0.9), **changes}
+    recipe = head(steps, **changes)
+    return replace(recipe, name="books27-spaced", objective=objective)
 
 
 def sdtt(round: int = 1, **changes: Any) -> Distilled:

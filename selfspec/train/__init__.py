@@ -12,6 +12,7 @@ from selfspec.train.guides import Likelihood as Likelihood
 from selfspec.train.objectives import Diffusion as Diffusion
 from selfspec.train.objectives import NextToken as NextToken
 from selfspec.train.objectives import Objective as Objective
+from selfspec.train.ordered import OrderedDiffusion as OrderedDiffusion
 from selfspec.train.state import CheckpointError as CheckpointError
 from selfspec.train.trainer import Trainer as Trainer
 from selfspec.train.trainer import initialise as initialise

@@ -87,7 +87,7 @@ class Diffusion:
 
         uniform = partial(uniform_rows, tokens, generator, rank, world)
         keys = uniform(tokens.shape[1])
-        observed = _is_one_of(tokens, self.observed)
+        observed = is_one_of(tokens, self.observed)
         keys = torch.where(observed, keys - 1, keys)
         if pad is not None:
             observed, keys = observed & ~pad, keys.masked_fill(pad, 2.0)
@@ -128,7 +128,7 @@ def uniform_rows(
     return numbers[rank::world]
 
 
-def _is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
+def is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
     """(B, L) bool, without a copy to the device."""
     found = torch.zeros_like(tokens, dtype=torch.bool)
     for i in ids:

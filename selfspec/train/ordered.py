@@ -1,0 +1,123 @@
+"""Training on the passes that a sampler makes under an order and windows of its own.
+
+A sampler reads its head at the places i < d < i + W(i) of a pass that begins at i. If every draft
+is accepted, each place of σ is in one pass, and a token's mean loss is
+
+    1/N · Σ_passes Σ_{i < d < i+W} -log q_i(d, x_σ(d)).
+
+Passes begin at i with density 1/W(i), so this is the `window` term of `ssmd_loss` for i uniform,
+whatever the window: mean over the places of a window, then over i. (Uniform i stands for windows
+that begin anywhere, which rejections and several sizes of windows make of them.) So only σ and W
+have to be the sampler's.
+
+**σ before the pass at i.** A rule that is fixed in advance draws it once, whatever i. A re-chosen
+one draws it for the places that earlier passes left masked: the passes are gone through, each
+revealing its whole window, the last one what is left to i, as after a rejection. A rejection in an
+earlier pass is not imitated: where it falls depends on the tokens. The rules see positions and
+counts only, so no draft has to be made for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfspec.orders import Order, UniformOrder, initial_order, rearranged
+from selfspec.schedules import LinearWindow, Window, stacked_tables
+from selfspec.selection import DraftOrder
+from selfspec.train.objectives import Diffusion, Drawn, is_one_of, uniform_rows
+
+__all__ = ["OrderedDiffusion"]
+
+USUAL = tuple(LinearWindow(dtau) for dtau in (0.03, 0.045, 0.06, 0.09, 0.125, 0.17, 0.25))
+
+
+@dataclass(frozen=True)
+class OrderedDiffusion(Diffusion):
+    """`Diffusion` on σ and windows of a sampler, for fine-tuning.
+
+    Attributes:
+        window_weight: weight of the loss over the window beside that over all places.
+        order: the rule for σ, which reads no drafts.
+        windows: of the samplers to come, equally often; linear ones of 4 to 34 passes by default.
+    """
+
+    window_weight: float = 1.0
+    order: Order = field(default_factory=UniformOrder)
+    windows: tuple[Window, ...] = USUAL
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            raise ValueError("`windows` must hold at least one window, got none")
+        if isinstance(self.order, DraftOrder):
+            name = type(self.order).__name__
+            raise ValueError(f"`order` must read no drafts to be trained on, got {name}")
+
+    def draw(
+        self,
+        tokens: Tensor,
+        generator: torch.Generator,
+        pad: Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Drawn:
+        """As `Diffusion.draw`, for the order and one of the windows of each row."""
+        drawn = super().draw(tokens, generator, pad, rank, world)
+        uniform = partial(uniform_rows, tokens, generator, rank, world, dtype=torch.float64)
+        tables = _tables(self.windows, tokens.shape[1], tokens.device)
+        which, seeds = (uniform() * len(tables)).long(), (uniform() * 2**53).long()
+        gone = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
+        masked = ~(is_one_of(tokens, self.observed) | gone)
+        total, end = masked.sum(1), (~gone).sum(1)
+
+        def window(revealed: Tensor) -> Tensor:
+            return tables[which, total, revealed - end + total]
+
+        revealed = drawn["revealed"]
+        passes = 0 if self.order.fixed else most_passes(self.windows, tokens.shape[1])
+        order = _order_at(self.order, masked, gone, revealed, end, window, seeds, passes)
+        return drawn | {"order": order, "window": window(revealed)}
+
+
+def _order_at(
+    rule: Order,
+    masked: Tensor,
+    pad: Tensor,
+    revealed: Tensor,
+    end: Tensor,
+    window: Callable[[Tensor], Tensor],
+    seeds: Tensor,
+    passes: int,
+) -> Tensor:
+    """σ before the pass that begins at `revealed`, (B, L), after at most so many passes."""
+    known = end - masked.sum(1)
+    order = initial_order(rule, masked, pad, window(known), seeds)
+    for index in range(1, passes + 1):
+        known = torch.minimum(known + window(known), revealed)
+        index = torch.full_like(seeds, index)
+        order = rearranged(rule, order, known, end, window(known), seeds, index)
+    return order
+
+
+@lru_cache
+def _tables(windows: tuple[Window, ...], length: int, device: torch.device) -> Tensor:
+    """W(i) of each window for n tokens to generate: (windows, L + 1, L + 1) by (n, i)."""
+    tables = np.stack([stacked_tables(window, range(length + 1)) for window in windows])
+    return torch.from_numpy(tables).to(device)
+
+
+@lru_cache
+def most_passes(windows: tuple[Window, ...], length: int) -> int:
+    """The most passes of any row: of its windows, and of its number of tokens to generate."""
+    tables = _tables(windows, length, torch.device("cpu"))
+    total = torch.arange(length + 1).expand(len(windows), -1)
+    known, passes = torch.zeros_like(total), 0
+    while bool((known < total).any()):
+        known = torch.minimum(known + tables.gather(2, known.unsqueeze(2)).squeeze(2), total)
+        passes += 1
+    return passes
