@@ -158,7 +158,7 @@ class Bench:
         timing = self.time(lambda: samples.append(engine.sample(sampler, masked, 0)))
         if case.method == "engine-speculative":
             self.drawn[case.settings, case.batch] = samples[-1]
-        return {"timing": timing, "samples": rows, **account(samples[-1]),
+        return {"timing": timing, "samples": rows, "waves": self.waves, **account(samples[-1]),
                 "reason": engine.steps.reason}  # fmt: skip
 
     def reference(self, case: Case) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seconds", type=float, default=540, help="start no row after this time")
-    parser.add_argument("--waves", type=int, default=4, help="batches in a run of the engine")
+    parser.add_argument("--waves", type=int, default=8, help="batches in a run of the engine")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on the CPU")
     return parser.parse_args()
@@ -353,7 +353,6 @@ def main() -> None:
         "seed": 0,
         "command": "python benchmarks/latency.py",
         "precision": "bfloat16 matrices, float64 draws" if device == "cuda" else "float32",
-        "waves": args.waves,
         "commit": commit(),
     }  # fmt: skip
     bench: Bench | None = None

@@ -1,4 +1,4 @@
-"""Write the results of benchmarks/results/books27-quality.json into README and docs/results.md.
+"""Write the results of benchmarks/results into README and docs/results.md.
 
 python benchmarks/readme.py            writes what stands between the two result marks
 python benchmarks/readme.py --check    only says whether they are up to date
@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from selfspec.files import write_bytes
 
 ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "benchmarks" / "results" / "books27-quality.json"
-BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = (8, 15, 25, 45, 60, 120)
 MEASURES = ["NFE", "judge", "held-out", "spelling", "words (nats)"]
+DIVERSITY = {"word_entropy": 2, "distinct_4": 4, "kl_4gram": 3, "spelling": 3}
 SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
 
 KEYS = ("sampler", "order", "settings")
@@ -31,20 +33,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    report = json.loads(REPORT.read_text())
-    for name, content in PAGES.items():
+    for name, blocks in PAGES.items():
         path = ROOT / name
-        old = path.read_text(encoding="utf-8")
-        new = filled(old, content(report))
+        old = new = path.read_text(encoding="utf-8")
+        for mark, (report, content) in blocks.items():
+            new = filled(new, mark, content(json.loads((RESULTS / report).read_text())))
         if not args.check:
             write_bytes(path, new.encode())
         elif new != old:
             sys.exit(f"{name} is not up to date: run benchmarks/readme.py")
 
 
-def filled(page: str, content: str) -> str:
-    """The page with this between its marks."""
-    return BLOCK.sub(lambda m: m[1] + content + m[2], page)
+def filled(page: str, mark: str, content: str) -> str:
+    """The page with this between the marks of that name."""
+    block = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    return block.sub(lambda m: m[1] + content + m[2], page)
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -76,6 +79,15 @@ def page(report: Mapping[str, Any]) -> str:
             "## Self-speculative sampling in uniform order",
             "",
             published(report),
+            "",
+            "## Diversity at the same judge score",
+            "",
+            "Each row beside plain sampling in uniform order, interpolated to the judge's score. "
+            "The entropy of words and the divergence of character 4-grams of real text are "
+            + real_text(report)
+            + ": misspelled words raise both.",
+            "",
+            diversity(report),
             "",
             "## Other orders, against plain sampling in uniform order",
             "",
@@ -123,6 +135,29 @@ def published(report: Mapping[str, Any]) -> str:
     )
 
 
+def real_text(report: Mapping[str, Any]) -> str:
+    """Its measures, under the same protocol."""
+    data = [r for r in report["rows"] if r["sampler"] == "data"]
+    return " and ".join(number(r[name], 2) for r in data for name in ("word_entropy", "kl_4gram"))
+
+
+def diversity(report: Mapping[str, Any]) -> str:
+    """Self-speculative rows beside plain ones that are as good by the judge, uniform order."""
+    rows = sorted((r for r in report["rows"] if r["order"] == "uniform"), key=lambda r: r["judge"])
+    plain = [r for r in rows if r["sampler"] == "plain"]
+    scores = [r["judge"] for r in plain]
+    lines = []
+    for row in sorted((r for r in rows if r["sampler"] == "self-speculative"), key=nfe):
+        line = [settings(row), f"{nfe(row):.1f}", number(row["judge"], 3)]
+        for name, digits in DIVERSITY.items():
+            known = [r[name] for r in plain if r[name] is not None]  # of all rows or of none
+            beside = float(np.interp(row["judge"], scores, known)) if known else None
+            line.append(" / ".join(number(x, digits) for x in (row[name], beside)).strip(" /"))
+        lines.append(line)
+    names = ["words (nats)", "distinct 4-grams", "4-gram KL", "spelling"]
+    return table(["R, window", "NFE", "judge", *names], lines)
+
+
 def budgets(report: Mapping[str, Any]) -> str:
     """The row of best judge score, with its diversity, of those that are within a budget."""
     rows = [r for r in report["rows"] if r["sampler"] in ("plain", "self-speculative")]
@@ -142,6 +177,48 @@ def budgets(report: Mapping[str, Any]) -> str:
     return table(header, lines)
 
 
+def seconds(report: Mapping[str, Any]) -> str:
+    """Samples per second of every method, plain ones as often as makes them as good."""
+    found: dict[tuple, dict[tuple[str, str], Record]] = {}
+    for row in report["rows"]:
+        if "error" not in row:
+            about = row["model"], settings(row), row["batch"]
+            found.setdefault(about, {})[row["method"], row["equal"]] = row
+    return "\n".join(
+        [
+            f"On {report['machine']['device']}, torch {report['machine']['torch']}; medians of "
+            "five runs after warm-up. Samples per second; plain methods and MDLM's loop take as "
+            "many passes as make them as good. *A pass*: milliseconds of one of the engine's "
+            "over those of the trunk alone. *Evaluations, seconds*: how many times fewer the "
+            "engine's self-speculative sampling takes than its own plain sampling that is as good.",
+            "",
+            table(
+                ["model", "R, window", "batch", "self-speculative", "plain", "MDLM's loop",
+                 "autoregressive", "a pass", "evaluations", "seconds", "ms a sample"],
+                [speeds(about, rows) for about, rows in found.items()],
+            ),
+            "",
+        ]
+    )  # fmt: skip
+
+
+def speeds(about: tuple, rows: Mapping[tuple[str, str], Record]) -> list[str]:
+    """A line of `seconds`."""
+    ours, bare = rows["engine-speculative", "nfe"], rows.get(("trunk-only", "nfe"))
+    methods = [("engine-plain", "quality"), ("mdlm-loop", "quality"), ("ar-kv", "nfe")]
+    rates = [number(r["samples_per_s"] if r else None, 0) for r in map(rows.get, methods)]
+    plain = rows.get(("engine-plain", "quality"))
+    ratios = [
+        ours["ms_per_pass"] / bare["ms_per_pass"] if bare else None,
+        nfe(plain) / nfe(ours) if plain else None,
+        ours["samples_per_s"] / plain["samples_per_s"] if plain else None,
+    ]
+    model, knobs, batch = about
+    return [model, knobs, str(batch), number(ours["samples_per_s"], 0), *rates,
+            *("" if ratio is None else f"{ratio:.2f}×" for ratio in ratios),
+            number(ours["ms_per_sample"], 2)]  # fmt: skip
+
+
 def best_of(row: Record | None, best: float | None) -> str:
     """A cell of `budgets`."""
     if row is None:
@@ -153,7 +230,7 @@ def best_of(row: Record | None, best: float | None) -> str:
 def measures(row: Record) -> list[str]:
     """Settings, cost and quality of a row."""
     return [
-        ", ".join(f"{value}" for value in row["settings"].values()),
+        settings(row),
         f"{nfe(row):.1f}",
         f"{row['judge']:.3f} ({row['judge_low']:.3f}–{row['judge_high']:.3f})",
         number(row["heldout_bits"], 3),
@@ -186,6 +263,10 @@ def ratio(record: Record | None) -> str:
     return f"{SIGNS[record['bound']]}{record['ratio']:.2f}× ({interval}){mark}"
 
 
+def settings(row: Record) -> str:
+    return ", ".join(f"{value}" for value in row["settings"].values())
+
+
 def nfe(row: Record) -> float:
     return row["nfe"]
 
@@ -202,7 +283,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-PAGES = {"README.md": summary, "docs/results.md": page}
+CURVE, SECONDS = "books27-quality.json", "latency-h200.json"
+PAGES = {
+    "README.md": {"results": (CURVE, summary)},
+    "docs/results.md": {"results": (CURVE, page), "seconds": (SECONDS, seconds)},
+}
 
 if __name__ == "__main__":
     main()

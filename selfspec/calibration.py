@@ -39,6 +39,7 @@ from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrde
 from selfspec.prompts import blank
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import (
+    USUAL_ROUNDS,
     ConstantWindow,
     CosineWindow,
     LinearWindow,
@@ -159,7 +160,7 @@ def choose(
     table = [Point.from_row(row) for row in model.calibration]
     table = [p for p in table if order is None or type(p.order) is type(order)]
     if nfe is None and quality is None and (raw or not table):
-        rounds = 4 if rounds is None else rounds
+        rounds = USUAL_ROUNDS if rounds is None else rounds
         return SpeculativeSampler(model, order, _window(window), rounds, temperature, top_p)
     if not table:
         raise ValueError(

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,33 @@ def test_what_is_submitted_meanwhile_is_run_too(ternary: SSMD):
             engine.submit(sampler, torch.full((2, 4), MASK))
     assert sorted(numbers) == list(range(len(numbers)))
     assert len(numbers) > 5
+
+
+def test_further_rows_are_asked_for_when_few_wait(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
+    engine, sampler = Engine(ternary, 2, waiting=1), AnyOrderSampler(ternary)
+    tokens, waited, submit = torch.full((9, 6), MASK), [], engine.submit
+
+    def counted(*rows: Any) -> range:
+        waited.append(engine.waiting)
+        return submit(*rows)
+
+    monkeypatch.setattr(engine, "submit", counted)
+    assert same(engine.sample(sampler, tokens, 3), sampler.sample(tokens, 3))
+    assert len(waited) == 5
+    assert max(waited) < 2
+    assert engine.idle
+
+
+def test_a_bad_row_of_a_later_portion_is_found_before_the_first_pass(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
+    engine, tokens = Engine(ternary, 2), torch.full((5, 6), MASK)
+    tokens[4, 0] = 77
+    with pytest.raises(ValueError, match="got 77"):
+        engine.sample(AnyOrderSampler(ternary), tokens)
+    assert engine.idle
 
 
 VARIANT = Variant(width=6, rounds=3, padded=True, nucleus=True)

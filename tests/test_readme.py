@@ -18,7 +18,6 @@ from selfspec import calibration
 from selfspec.arena import Reference, Setting, Sweep, accounts, reductions, write_report
 
 ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "benchmarks" / "results" / "books27-quality.json"
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -118,11 +117,13 @@ def test_links_lead_somewhere(page: str):
 
 
 def test_the_results_are_those_of_the_report():
-    script, report = load_script("readme"), json.loads(REPORT.read_text())
-    for name, content in script.PAGES.items():
+    script = load_script("readme")
+    for name, blocks in script.PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert len(script.BLOCK.findall(text)) == 1
-        assert script.filled(text, content(report)) == text
+        for mark, (report, content) in blocks.items():
+            assert text.count(f"<!-- {mark} -->") == 1
+            written = content(json.loads((script.RESULTS / report).read_text()))
+            assert script.filled(text, mark, written) == text
 
 
 def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
@@ -143,7 +144,7 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     write_report(path, results, found, 0, {"judge": {"unit": "bits"}})
     report = json.loads(path.read_text())
     script = load_script("readme")
-    _, published, others, plain = script.page(report).split("\n## ")
+    _, published, beside, others, plain = script.page(report).split("\n## ")
     assert "| 2, 0.2 |" in published
     assert f"| {results[2].row.nfe:.1f} | {results[2].row.judge:.3f} (" in published
     ratio = next(r for r in found if r["order"] == "uniform" and r["account"] == "same trunk")
@@ -151,6 +152,7 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     assert "| self-speculative | respaced | 2, 0.2 |" in others
     assert "| cosine, 8 |" in plain
     assert "plain" not in published
+    assert beside.startswith("Diversity")
     assert script.published(report) in script.summary(report)
     scores = {r["order"]: r["judge"] for r in report["rows"] if r["sampler"] == "self-speculative"}
     best = min(r["judge"] for r in report["rows"] if r["sampler"] != "data")
@@ -158,6 +160,13 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     assert last.count("**") == 2
     assert f"**{best:.3f}**" in last
     assert f"{scores['uniform']:.3f}" in last
+    for row in report["rows"]:
+        row["distinct_4"] = row["judge"] / 10  # linear in the score: what is beside it is known
+    worst, best = (pick(r["judge"] for r in report["rows"] if r["sampler"] == "plain")
+                   for pick in (max, min))  # fmt: skip
+    score = scores["uniform"]
+    line = f"| {score / 10:.4f} / {min(max(score, best), worst) / 10:.4f} |"
+    assert line in script.diversity(report)
     model.calibration = load_script("calibrate").table(report)
     budget = max(row["nfe"] for row in model.calibration)
     assert calibration.describe(calibration.choose(model, budget))["rounds"] == 2

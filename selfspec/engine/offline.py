@@ -101,19 +101,18 @@ def _finished(
     engine: Engine, sampler: Sampler, seeds: Mapping[int, Tensor], length: int | None, bar: tqdm
 ) -> Iterator[tuple[int, Samples]]:
     """Shards as they are complete; the next one is handed in before the engine runs dry."""
-    model, waiting = sampler.model, iter(seeds.items())
+    model = sampler.model
     open_: dict[int, tuple[range, list[Finished], Tensor, Tensor]] = {}
 
-    def submit() -> None:
-        for start, rows in waiting:
+    def submitted() -> Iterator[range]:
+        for start, rows in seeds.items():
             tokens, pad = unprompted(
                 rows, model.mask_id, engine.length, model.lengths, length, model.frame
             )
             open_[start] = (engine.submit(sampler, tokens, rows, pad), [], tokens, pad)
-            return
+            yield open_[start][0]
 
-    submit()
-    for rows in engine.results():
+    for rows in engine.results(submitted()):
         bar.update(len(rows.index))
         for start, (numbers, parts, tokens, pad) in list(open_.items()):
             own = (rows.index >= numbers.start) & (rows.index < numbers.stop)
@@ -121,8 +120,6 @@ def _finished(
             if sum(len(part.index) for part in parts) == len(numbers):
                 del open_[start]
                 yield start, as_samples(model, parts, tokens, pad)
-        if engine.waiting < engine.slots:
-            submit()
 
 
 def _write(path: Path, samples: Samples, seeds: Tensor) -> None:

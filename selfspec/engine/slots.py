@@ -22,7 +22,7 @@ from tqdm import tqdm
 from selfspec.engine.graphs import Steps, copied
 from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
 from selfspec.engine.step import Variant
-from selfspec.inputs import seeds_of
+from selfspec.inputs import check_tokens, mask_of, seeds_of
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.sampling import Sampler
@@ -31,6 +31,8 @@ __all__ = ["Engine"]
 
 AHEAD = 4
 """Passes between two looks at what is finished, while there is more to do."""
+PORTION = 64
+"""Rows that are laid out at once, or as many as there are slots."""
 WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128)
 log = logging.getLogger("selfspec.engine")
 
@@ -126,6 +128,8 @@ class Engine:
         self._polls: deque[Poll] = deque()
         self._parcels: deque[Parcel] = deque()
         self._rules: list[Any] = []
+        self._more: Iterator[Any] | None = None
+        """What submits further rows, if there are any."""
         self._next = 0
         self._clear()
 
@@ -152,7 +156,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether no request is in hand."""
-        return not (self._waiting or self._held or self._parcels)
+        return not (self._waiting or self._held or self._parcels or self._more)
 
     def submit(
         self, sampler: Sampler, tokens: Tensor, seeds: Tensor | int = 0, pad: Tensor | None = None
@@ -191,17 +195,24 @@ class Engine:
                 with self._on_stream():
                     self.pool.rows.end[row : row + 1] = self.pool.rows.revealed[row : row + 1]
 
-    def results(self) -> Iterator[Finished]:
+    def results(self, more: Iterator[Any] | None = None) -> Iterator[Finished]:
         """Finished rows as they come.
 
         What is submitted meanwhile is run too. Ends when nothing is left.
+
+        Args:
+            more: submits further rows whenever it is asked for its next item; it is asked while
+                the device has work, as soon as fewer rows wait than there are slots.
         """
+        self._more = more
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         while not self.idle:
             with self._on_stream():
                 self._upload()
-                self._look(wait=not self._advance())
+                launched = self._advance()
+                self._ask_for_more()
+                self._look(wait=not launched)
             while self._parcels and self._has_come(self._parcels[0].arrived):
                 rows = self._parcels.popleft().rows
                 kept = torch.tensor([i not in self._cancelled for i in rows.index.tolist()])
@@ -226,13 +237,25 @@ class Engine:
         """
         if not self.idle:
             raise ValueError("`sample` must find the engine idle, got requests in hand")
-        numbers = self.submit(sampler, tokens, seeds, pad)
+        mask, seeds = mask_of("pad", pad, tokens), seeds_of(seeds, tokens)
+        check_tokens(self.model, tokens, mask, masked=True)
+        at_once = max(PORTION, self.slots) if self.fixed is None else len(tokens)
+        portions = torch.arange(len(tokens)).split(at_once)
+        given = ((tokens[rows], seeds[rows], None if pad is None else pad[rows])
+                 for rows in portions)  # fmt: skip
+        submitted = (self.submit(sampler, *rows) for rows in given)
+        next(submitted)  # raises what there is to raise
         found = []
-        with tqdm(total=len(numbers), unit="row", disable=not progress, leave=False) as bar:
-            for rows in self.results():
+        with tqdm(total=len(tokens), unit="row", disable=not progress, leave=False) as bar:
+            for rows in self.results(submitted):
                 found.append(rows)
                 bar.update(len(rows.index))
         return as_samples(self.model, found, tokens, pad)
+
+    def _ask_for_more(self) -> None:
+        wanted = self._more is not None and self.waiting < self.slots
+        if wanted and next(self._more, None) is None:  # type: ignore[arg-type]
+            self._more = None
 
     def _upload(self) -> None:
         """Put waiting rows where there is room."""
@@ -253,7 +276,7 @@ class Engine:
 
     def _put(self, rows: Rows) -> None:
         count = len(rows.index)
-        whole = not self._held and count <= self.slots
+        whole = not self._held and not self._more and count <= self.slots
         self._least, self._most = pass_bounds(rows) if whole else (0, math.inf)
         at, self._free = self._free[:count], self._free[count:]
         for row, number in zip(at, rows.index.tolist(), strict=True):
@@ -268,7 +291,8 @@ class Engine:
         if not self._held or (self._most <= 0 and self._polls):
             return False
         cuda = self.device.type == "cuda"
-        for _ in range(self._least or (AHEAD if self._waiting and cuda else 1)):
+        behind = bool(self._waiting or self._more)
+        for _ in range(self._least or (AHEAD if behind and cuda else 1)):
             self._most -= 1
             try:
                 self.steps(self._present())

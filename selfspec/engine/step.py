@@ -146,7 +146,8 @@ class Step:
             if self.early and not bool(may.any()):
                 break
             given = (drafts.u_accept[index], drafts.u_residual[index], may)
-            tracks, tally = self.judge(drafts, tracks, tally, stop, *given)
+            last = index + 1 == self.variant.rounds
+            tracks, tally = self.judge(drafts, tracks, tally, stop, *given, last)
         self.finish(pool, rows, drafts, stop, tally)
 
     def _take(self, pool: Pool) -> Rows:
@@ -189,8 +190,12 @@ class Step:
         u_accept: Tensor,
         u_residual: Tensor,
         may: Tensor,
+        last: bool,
     ) -> tuple[Tracks, Tally]:
-        """One round: verdict on the open places, one redraw a row."""
+        """One round: verdict on the open places, one redraw a row.
+
+        Nobody reads the tracks after the `last` one.
+        """
         logits = self.model.trunk.unembed(corrected(self._head, tracks))  # type: ignore[operator]
         target = self._law(logits, drafts.law.temperature, drafts.top_p)
         judged, places = tally.tokens[:, 1:], drafts.places[:, 1:]
@@ -207,6 +212,8 @@ class Step:
             heads=tally.heads + may.long(),
             rejections=tally.rejections + rejected.long(),
         )
+        if last:
+            return tracks, tally
         embedded = self.model.trunk.embed(redrawn)  # type: ignore[operator]
         return replace_token(self._head, tracks, column + 1, embedded, rejected), tally
 

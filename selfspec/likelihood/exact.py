@@ -16,7 +16,14 @@ from selfspec.likelihood.tables import Scores, draw_order, generated, score_pass
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order, UniformOrder
-from selfspec.schedules import USUAL_WINDOW, CosineSchedule, Schedule, ScheduleWindow, Window
+from selfspec.schedules import (
+    USUAL_ROUNDS,
+    USUAL_WINDOW,
+    CosineSchedule,
+    Schedule,
+    ScheduleWindow,
+    Window,
+)
 
 __all__ = ["ELBO", "ancestral_log_likelihood", "elbo", "log_likelihood", "one_pass_score"]
 
@@ -33,7 +40,7 @@ def log_likelihood(
     tokens: Tensor,
     order: Order | None = None,
     window: Window | None = None,
-    rounds: int = 4,
+    rounds: int = USUAL_ROUNDS,
     pad: Tensor | None = None,
     observed: Tensor | None = None,
     seeds: Tensor | int = 0,
@@ -48,7 +55,7 @@ def log_likelihood(
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
         order: a rule that is fixed in advance; uniform by default.
-        window: W; `CosineWindow(0.04)` by default, as for `SpeculativeSampler`.
+        window: W; `LinearWindow(0.045)` by default, as for `SpeculativeSampler`.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.

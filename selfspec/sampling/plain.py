@@ -26,7 +26,7 @@ class PlainSampler(Sampler):
     Args:
         model: an `SSMD`, with or without a head.
         order: the rule for σ; uniform by default.
-        window: W, how many tokens a pass reveals; `CosineWindow(0.04)` by default.
+        window: W, how many tokens a pass reveals; `LinearWindow(0.045)` by default.
         temperature, top_p: as in `Sampler`.
     """
 

@@ -30,7 +30,7 @@ from selfspec.ops import inverse_order
 from selfspec.orders import Order
 from selfspec.sampling.base import State
 from selfspec.sampling.speculative import SpeculativeSampler
-from selfspec.schedules import Window
+from selfspec.schedules import USUAL_ROUNDS, Window
 from selfspec.selection import DraftWindow
 
 __all__ = ["RemaskedSpeculativeSampler"]
@@ -55,7 +55,7 @@ class RemaskedSpeculativeSampler(SpeculativeSampler):
     Args:
         model: an `SSMD` with a head.
         order: the rule for σ; uniform by default.
-        window: W, of counts alone; `CosineWindow(0.04)` by default.
+        window: W, of counts alone; `LinearWindow(0.045)` by default.
         rounds: R ≥ 1, the most head passes per trunk pass.
         eta: η in [0, 1], the largest σ.
         passes: K ≥ 0, after how many of them tokens are taken back.
@@ -70,7 +70,7 @@ class RemaskedSpeculativeSampler(SpeculativeSampler):
         model: SSMD,
         order: Order | None = None,
         window: Window | None = None,
-        rounds: int = 4,
+        rounds: int = USUAL_ROUNDS,
         eta: float = 0.02,
         passes: int = 64,
         temperature: float = 1.0,

@@ -22,7 +22,7 @@ from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.orders import Order
 from selfspec.sampling.base import Drafts, Sampler, State
-from selfspec.schedules import USUAL_WINDOW, Window
+from selfspec.schedules import USUAL_ROUNDS, USUAL_WINDOW, Window
 from selfspec.verification import Verdict, accept_draft
 
 __all__ = ["SpeculativeSampler"]
@@ -36,7 +36,7 @@ class SpeculativeSampler(Sampler):
     Args:
         model: an `SSMD` with a head.
         order: the rule for σ; uniform by default.
-        window: W, the most tokens that a pass reveals; `CosineWindow(0.04)` by default.
+        window: W, the most tokens that a pass reveals; `LinearWindow(0.045)` by default.
         rounds: R ≥ 1, the most head passes per trunk pass.
         temperature, top_p: as in `Sampler`.
 
@@ -51,7 +51,7 @@ class SpeculativeSampler(Sampler):
         model: SSMD,
         order: Order | None = None,
         window: Window | None = None,
-        rounds: int = 4,
+        rounds: int = USUAL_ROUNDS,
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
