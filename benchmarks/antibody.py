@@ -19,14 +19,15 @@ Antibodies are one family: the clusters of `selfspec.data.clusters` put all in o
 are held out at random, and none of them was drawn for training too; what is measured is how near a
 sampler comes to the law that made the data, which IgLM itself can tell exactly (the second judge).
 
-A stage that is finished is not run again; a training run that was stopped goes on.
+What is finished is not made again: a stage, a part of what IgLM draws, a setting of the curves. A
+training run that was stopped goes on, and the report is written again as the curves fill.
 """
 
 import argparse
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -54,6 +55,7 @@ from selfspec.data.corpus import open_corpus, write_corpus
 from selfspec.data.fasta import write_fasta
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import AMINO_ACIDS, ProteinTokenizer
+from selfspec.files import replacing
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD
 from selfspec.recipes import proteins
@@ -66,34 +68,38 @@ CHAINS = ("[HEAVY]", "[LIGHT]")
 CORPUS = ("train", "reference", "test")
 MODELS = {"AntiBERTy": "head", "AntiBERTy, fine-tuned": "finetuned"}
 SEED = 0
+OFTEN: dict[str, Any] = {"save_every": 500, "valid_every": 500}
+"""So that little is lost where a run is cut off, and the judge has a loss."""
+REPORT_EVERY = 60
+"""Seconds between two reports while the curves fill."""
 
 
 @dataclass(frozen=True)
 class Size:
     """How much of everything."""
 
-    train: int = 200_000
-    judge: int = 100_000
+    train: int = 120_000
+    judge: int = 80_000
     heldout: int = 2048
     """Sequences beside samples; of the training of the judge too."""
     likelihood: int = 1024
     """Of them, those whose exact likelihood is computed."""
     reference: int = 2000
     """Of the training sequences, those to which novelty is the distance."""
-    drawn: int = 8192
-    """Sequences IgLM draws at once."""
-    judge_steps: int = 2500
-    head_steps: int = 4000
-    finetune_steps: int = 1500
+    drawn: int = 16384
+    """Sequences IgLM draws at once; their keys and values take 1.3 MB each in half precision."""
+    judge_steps: int = 1800
+    head_steps: int = 1800
+    finetune_steps: int = 1000
     batch: int = 256
     n: int = 2048
     """Samples a setting."""
-    most: float = math.inf
-    """Leave out settings of more trunk passes."""
+    most: float = 140
+    """Leave out settings of more trunk passes: those have as many as a sequence has residues."""
 
 
 TINY = Size(
-    train=60, judge=40, heldout=6, likelihood=2, reference=50, drawn=64, judge_steps=4,
+    train=60, judge=40, heldout=6, likelihood=2, reference=50, drawn=32, judge_steps=4,
     head_steps=4, finetune_steps=4, batch=8, n=4, most=16,
 )  # fmt: skip
 
@@ -115,7 +121,9 @@ class IgLM(nn.Module):
 
         super().__init__()
         self.vocabulary = (folder / "vocab.txt").read_text().split()
-        self.model: Any = GPT2LMHeadModel.from_pretrained(folder / "IgLM").eval()
+        # The activation is its own, in one kernel instead of eight.
+        own: dict[str, Any] = {"activation_function": "gelu_pytorch_tanh"}
+        self.model: Any = GPT2LMHeadModel.from_pretrained(folder / "IgLM", **own).eval()
         self.end = self.vocabulary.index("[SEP]")
         allowed = [*map(self.vocabulary.index, AMINO_ACIDS), self.end]
         self.register_buffer("allowed", torch.tensor(allowed))
@@ -138,38 +146,77 @@ class IgLM(nn.Module):
         return joint.diff(dim=1, prepend=torch.zeros_like(joint[:, :1]))
 
     @torch.no_grad()
-    def draw(self, chain: str, num: int, seed: int) -> Iterator[str]:
-        """Sequences from s( · | chain), at most `num`: what does not end is left out."""
-        torch.manual_seed(seed)
-        start = self.starts(chain, num)
-        others = sorted({*range(len(self.vocabulary))} - {*self.allowed.tolist()})
-        drawn = self.model.generate(
-            start, attention_mask=torch.ones_like(start), max_length=LENGTH, do_sample=True,
-            top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=others, eos_token_id=self.end,
-            pad_token_id=0,
-        )  # fmt: skip
-        for row in drawn[:, start.shape[1] :].tolist():
-            if self.end in row[1:]:
-                yield "".join(self.vocabulary[i] for i in row[: row.index(self.end)])
+    def draw(self, num: int, seed: int) -> np.ndarray:
+        """(n,) sequences from s as bytes, n ≤ num: what is empty or does not end is left out."""
+        device = self.model.device
+        generator = torch.Generator(device).manual_seed(seed)
+        letters = torch.tensor([*AMINO_ACIDS.encode(), 0], dtype=torch.uint8, device=device)
+        text = torch.zeros(num, LENGTH - 2, dtype=torch.uint8, device=device)
+        rows, cache = torch.arange(num, device=device), make_cache(LENGTH)
+        ids = torch.stack([self.starts(chain, 1)[0] for chain in CHAINS])[rows % 2]
+        for place in range(text.shape[1]):
+            out = self.model(ids, past_key_values=cache, use_cache=True)
+            chances = out.logits[:, -1, self.allowed].float().softmax(-1)
+            drawn = chances.multinomial(1, generator=generator).squeeze(1)
+            text[rows, place] = letters[drawn]
+            ids, cache = self.allowed[drawn].unsqueeze(1), out.past_key_values
+            if place % 8 == 7:  # a row that ended is of no use, but to look for it waits
+                going = text[rows, : place + 1].all(1).nonzero().squeeze(1)
+                if not len(going):
+                    break
+                if len(going) < len(rows):
+                    rows, ids = rows[going], ids[going]
+                    cache.batch_select_indices(going)
+        text *= text.bool().cumprod(1, dtype=torch.uint8)
+        kept = text[(text[:, 0] > 0) & (text[:, -1] == 0)].cpu().numpy()
+        return kept.view(f"S{kept.shape[1]}").squeeze(1)
 
 
-def data(args: argparse.Namespace, size: Size) -> None:
-    """Draws sequences; those of the judge and those held out come first."""
+def make_cache(length: int) -> Any:
+    """Keys and values of so many places, in memory taken once.
+
+    The library's own takes new and larger memory for every layer at every place.
+    """
+    from transformers.cache_utils import (  # pyright: ignore[reportMissingImports]
+        Cache,
+        DynamicLayer,
+    )
+
+    class Layer(DynamicLayer):
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **more: Any) -> Any:
+            new = (key_states, value_states)
+            if not self.is_initialized:
+                self.lazy_initialization(*new)
+                batch, heads, _, channels = key_states.shape
+                self.room = [states.new_empty(batch, heads, length, channels) for states in new]
+            start = self.get_seq_length()
+            stop = start + key_states.shape[2]
+            for room, states in zip(self.room, new, strict=True):
+                room[:, :, start:stop] = states
+            return self.show(stop)
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            self.room = [room[indices] for room in self.room]
+            self.show(self.get_seq_length())
+
+        def show(self, stop: int) -> Any:
+            self.keys, self.values = (room[:, :, :stop] for room in self.room)
+            return self.keys, self.values
+
+    return Cache(layer_class_to_replicate=Layer)
+
+
+def data(args: argparse.Namespace, size: Size) -> str:
+    """Divides what is drawn; where that is less than wanted, every part is smaller alike."""
     folder, partial = args.runs / "data", args.runs / "data.part"
     if folder.exists():
-        return
+        return "finished before"
     shutil.rmtree(partial, ignore_errors=True)
-    iglm, found = IgLM(args.iglm).to(device()), {}
     parts = {"judge": size.judge, "valid": size.heldout, "test": size.heldout, "train": size.train}
-    need = sum(parts.values())
-    for seed in count():
-        found |= dict.fromkeys(iglm.draw(CHAINS[seed % 2], size.drawn, seed))
-        print(f"drawn {len(found):,} of {need:,}", flush=True)
-        if len(found) >= need and seed % 2:
-            break
-    texts = list(found)
+    texts = sequences(args, size, need := sum(parts.values()))
+    share = min(1.0, len(texts) / need)
     order = iter(np.random.default_rng(SEED).permutation(len(texts)).tolist())
-    split = {name: [texts[next(order)] for _ in range(n)] for name, n in parts.items()}
+    split = {name: [texts[next(order)] for _ in range(int(share * parts[name]))] for name in parts}
     train, protein = split["train"], ProteinTokenizer()
     own = {"train": split["judge"], "valid": split["valid"]}
     corpus = {"train": train, "reference": train[: size.reference], "test": split["test"]}
@@ -177,35 +224,66 @@ def data(args: argparse.Namespace, size: Size) -> None:
     write_corpus(partial / "corpus", corpus, protein, write_sequences)
     write_fasta(partial / "train.fasta", ((str(i), text) for i, text in enumerate(train)))
     partial.rename(folder)
+    return ", ".join(f"{name} {len(rows):,}" for name, rows in split.items())
 
 
-def judge(args: argparse.Namespace, size: Size) -> None:
+def sequences(args: argparse.Namespace, size: Size, need: int) -> list[str]:
+    """Different sequences, as many as needed or as there was time for; the parts are kept."""
+    folder, start = args.runs / "drawn", time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    iglm, found, fresh = IgLM(args.iglm).to(device()), {}, 0
+    for seed in count():
+        path = folder / f"{seed:04d}.npy"
+        if not path.exists():
+            # Half precision for the products alone: 2e-7 nats of KL a residue from float32's law.
+            with torch.autocast(device(), torch.float16, enabled=device() == "cuda"):
+                part = iglm.draw(size.drawn, seed)
+            with replacing(path) as file:
+                np.save(file, part)
+            fresh += len(part)
+        found |= dict.fromkeys(np.load(path).tolist())
+        seconds = time.monotonic() - start
+        print(f"drawn {len(found):,} of {need:,}, {fresh / seconds:,.0f} a second", flush=True)
+        if len(found) >= need or (args.seconds and seconds > args.seconds):
+            break
+    return [text.decode() for text in found]
+
+
+def judge(args: argparse.Namespace, size: Size) -> str:
     """Trains the judge of `recipes/proteins.py`."""
     _, stores = open_corpus(args.runs / "data" / "judge")
-    recipe = proteins.judge(size.judge_steps, batch_size=size.batch, compile=False)
+    recipe = proteins.judge(size.judge_steps, batch_size=size.batch, compile=False, **OFTEN)
     recipe = replace(recipe, trunk=replace(recipe.trunk, length=LENGTH))
     trainer = recipe.trainer(args.runs / "judge", stores["train"], stores["valid"])
     trainer.run(args.seconds)
+    return trained(args.runs / "judge")
 
 
-def head(
-    args: argparse.Namespace, size: Size, trunk: Path | None = None, run: str = "head"
-) -> None:
+def head(args: argparse.Namespace, size: Size, trunk: Path | None = None, run: str = "head") -> str:
     """Attaches a head to a frozen trunk, AntiBERTy's by default, and trains it."""
     model = ss.attach_head(str(trunk or args.antiberty), length=LENGTH)
     ss.train_head(
         model, args.runs / "data" / "train.fasta", args.runs / run, rows="lines", length=LENGTH,
         steps=size.head_steps, batch_size=size.batch, compile=False, stop_after=args.seconds,
+        **OFTEN,
     )  # fmt: skip
+    return trained(args.runs / run)
 
 
-def finetune(args: argparse.Namespace, size: Size) -> None:
-    """Trains the trunk as a masked diffusion, on the rows of stage `head`."""
+def finetune(args: argparse.Namespace, size: Size) -> str:
+    """Trains the trunk as a masked diffusion, on the rows of stage `head`.
+
+    Once it is written it stays as it is, also if time ended it: a head may stand on it.
+    """
+    folder, partial = args.runs / "trunk" / "hf", args.runs / "trunk" / "hf.part"
+    if folder.exists():
+        return "finished before"
     model = ss.attach_head(str(args.antiberty), blocks=0, length=LENGTH).to(device())
     train, valid = (RaggedStore(args.runs / f"head/data/{name}.bin") for name in ("train", "valid"))
     config = head_settings(
         size.finetune_steps, size.batch, adamw=AdamWConfig(2e-4, betas=(0.9, 0.98)),
         muon=MuonConfig(5e-4), schedule=WarmupStableDecay(min(100, size.finetune_steps // 10), 0.5),
+        **OFTEN,
     )  # fmt: skip
     objective = Diffusion(observed=tuple(sum(model.frame, ())))
     batches = train.loader(LENGTH, size.batch, SEED)
@@ -214,22 +292,46 @@ def finetune(args: argparse.Namespace, size: Size) -> None:
     if not trainer.run(args.seconds):
         trainer.ema.copy_to_params()
     trunk, tokenizer = cast(Any, model.trunk), cast(Any, model.tokenizer)
-    trunk.model.save_pretrained(args.runs / "trunk" / "hf")
-    tokenizer.inner.save_pretrained(args.runs / "trunk" / "hf")
+    trunk.model.save_pretrained(partial)
+    tokenizer.inner.save_pretrained(partial)
+    partial.rename(folder)
+    return trained(args.runs / "trunk")
 
 
-def finetuned(args: argparse.Namespace, size: Size) -> None:
+def finetuned(args: argparse.Namespace, size: Size) -> str:
     """The head of the fine-tuned trunk."""
-    head(args, size, args.runs / "trunk" / "hf", "finetuned")
+    return head(args, size, args.runs / "trunk" / "hf", "finetuned")
 
 
-def quality(args: argparse.Namespace, size: Size) -> None:
-    """Measures both models, cheap settings first, until time is up; writes the report."""
-    deadline = time.monotonic() + (args.seconds or math.inf)
+def trained(run: Path) -> str:
+    """How far a training run is."""
+    about = training(run)
+    losses = (f"{name} {nats:.4f}" for name, nats in about["validation_nats"].items())
+    seconds = f"{about['seconds']:.0f} s in all"
+    return ", ".join([f"step {about['steps']} of {about['of']}", seconds, *losses, "in nats"])
+
+
+def training(run: Path) -> dict[str, Any]:
+    """Of a run, as its last checkpoint states it."""
+    about = checkpoint.load_config(run / "model")["training"]
+    return {"steps": about["step"], "of": about["run"]["steps"],
+            "batch_size": about["run"]["batch_size"], "seconds": about["elapsed"],
+            "validation_nats": about["validation"]}  # fmt: skip
+
+
+def quality(args: argparse.Namespace, size: Size) -> str:
+    """Measures the models there are, cheap settings first, until time is up; writes the report."""
+    reported, deadline = time.monotonic(), time.monotonic() + (args.seconds or math.inf)
     stores = {s: RaggedStore(args.runs / f"data/corpus/{s}.bin") for s in CORPUS}
     own = load_judge(args.runs / "judge" / "model", device())
     judges = {"judge": own.log_probs, "second_judge": IgLM(args.iglm).to(device()).log_probs}
-    models = {n: ss.load(args.runs / folder / "model", device()) for n, folder in MODELS.items()}
+    models = {
+        name: ss.load(args.runs / folder / "model", device())
+        for name, folder in MODELS.items()
+        if (args.runs / folder / "model").exists()
+    }
+    if not models:
+        raise SystemExit("no head is trained yet")
     sweeps = {n: make_sweep(args, size, n, model, stores, judges) for n, model in models.items()}
     longest = int(stores["train"].lengths.max())
     jobs = [
@@ -239,23 +341,40 @@ def quality(args: argparse.Namespace, size: Size) -> None:
         if cost(setting) <= size.most
     ]
     jobs.sort(key=lambda job: cost(job[1]))
-    results = []
+    drawn = next(iter(sweeps.values())).measure_data(stores["test"].excerpt(LENGTH, size.n))
+    drawn = replace(drawn, row=replace(drawn.row, model="drawn by IgLM"))
+    results: list[Result] = []
     for sweep, setting in jobs:
-        if time.monotonic() < deadline or sweep.finished(setting):
-            results += sweep.run([setting], progress=False)
-            print(row_table([vars(results[-1].row)]).splitlines()[-1], flush=True)
+        if time.monotonic() > deadline and not sweep.finished(setting):
+            continue
+        results += sweep.run([setting], progress=False)
+        print(row_table([vars(results[-1].row)]).splitlines()[-1], flush=True)
+        if time.monotonic() > reported + REPORT_EVERY:
+            report(args, size, models, stores, results, drawn)
+            reported = time.monotonic()
+    found = report(args, size, models, stores, results, drawn)
+    print(row_table(found["rows"]), reduction_table(found["reduction"]), sep="\n\n")
+    return f"{len(results)} of {len(jobs)} settings"
+
+
+def report(
+    args: argparse.Namespace,
+    size: Size,
+    models: dict[str, SSMD],
+    stores: dict[str, RaggedStore],
+    results: list[Result],
+    drawn: Result,
+) -> dict[str, Any]:
+    """Writes what is measured so far, and the first samples."""
     found = []
     for name, model in models.items():
         own = [result for result in results if result.row.model == name]
         blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
         found += compare(own, {"same trunk": blocks["same trunk"]}, SEED)
-    drawn = next(iter(sweeps.values())).measure_data(stores["test"].excerpt(LENGTH, size.n))
-    drawn = replace(drawn, row=replace(drawn.row, model="drawn by IgLM"))
-    results.sort(key=lambda result: [*models].index(result.row.model))
-    write_samples(args.runs / "samples.fasta", results)
-    about = facts(args, size, models["AntiBERTy"].trunk)
-    report = write_report(args.out, [*results, drawn], found, SEED, about, args.command)
-    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+    ordered = sorted(results, key=lambda result: [*models].index(result.row.model or ""))
+    write_samples(args.runs / "samples.fasta", ordered)
+    about = facts(args, size, next(iter(models.values())).trunk, stores)
+    return write_report(args.out, [*ordered, drawn], found, SEED, about, args.command)
 
 
 def points(model: SSMD, longest: int) -> list[Setting]:
@@ -279,7 +398,7 @@ def make_sweep(
         model=model, reference=ProteinReference(stores["reference"], stores["test"]),
         folder=args.runs / "quality", n=size.n, batch_size=size.n, seed=SEED,
         lengths=Lengths(tuple(lengths.tolist()), 1, len(lengths)), device=device(),
-        heldout=Heldout(model, heldout, SEED), identity={"heldout": size.likelihood},
+        heldout=Heldout(model, heldout, SEED), identity={"heldout": len(rows)},
         translate=residues(model), name=name, **judges,
     )  # fmt: skip
 
@@ -304,19 +423,22 @@ def residues(model: SSMD) -> Callable[[np.ma.MaskedArray], np.ma.MaskedArray]:
     return translate
 
 
-def facts(args: argparse.Namespace, size: Size, trunk: Any) -> dict[str, Any]:
+def facts(
+    args: argparse.Namespace, size: Size, trunk: Any, stores: dict[str, RaggedStore]
+) -> dict[str, Any]:
     """What is known of judges, data, trunk and training."""
-    trained = {
-        name: checkpoint.load_config(args.runs / folder / "model")["training"]
-        for name, folder in (MODELS | {"fine-tuning": "trunk"}).items()
-    }
+    runs = MODELS | {"fine-tuning": "trunk"}
+    train, test = len(stores["train"]), len(stores["test"])
+    judge = len(RaggedStore(args.runs / "data/judge/train.bin"))
     return {
-        "judge": judge_facts(args.runs / "judge" / "model", ProteinTokenizer()),
+        "judge": judge_facts(args.runs / "judge" / "model", ProteinTokenizer())
+        | {"training": training(args.runs / "judge")},
         "second_judge": {"name": "IgLM", "weights": "iglm 0.1.0", "unit": "bits per residue",
                          "law": "human chains, half heavy; it made the data"},
-        "data": {"split": "test", "rows": min(size.heldout, size.n), "train": size.train,
-                 "judge": size.judge, "novelty_to": size.reference},
-        "heldout": {"split": "test", "rows": size.likelihood},
+        "data": {"split": "test", "rows": min(test, size.n), "train": train, "judge": judge,
+                 "share_of_plan": round(train / size.train, 3),
+                 "novelty_to": len(stores["reference"])},
+        "heldout": {"split": "test", "rows": min(test, size.likelihood)},
         "trunk": {
             "weights": "antiberty 0.1.3",
             "sha256": trunk.source.sha256,
@@ -325,10 +447,9 @@ def facts(args: argparse.Namespace, size: Size, trunk: Any) -> dict[str, Any]:
             ),
         },
         "training": {
-            name: {"steps": about["step"], "of": about["run"]["steps"],
-                   "batch_size": about["run"]["batch_size"], "seconds": about["elapsed"],
-                   "validation_nats": about["validation"]}
-            for name, about in trained.items()
+            name: training(args.runs / run)
+            for name, run in runs.items()
+            if (args.runs / run / "model").exists()
         },
     }  # fmt: skip
 
@@ -367,10 +488,11 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=STAGES)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and each is new
     for stage in args.stages:
         start = time.monotonic()
-        STAGES[stage](args, TINY if args.tiny else Size())
-        print(f"stage {stage}: {time.monotonic() - start:.1f} s", flush=True)
+        done = STAGES[stage](args, TINY if args.tiny else Size())
+        print(f"stage {stage}: {time.monotonic() - start:.1f} s, {done}", flush=True)
 
 
 if __name__ == "__main__":

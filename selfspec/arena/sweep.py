@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,7 +156,7 @@ class Sweep:
         """
         deadline = time.monotonic() + stop_after
         self.folder.mkdir(parents=True, exist_ok=True)
-        identity = self._identity()
+        identity = self._identity
         results = []
         with tqdm(total=len(settings) * self.n, unit="sample", disable=not progress) as bar:
             for setting in settings:
@@ -174,7 +175,7 @@ class Sweep:
 
     def finished(self, setting: Setting) -> bool:
         """Whether the folder holds the result of a setting."""
-        return load_result(self.folder / _file_name(setting, self._identity())) is not None
+        return load_result(self.folder / _file_name(setting, self._identity)) is not None
 
     def measure(self, setting: Setting, bar: tqdm | None = None) -> Result:
         """Draws the samples of one setting and measures them; keeps nothing on disk."""
@@ -275,8 +276,9 @@ class Sweep:
     def _autocast(self) -> bool:
         return torch.device(self.device).type == "cuda" if self.autocast is None else self.autocast
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
-        """All that decides the numbers, apart from the setting."""
+        """All that decides the numbers, apart from the setting; weights are hashed once."""
         # A bound method, such as `log_probs`, is known by its model.
         judges = {k: fingerprint(getattr(v, "__self__", v)) for k, v in self._judges.items()}
         return {
