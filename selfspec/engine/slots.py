@@ -240,10 +240,8 @@ class Engine:
         mask, seeds = mask_of("pad", pad, tokens), seeds_of(seeds, tokens)
         check_tokens(self.model, tokens, mask, masked=True)
         at_once = max(PORTION, self.slots) if self.fixed is None else len(tokens)
-        portions = torch.arange(len(tokens)).split(at_once)
-        given = ((tokens[rows], seeds[rows], None if pad is None else pad[rows])
-                 for rows in portions)  # fmt: skip
-        submitted = (self.submit(sampler, *rows) for rows in given)
+        portions = zip(*(x.cpu().split(at_once) for x in (tokens, seeds, mask)), strict=True)
+        submitted = (self.submit(sampler, *rows) for rows in portions)
         next(submitted)  # raises what there is to raise
         found = []
         with tqdm(total=len(tokens), unit="row", disable=not progress, leave=False) as bar:
