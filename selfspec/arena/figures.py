@@ -193,11 +193,18 @@ def _draw(
     found_data = [row for row in rows if row["sampler"] == "data" and row[name] is not None]
     real = [row[name] for row in found_data]
     names = [row.get("model") or f"real {_kind(rows)}" for row in found_data]
-    data = [
-        ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label=label)
-        for value, label in zip(real, names, strict=True)
-    ]
-    _limits(ax, found, name, real)
+    limits = _limits(ax, found, name, real)
+    data = []
+    for value, label in zip(real, names, strict=True):
+        if limits[0] <= value <= limits[1]:
+            data.append(ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label=label))
+            continue
+        low = value < limits[0]
+        ax.annotate(
+            f"{label}: {value:.3g} {'↓' if low else '↑'}", (1, 0 if low else 1),
+            xytext=(-4, 5 if low else -12), xycoords="axes fraction", textcoords="offset points",
+            ha="right", color=FAINT, fontsize="small",
+        )  # fmt: skip
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(length=3)
@@ -258,10 +265,13 @@ def _draw_reduction(ax: "Axes", report: Mapping[str, Any], name: str) -> None:
     )  # fmt: skip
 
 
-def _limits(ax: "Axes", found: Sequence[Curve], name: str, real: list[float]) -> None:
+def _limits(
+    ax: "Axes", found: Sequence[Curve], name: str, real: list[float]
+) -> tuple[float, float]:
     """Shows the range of the methods: plain curves may leave it on the left, where they are worst.
 
-    The x axis is logarithmic with ticks at powers of two.
+    Real data are shown where they are not so far off that the curves would lie on each other. The x
+    axis is logarithmic with ticks at powers of two.
     """
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
@@ -269,11 +279,16 @@ def _limits(ax: "Axes", found: Sequence[Curve], name: str, real: list[float]) ->
     methods = [row for curve in found if not curve.plain for row in curve.rows]
     left = 0.7 * min(row["nfe"] for row in methods or shown)
     right = 1.15 * max(row["nfe"] for row in shown)
-    values = [row[name] for row in shown if row["nfe"] >= left] + real
+    values = [row[name] for row in shown if row["nfe"] >= left]
+    low, high = min(values), max(values)
+    reach = 0.5 * (high - low)
+    values += [value for value in real if low - reach <= value <= high + reach]
     gap = 0.06 * (max(values) - min(values)) or 0.05
+    limits = min(values) - gap, max(values) + gap
     ax.set_xscale("log", base=2)
     ax.set_xlim(left, right)
-    ax.set_ylim(min(values) - gap, max(values) + gap)
+    ax.set_ylim(*limits)
     ax.xaxis.set_major_locator(FixedLocator([2**k for k in range(24) if left <= 2**k <= right]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    return limits

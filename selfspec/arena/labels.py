@@ -1,9 +1,9 @@
 """Names of curves, written where there is room.
 
 Each label may stand up-right, above, down-left or below of any point of its curve, near or further
-off. Of these places it takes the cheapest: text over a curve costs most, then a leader line that
-meets another curve or starts close to one, then distance. Nothing else decides, so the same figure
-always looks the same.
+off. Of these places it takes the cheapest: text over a curve or a leader line costs most, then a
+leader line that meets text or another curve or starts close to one, then distance. Nothing else
+decides, so the same figure always looks the same.
 """
 
 from collections.abc import Sequence
@@ -35,15 +35,16 @@ def label_curves(
     """
     paths = {line: path for line in [*lines, *clear] if len(path := _dense(ax, line))}
     taken = [np.array(t.get_window_extent().extents) for t in ax.texts if t.get_text()]
+    leaders = np.empty((0, 2))
     # Upper curves first: they have the free space above to themselves.
     visible = [line for line in lines if line in paths]
     for line in sorted(visible, key=lambda line: -float(paths[line][:, 1].max())):
         others = [path for other, path in paths.items() if other is not line]
-        place = _place(
-            ax, line, paths[line], np.concatenate([*others, paths[line][:0]]), taken, text
-        )
+        others = np.concatenate([*others, leaders])
+        place = _place(ax, line, paths[line], others, taken, text)
         _write(ax, line, place, text)
         taken.append(place.box)
+        leaders = np.concatenate([leaders, place.leader])
 
 
 class Place(NamedTuple):
@@ -58,6 +59,14 @@ class Place(NamedTuple):
     radius: float
     """Points from anchor to corner, roughly."""
 
+    @property
+    def leader(self) -> np.ndarray:
+        """(points, 2) along the line from curve to text, 4 apart; none at small distances."""
+        if self.radius <= RADII[1]:
+            return np.empty((0, 2))
+        pieces = int(np.hypot(*(self.corner - self.anchor)) / 4)
+        return np.linspace(self.anchor, self.corner, pieces + 2)[1:]
+
 
 def _place(
     ax: "Axes", line: "Line2D", path: np.ndarray, others: np.ndarray, taken: list, text: dict
@@ -71,12 +80,13 @@ def _place(
     every = np.concatenate([others, path])
 
     def cost(place: Place) -> float:
-        box, leader = place.box, np.linspace(place.anchor, place.corner, 9)[1:]
+        box, leader = place.box, place.leader
         outside = (box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any()
         return (
             1e4 * bool(outside or any(_overlap(box, other) for other in taken))
             + 20 * _inside(every, box, 3 * pixels)
             + 6 * _near(leader, others, 2 * pixels)
+            + 20 * sum(_inside(leader, other, 0) for other in taken)
             + 12 * _near(place.anchor[None], others, 6 * pixels)
             + 0.3 * place.radius
         )
@@ -103,7 +113,7 @@ def _write(ax: "Axes", line: "Line2D", place: Place, text: dict) -> None:
     ax.annotate(
         str(line.get_label()), tuple(to_data(place.anchor)), xytext=tuple(to_data(place.corner)),
         ha=align, va="center", color=line.get_color(),
-        arrowprops=leader if place.radius > RADII[1] else None,
+        arrowprops=leader if len(place.leader) else None,
         zorder=4, **text,
     )  # fmt: skip
 
