@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
+from selfspec.engine.slots import pass_bounds
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
@@ -151,6 +152,23 @@ def test_further_rows_are_asked_for_when_few_wait(ternary: SSMD, monkeypatch: py
     assert len(waited) == 5
     assert max(waited) < 2
     assert engine.idle
+
+
+@pytest.mark.parametrize(("rows", "alone"), [(3, True), (4, False)])
+def test_passes_that_are_surely_needed_are_launched_where_nothing_else_comes(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch, rows: int, alone: bool
+):
+    asked = []
+
+    def bounds(rows: Any) -> tuple[int, float]:
+        asked.append(rows)
+        return pass_bounds(rows)
+
+    monkeypatch.setattr("selfspec.engine.slots.PORTION", 1)
+    monkeypatch.setattr("selfspec.engine.slots.pass_bounds", bounds)
+    sampler, tokens = FixedCountSampler(ternary, steps=3), torch.full((rows, 6), MASK)
+    assert same(Engine(ternary, 3).sample(sampler, tokens, 1), sampler.sample(tokens, 1))
+    assert bool(asked) is alone
 
 
 def test_a_bad_row_of_a_later_portion_is_found_before_the_first_pass(

@@ -243,9 +243,10 @@ class Engine:
         portions = zip(*(x.cpu().split(at_once) for x in (tokens, seeds, mask)), strict=True)
         submitted = (self.submit(sampler, *rows) for rows in portions)
         next(submitted)  # raises what there is to raise
+        more = submitted if len(tokens) > at_once else None
         found = []
         with tqdm(total=len(tokens), unit="row", disable=not progress, leave=False) as bar:
-            for rows in self.results(submitted):
+            for rows in self.results(more):
                 found.append(rows)
                 bar.update(len(rows.index))
         return as_samples(self.model, found, tokens, pad)
