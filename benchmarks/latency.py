@@ -35,7 +35,7 @@ from baselines import CachedDecoder, mdlm_loop
 from torch import nn
 
 from selfspec import checkpoint
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.calibration import knobs
 from selfspec.engine import Engine
 from selfspec.engine.graphs import copied
@@ -91,10 +91,11 @@ class Case:
 
 
 @cache
-def reduction(settings: Settings) -> float | None:
+def reduction(settings: Settings) -> float:
     """Evaluations of plain sampling over those of self-speculative at the same judge score.
 
-    None if it has not been measured.
+    Raises:
+        KeyError: it has not been measured.
     """
     for row in json.loads(QUALITY.read_text())["reduction"]:
         about = (row["baseline"], row["account"], row["score_name"], row["order"])
@@ -102,7 +103,7 @@ def reduction(settings: Settings) -> float | None:
             "settings"
         ] == knobs(*settings):
             return row["ratio"]
-    return None
+    raise KeyError(f"no reduction of {knobs(*settings)} in {QUALITY.name}")
 
 
 class Bench:
@@ -228,7 +229,7 @@ class Bench:
         """Trunk passes of a plain method that are as many evaluations, or give as good samples."""
         nfe = float(self.drawn[case.settings, case.batch].nfe.mean())
         blocks = self.model.num_trunk_blocks + self.model.num_head_blocks
-        times = (reduction(case.settings) if case.equal == "quality" else None) or 1.0
+        times = reduction(case.settings) if case.equal == "quality" else 1.0
         return max(1, round(times * nfe * blocks / self.model.num_trunk_blocks))
 
     def plain_account(self, passes: float) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def cases(models: list[str], batches: list[int], methods: list[str]) -> Iterator
             for model in models:
                 for method in methods:
                     yield Case(model, settings, batch, method)
-                    if method in ("engine-plain", "mdlm-loop") and reduction(settings):
+                    if method in ("engine-plain", "mdlm-loop"):
                         yield Case(model, settings, batch, method, "quality")
 
 
@@ -348,10 +349,11 @@ def main() -> None:
     report: dict[str, Any] = {"rows": []}
     if args.out.exists():
         report = json.loads(args.out.read_text())
+    commands = dict.fromkeys([*filter(None, report.get("command", "").split("; ")), running()])
     report |= {
         "machine": machine(),
         "seed": 0,
-        "command": "python benchmarks/latency.py",
+        "command": "; ".join(commands),
         "precision": "bfloat16 matrices, float64 draws" if device == "cuda" else "float32",
         "commit": commit(),
     }  # fmt: skip

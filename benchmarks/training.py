@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.files import write_json
 from selfspec.metrics.timing import median_seconds
 from selfspec.model import SSMD
@@ -158,7 +158,7 @@ def main() -> None:
     peak = matrix_peak(device)
     report: dict[str, Any] = {
         "machine": machine(),
-        "command": "python benchmarks/training.py",
+        "command": running(),
         "commit": commit(),
         "seed": 0,
         "peak_tflops_per_s": peak / 1e12,

@@ -31,6 +31,7 @@ __all__ = [
     "reduction_table",
     "reductions",
     "row_table",
+    "running",
     "write_report",
 ]
 
@@ -130,7 +131,7 @@ def write_report(
         "reduction": [dict(record) for record in reduction],
         "machine": machine(),
         "seed": seed,
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or running(),
         "commit": commit(),
         "n": max((result.row.n for result in results), default=0),
         "judges": {name: dict(facts) for name, facts in judges.items()},
@@ -151,6 +152,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def running() -> str:
+    """The command that is running, without the folder of its program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def commit() -> str | None:
