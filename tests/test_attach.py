@@ -107,9 +107,14 @@ def test_rows_of_its_own_are_framed_text_and_the_same_for_every_batch(source: st
     assert len({tuple(row) for row in drawn[0]}) == 5
 
 
-def test_words_are_tokens_of_a_tokenizer_of_words():
+def words() -> Any:
+    """A tokenizer of words."""
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat"]
-    inner = hf.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)})
+    return hf.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)})
+
+
+def test_words_are_tokens_of_a_tokenizer_of_words():
+    inner = words()
     tokenizer = HubTokenizer(inner, 9, MASK)
     assert tokenizer.encode("The cats dog").tolist() == [5, 6, 7, UNKNOWN]
     assert tokenizer.encode("the _ sat", "_").tolist() == [5, MASK, 8]
@@ -130,6 +135,26 @@ def test_words_are_tokens_of_a_tokenizer_of_words():
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
     assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_words_are_scored_by_the_token_and_by_the_character_of_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    made = ss.attach_head(hubs.bert(vocab_size=9), heads=2, tokenizer=words())
+    monkeypatch.setattr("selfspec.api.load", lambda *_: made)
+    text, settings = tmp_path / "text", ["--window", 1, "--rounds", 1]
+    text.write_text("The cats  sat\n")
+    told = run(capsys, "score", text, *settings)
+    assert (told["tokens"], told["characters"]) == (4, 13)
+    for name in ("bits", "stderr", "one_pass_bits", "one_pass_stderr"):
+        assert told[f"{name}_per_character"] == pytest.approx(told[name] * 4 / 13)
+    cut = run(capsys, "score", text, *settings, "--limit", 3)  # of how many characters?
+    assert (cut["tokens"], cut["characters"], cut["bits_per_character"]) == (3, None, None)
+    assert main(["score", str(text), *map(str, settings), "--limit", "3"]) == 0
+    assert "character" not in capsys.readouterr().out
+    text.write_text(" \n")
+    assert main(["score", str(text), *map(str, settings)]) == 2
+    assert "`file` must hold at least one token" in capsys.readouterr().err
 
 
 def test_a_head_is_trained_saved_without_its_trunk_and_used(
