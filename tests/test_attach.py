@@ -66,7 +66,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"body": "AC"}\n{"body": "DE"}\n')
     (tmp_path / "a.fasta").write_text(">one\nAC\nDE\n>two\nwy\n")
     (tmp_path / "a.txt").write_text("AC\nDE\n")
-    read = {name: list(documents(tmp_path / f"a.{name}", "packed", "body"))
+    read = {name: list(map("".join, documents(tmp_path / f"a.{name}", "packed", "body")))
             for name in ("jsonl", "fasta", "txt")}  # fmt: skip
     assert read == {"jsonl": ["AC", "DE"], "fasta": ["ACDE", "WY"], "txt": ["AC\nDE\n"]}
 
@@ -88,14 +88,14 @@ def test_text_is_utf8_packed_or_not(tmp_path: Path):
     with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
         file.write("é\n\nA B\n".encode())
     assert list(documents(tmp_path / "a.txt.gz", "lines")) == ["é", "A B"]
-    assert list(documents(tmp_path / "a.txt.gz")) == ["é\n\nA B\n"]
+    assert list(map("".join, documents(tmp_path / "a.txt.gz"))) == ["é\n\nA B\n"]
     (tmp_path / "b.txt").write_bytes(b"A\n\xff\n")
     with pytest.raises(ValueError, match=r"b\.txt, line 2: not UTF-8"):
-        list(documents(tmp_path / "b.txt"))
+        list(map("".join, documents(tmp_path / "b.txt")))
     whole = (tmp_path / "a.txt.gz").read_bytes()
     (tmp_path / "c.txt.gz").write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"c\.txt\.gz, line .*: broken compression"):
-        list(documents(tmp_path / "c.txt.gz"))
+        list(map("".join, documents(tmp_path / "c.txt.gz")))
 
 
 def test_rows_of_its_own_are_framed_text_and_the_same_for_every_batch(source: str):

@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -31,7 +32,8 @@ from tqdm import tqdm
 
 from selfspec.data.fasta import Cleaner, Policy, Unknown, read_fasta
 from selfspec.data.jsonl import read_jsonl
-from selfspec.data.packed import read_lines
+from selfspec.data.packed import bytes_bar, read_lines
+from selfspec.data.pieces import Document, pieces
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.files import write_json
 from selfspec.generation import draw
@@ -162,6 +164,7 @@ def read_data(
     room = length - frame
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     facts: dict[str, Any] = {"length": length, "trunk": model.trunk.source.sha256}
+    reading: AbstractContextManager[object] = nullcontext()
     if data == "self":
         facts |= {"data": "self", "num": num, "seed": config.seed}
         make = partial(own_rows, model, num, room, config.seed, progress=progress)
@@ -171,8 +174,9 @@ def read_data(
                   "field": field, "unknown": unknown, "tokens": tokenizer.sha256}  # fmt: skip
         texts = documents(data, rows, field, Unknown(unknown), tokenizer.residues, progress)
         make = partial(text_rows, model, texts, room, rows)
+        reading = closing(texts)  # its bar must not outlive an error
     open_them = partial(open_rows, Path(folder, "data"), facts, model.vocab_size, make)
-    with together():
+    with together(), reading:
         if group().rank == 0:
             with locked(Path(folder, "data")):
                 open_them()  # and makes them, for all processes
@@ -207,8 +211,10 @@ def documents(
     unknown: Unknown = Unknown.SKIP,
     residues: str = "",
     progress: bool = False,
-) -> Iterator[str]:
+) -> Generator[Document]:
     """The documents of a file, in order; arguments as in `attach`.
+
+    A text file that is one document comes as its lines.
 
     Args:
         residues: the letters that sequences of FASTA may have; all capital letters by default.
@@ -225,12 +231,13 @@ def documents(
         if cleaner.skipped:
             log.warning("%s sequences with unknown residues were left out", cleaner.skipped)
     else:
-        lines = _lines(Path(data))
-        yield from filter(None, map(str.strip, lines)) if rows == "lines" else ["".join(lines)]
+        with bytes_bar([Path(data)], progress) as bar:
+            lines = _lines(Path(data), bar)
+            yield from filter(None, map(str.strip, lines)) if rows == "lines" else [lines]
 
 
-def _lines(path: Path) -> Iterator[str]:
-    for number, line in read_lines(path):
+def _lines(path: Path, bar: tqdm) -> Iterator[str]:
+    for number, line in read_lines(path, bar):
         try:
             yield line.decode()
         except UnicodeDecodeError as error:
@@ -238,7 +245,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def text_rows(
-    model: SSMD, texts: Iterable[str], room: int, rows: Rows = "packed"
+    model: SSMD, texts: Iterable[Document], room: int, rows: Rows = "packed"
 ) -> Iterator[np.ndarray]:
     """Documents as rows of at most `room` tokens within the frame.
 
@@ -246,14 +253,14 @@ def text_rows(
         ValueError: the model has no tokenizer, or a text is not of its characters.
     """
     tokenizer = _tokenizer(model)
-    encoded = (ids for ids in map(tokenizer.encode, texts) if len(ids))
     if rows == "lines":
-        pieces = (ids[:room] for ids in encoded)
+        encoded = (tokenizer.encode("".join(text)) for text in texts)
+        found = (ids[:room] for ids in encoded if len(ids))
     else:
-        pieces = _packed(encoded, np.array(tokenizer.separator, dtype=np.int64), room)
+        found = _packed(_encoded(tokenizer, texts), tokenizer.separator, room)
     begin, end = model.frame
-    for piece in pieces:
-        yield np.concatenate([begin, piece, end]).astype(np.int64)
+    for row in found:
+        yield np.concatenate([begin, row, end]).astype(np.int64)
 
 
 def _tokenizer(model: SSMD) -> HubTokenizer:
@@ -328,13 +335,25 @@ def open_rows(
     return train, valid
 
 
+def _encoded(
+    tokenizer: HubTokenizer, texts: Iterable[Document]
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Ids of documents, of long ones in pieces, and whether they begin one."""
+    for text in texts:
+        begins = True
+        for piece, _ in pieces(text, tokenizer.encode):
+            if len(ids := tokenizer.encode(piece)):
+                yield ids, begins
+                begins = False
+
+
 def _packed(
-    encoded: Iterable[np.ndarray], separator: np.ndarray, room: int
+    encoded: Iterable[tuple[np.ndarray, bool]], separator: Sequence[int], room: int
 ) -> Iterator[np.ndarray]:
     """All ids one after another in pieces of `room`; what is left at the end is left out."""
-    left = np.empty(0, dtype=np.int64)
-    for ids in encoded:
-        left = np.concatenate([left, separator, ids] if len(left) else [ids])
+    left, between = np.empty(0, dtype=np.int64), np.array(separator, dtype=np.int64)
+    for ids, begins in encoded:
+        left = np.concatenate([left, between, ids] if begins and len(left) else [left, ids])
         whole = len(left) // room * room
         yield from left[:whole].reshape(-1, room)
         left = left[whole:]
