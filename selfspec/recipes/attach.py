@@ -117,7 +117,7 @@ def attach(
         RuntimeError: another run is making rows in the folder.
     """
     if not isinstance(model.trunk, HubTrunk) or model.head is None:
-        raise ValueError("`model` must be one from `attach_head`, with a head")
+        raise ValueError("`model` must be one from `attach_head`, with a head, got another")
     config = settings(**changes)
     found = read_data(
         model, data, folder, config, rows, length, num, field, unknown, device, progress
