@@ -141,7 +141,7 @@ def test_words_are_scored_by_the_token_and_by_the_character_of_the_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     made = ss.attach_head(hubs.bert(vocab_size=9), heads=2, tokenizer=words())
-    monkeypatch.setattr("selfspec.api.load", lambda *_: made)
+    monkeypatch.setattr("selfspec.api.load", lambda *_, **__: made)
     text, settings = tmp_path / "text", ["--window", 1, "--rounds", 1]
     text.write_text("The cats  sat\n")
     told = run(capsys, "score", text, *settings)
