@@ -19,7 +19,7 @@ from selfspec.data.held_out import Blocks, LastDocuments
 from selfspec.data.jsonl import read_jsonl
 from selfspec.data.texts import read_texts
 from selfspec.data.tokenizers import CharTokenizer
-from selfspec.recipes.attach import text_rows
+from selfspec.recipes.rows import text_rows
 
 library: Any = tokenizers
 EXCERPT = Path(__file__).parent / "data" / "books-excerpt.jsonl.xz"

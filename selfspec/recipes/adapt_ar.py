@@ -22,7 +22,7 @@ import torch
 
 from selfspec.hub.causal import CausalTrunk
 from selfspec.model import SSMD
-from selfspec.recipes.attach import Rows, read_data
+from selfspec.recipes.rows import Rows, read_data
 from selfspec.train import AdamWConfig, Cosine, Diffusion, TrainConfig, Trainer
 
 __all__ = ["adapt_ar", "settings"]
