@@ -72,7 +72,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def noise(seed: int, size: int = 20_000) -> str:
     """All that divides words, in any order."""
     parts = ["\n", "\n\n", "\r\n", " ", "  ", "\t", ".", "?\n", "a", "The", " cat", "ß", "\u00a0",
-             "7", "1234", "'s", "é", "字", "🙂", END, "\u2028", "e\u0301"]  # fmt: skip
+             "7", "1234", "'s", "é", "字", "🙂", END, "\u2028", "e\u0301", "\x1c"]  # fmt: skip
     return "".join(random.Random(seed).choices(parts, k=size // 2))
 
 

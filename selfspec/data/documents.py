@@ -50,7 +50,8 @@ def prepare(
     """Writes one store `<split>.bin` a split, and `tokenizer.json`, into `folder`: all or nothing.
 
     Args:
-        splits: the documents of each split; they are read once, one split after another.
+        splits: the documents of each split, a long one perhaps as its parts; they are read once,
+            one split after another.
         folder: made if it does not exist.
         tokenizer: a BPE, or the 27 symbols.
         hold_out: what of "train" becomes "valid", in a corpus without a split of that name.

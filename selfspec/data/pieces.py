@@ -20,6 +20,8 @@ import numpy as np
 PIECE = 1 << 20
 """Characters from which on a document is cut."""
 NEAR = 1 << 12
+BLANKS = " \t\n\r\f\v"
+"""To every tokenizer; of others opinions differ."""
 TRIES = 16
 """Blanks of a piece that are tried."""
 
@@ -60,7 +62,7 @@ def _place(text: str, encode: Encode | None) -> int:
     """The last place at which the text may be cut; 0 for none."""
     tries = TRIES
     for at in range(len(text) - NEAR, max(0, len(text) - PIECE), -1):
-        if text[at].isspace() and not text[at - 1].isspace():
+        if text[at] in BLANKS and not text[at - 1].isspace():
             before, after = text[max(0, at - NEAR) : at], text[at : at + NEAR]
             if encode is None or _apart(before, after, encode):
                 return at
