@@ -155,11 +155,22 @@ def test_one_large_file_is_read_in_parts_and_encoded_by_all_processes(
         assert store.tokens.tolist() == BPE.encode_documents([text])[0].tolist()
 
 
+def pieces_of_words() -> Any:
+    """BERT's tokenizer: spaces and case are lost, what it does not know is one token."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "##a", "##e", "the", "."]
+    return hubs.hf.BertTokenizer(vocab={name: i for i, name in enumerate(names)})
+
+
+@pytest.mark.parametrize("tokenizer", [hubs.tokenizer, pieces_of_words])
 @pytest.mark.parametrize("room", [7, 64])
-def test_rows_of_a_long_text_are_those_of_the_whole(room: int, monkeypatch: pytest.MonkeyPatch):
-    model = ss.attach_head(hubs.bert(), heads=2, tokenizer=hubs.tokenizer())
+def test_rows_of_a_long_text_are_those_of_the_whole(
+    room: int, tokenizer: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+):
+    model = ss.attach_head(hubs.bert(), heads=2, tokenizer=tokenizer())
     lines = [hubs.LETTERS[k % 20 :] + "\n" for k in range(400)]
     texts = ["".join(lines), "", "ACD", "".join(lines[:300])]
+    if tokenizer is pieces_of_words:
+        texts += [noise(4), BOOKS[0]]
     parts = [row.tolist() for row in text_rows(model, [cut(text) for text in texts], room)]
     monkeypatch.setattr(pieces, "PIECE", 1 << 30)
     assert parts == [row.tolist() for row in text_rows(model, texts, room)]
