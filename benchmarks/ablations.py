@@ -10,7 +10,6 @@ and the draft's loss at the same places, which a head that has learned nothing w
 
 import argparse
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from selfspec import checkpoint
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.data.loader import BlockLoader, TokenStore
 from selfspec.files import write_json
 from selfspec.losses import masked_weights, target_nll, window_weights
@@ -227,7 +226,7 @@ def main() -> None:
         "batch_size": args.batch_size,
         "seed": args.seed,
         "machine": machine(),
-        "command": " ".join(sys.argv),
+        "command": running(),
         "commit": commit(),
     }
     write_json(args.out, report)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.files import write_json
 from selfspec.hub import adapt_causal
 from selfspec.hub.causal import CausalTrunk
@@ -73,6 +73,7 @@ def main() -> None:
         **settings,
         "rows": rows,
         "machine": machine(),
+        "command": running(),
         "commit": commit(),
     }
     write_json(args.out, report)

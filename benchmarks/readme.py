@@ -8,29 +8,21 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from attribution import attribution
+from tables import KEYS, MEASURES, Record, measures, nfe, number, ratio, settings, table
 
-from selfspec.arena.pareto import diverse, front
 from selfspec.files import write_bytes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = (8, 15, 25, 45, 60, 120)
-MEASURES = ["NFE", "judge", "held-out", "spelling", "words (nats)"]
 DIVERSITY = {"word_entropy": 2, "distinct_4": 4, "kl_4gram": 3, "spelling": 3}
-SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
-FACTORS = ["times", "order", "verification"]
-MOST = 50
-OPPOSITE = {"at least": "at most", "at most": "at least", None: None}
-
-KEYS = ("sampler", "order", "settings")
 BASELINES = {("plain uniform", "same trunk"), ("plain, separate model", "separate model")}
-
-Record = Mapping[str, Any]
 
 
 def main() -> None:
@@ -231,18 +223,6 @@ def best_of(row: Record | None, best: float | None) -> str:
     return f"{bold}{row['judge']:.3f}{bold} ({number(row['word_entropy'], 2)})"
 
 
-def measures(row: Record) -> list[str]:
-    """Settings, cost and quality of a row."""
-    return [
-        settings(row),
-        f"{nfe(row):.1f}",
-        f"{row['judge']:.3f} ({row['judge_low']:.3f}–{row['judge_high']:.3f})",
-        number(row["heldout_bits"], 3),
-        number(row["spelling"], 3),
-        number(row["word_entropy"], 2),
-    ]
-
-
 def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
     """Reductions of a row against plain sampling in uniform order, in the table's three columns.
 
@@ -256,122 +236,6 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
     }
     columns = [("same trunk", "judge"), ("same trunk", "heldout_bits"), ("separate model", "judge")]
     return [ratio(found.get(column)) for column in columns]
-
-
-def ratio(record: Record | None) -> str:
-    """A reduction with its interval; an open end of the interval is left empty."""
-    if record is None:
-        return "–"
-    interval = f"{number(record['low'], 2)}–{number(record['high'], 2)}"
-    mark = " ?" if record["unresolved"] else ""
-    return f"{SIGNS[record['bound']]}{record['ratio']:.2f}× ({interval}){mark}"
-
-
-def attribution(report: Mapping[str, Any]) -> str:
-    """What the order and what verification are worth, as Markdown."""
-    rows = report["rows"]
-    allowed = diverse(rows, [r for r in rows if key(r)[:2] == ("plain", "uniform")])
-    orders = sorted({r["order"] for r in rows if r["order"]}, key=lambda o: (o != "uniform", o))
-    own = [row for order in orders for row in chosen(rows, [
-        ok and key(r)[:2] == ("self-speculative", order)
-        for r, ok in zip(rows, allowed, strict=True)
-    ])]  # fmt: skip
-    header = ["settings", "NFE", "judge", "words (nats)", *FACTORS]
-    return "\n".join(
-        [
-            "What stands here is no less diverse than the standard sampler (plain, uniform order) "
-            "at the same judge score. *Times*: how many times more evaluations the standard "
-            "sampler needs for that score. *Order*: how many times more than plain sampling in "
-            "the row's order. *Verification*: how many times more that needs than the row; the "
-            "product of the two is *times*. 95 % intervals, that of the order the widest that the "
-            "other two allow; ≥ where a plain curve ends before the score, `?` where it is too "
-            "flat to tell.",
-            "",
-            "**The best settings of all:**",
-            "",
-            table(
-                ["order", "sampler", *header],
-                [[r["order"], r["sampler"], *cells(r), *shares(report, r)]
-                 for r in chosen(rows, allowed)],
-            ),
-            "",
-            f"**The best of self-speculative sampling in each order, to {MOST} evaluations:**",
-            "",
-            table(
-                ["order", *header],
-                [[r["order"], *cells(r), *shares(report, r)] for r in own if nfe(r) <= MOST],
-            ),
-            "",
-        ]
-    )  # fmt: skip
-
-
-def chosen(rows: Sequence[Record], allowed: Sequence[bool]) -> list[Record]:
-    """The front of those that are allowed, by rising NFE."""
-    kept = zip(rows, front(rows, allowed, "nfe"), strict=True)
-    return sorted((row for row, keep in kept if keep), key=nfe)
-
-
-def cells(row: Record) -> list[str]:
-    """Settings, cost, score and diversity."""
-    knobs, cost, judge, _, _, words = measures(row)
-    return [knobs, cost, judge, words]
-
-
-def shares(report: Mapping[str, Any], row: Record) -> list[str]:
-    """The cells of `FACTORS`."""
-    whole, given = (against(report, row, f"plain {order}") for order in ("uniform", row["order"]))
-    if whole is None:
-        return ["–"] * len(FACTORS)
-    if row["sampler"] == "plain":
-        return [ratio(whole), ratio(whole), "1"]
-    if row["order"] == "uniform":
-        return [ratio(whole), "1", ratio(whole)]
-    return [ratio(whole), ratio(quotient(whole, given)), ratio(given)]
-
-
-def quotient(whole: Record, part: Record | None) -> Record | None:
-    """The other factor of a ratio; None where two bounds say nothing."""
-    if part is None or (whole["bound"] and part["bound"]):
-        return None
-    return {
-        "ratio": whole["ratio"] / part["ratio"],
-        "low": whole["low"] / part["high"] if part["high"] else None,
-        "high": whole["high"] / part["low"] if whole["high"] and part["low"] else None,
-        "bound": whole["bound"] or OPPOSITE[part["bound"]],
-        "unresolved": whole["unresolved"] or part["unresolved"],
-    }
-
-
-def against(report: Mapping[str, Any], row: Record, baseline: str) -> Record | None:
-    """The reduction of a row by the judge, in evaluations of the same trunk."""
-    wanted = (*key(row), baseline, "same trunk", "judge")
-    of = (*KEYS, "baseline", "account", "score_name")
-    return next((r for r in report["reduction"] if tuple(r[k] for k in of) == wanted), None)
-
-
-def key(row: Record) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEYS)
-
-
-def settings(row: Record) -> str:
-    return ", ".join(f"{value}" for value in row["settings"].values())
-
-
-def nfe(row: Record) -> float:
-    return row["nfe"]
-
-
-def number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the columns of numbers to the right, empty ones left out."""
-    columns = [c for c in zip(header, *rows, strict=True) if set(c[1:]) - {"", "–"}]
-    header, *rows = zip(*columns, strict=True) if columns else [header]
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 CURVE, SECONDS = "books27-quality.json", "latency-h200.json"

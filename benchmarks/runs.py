@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from selfspec.arena.report import running
 from selfspec.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "books27-training.json"
@@ -23,9 +24,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     rows = [row for log in sorted(args.runs.glob("*/log.jsonl")) for row in validations(log)]
-    command = f"python benchmarks/runs.py --runs RUNS --device '{args.device}'"
-    report = {"rows": rows, "machine": {"device": args.device}, "seed": 0, "command": command}
-    write_json(args.out, report | {"commit": args.commit})
+    report = {
+        "rows": rows,
+        "machine": {"device": args.device},
+        "seed": 0,
+        "command": running(),
+        "commit": args.commit,
+    }
+    write_json(args.out, report)
 
 
 def validations(log: Path) -> list[dict]:

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from selfspec import checkpoint
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.engine import Engine
 from selfspec.files import write_json
 from selfspec.interfaces import Samples
@@ -38,7 +38,7 @@ def main() -> None:
     assert isinstance(judge, AutoregressiveModel)
     report = {
         "machine": machine(),
-        "command": f"python benchmarks/same_law.py --num {args.num}",
+        "command": running(),
         "commit": commit(),
         "seeds": [0, 1],
         "num": args.num,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from training import CASES, TINY, make, matrix_peak, measure
 
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.files import write_json
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
@@ -109,7 +109,7 @@ def main() -> None:
         return work(args)
     report: dict[str, Any] = {
         "machine": machine(),
-        "command": "python benchmarks/scaling.py --gpus " + " ".join(map(str, args.gpus)),
+        "command": running(),
         "commit": commit(),
         "seed": 0,
         "tiny": args.tiny,

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from selfspec import checkpoint
 from selfspec.arena.intervals import bootstrap_means
-from selfspec.arena.report import commit, machine
+from selfspec.arena.report import commit, machine, running
 from selfspec.calibration import ORDERS
 from selfspec.data.corpus import open_corpus
 from selfspec.files import write_json
@@ -153,7 +153,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": machine(),
         "commit": commit(),
-        "command": f"python benchmarks/windows.py --data DATA --n {len(tokens)}",
+        "command": running(),
         "model": args.model,
         "seed": args.seed,
         "n": len(tokens),

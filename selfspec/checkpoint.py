@@ -124,8 +124,8 @@ def load_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path}: must be a selfspec checkpoint of format {FORMAT}")
+    if (found := config.get("format") if isinstance(config, dict) else None) != FORMAT:
+        raise ValueError(f"{path}: must be a selfspec checkpoint of format {FORMAT}, got {found!r}")
     if config.get("kind") not in KINDS:
         raise ValueError(f"{path}: kind must be one of {KINDS}, got {config.get('kind')!r}")
     kinds = (("tokenizer", dict, "an object"), ("calibration", list, "a list"),

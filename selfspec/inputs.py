@@ -6,7 +6,20 @@ from torch import Tensor
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 
-__all__ = ["check_tokens", "mask_of", "seeds_of"]
+__all__ = ["check_tokens", "checked_rows", "mask_of", "seeds_of"]
+
+
+def checked_rows(
+    model: SSMD, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Sampler.sample` is given, as tokens (B, L), seeds (B,) and pads (B, L).
+
+    Raises:
+        ValueError: as `check_tokens`, `mask_of` and `seeds_of`.
+    """
+    mask = mask_of("pad", pad, tokens)
+    check_tokens(model, tokens, mask, masked=True)
+    return tokens, seeds_of(seeds, tokens), mask
 
 
 def check_tokens(

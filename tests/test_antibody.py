@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +28,7 @@ CONDITIONS = ["[CAMEL]", "[HUMAN]", "[MOUSE]", "[RABBIT]", "[RHESUS]", "[HEAVY]"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    try:
-        return load_script("antibody")
-    finally:
-        sys.path.pop(0)
+    return load_script("antibody")
 
 
 @pytest.fixture(scope="module")

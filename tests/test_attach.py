@@ -17,7 +17,8 @@ from selfspec.data.fasta import Unknown, read_fasta
 from selfspec.data.ragged import RaggedStore
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.lengths import Lengths
-from selfspec.recipes.attach import documents, own_rows, settings, text_rows
+from selfspec.recipes.attach import settings
+from selfspec.recipes.rows import documents, own_rows, text_rows
 from selfspec.train.process import locked
 
 hf: Any = transformers
@@ -66,7 +67,7 @@ def test_documents_of_every_kind_of_file(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"body": "AC"}\n{"body": "DE"}\n')
     (tmp_path / "a.fasta").write_text(">one\nAC\nDE\n>two\nwy\n")
     (tmp_path / "a.txt").write_text("AC\nDE\n")
-    read = {name: list(documents(tmp_path / f"a.{name}", "packed", "body"))
+    read = {name: list(map("".join, documents(tmp_path / f"a.{name}", "packed", "body")))
             for name in ("jsonl", "fasta", "txt")}  # fmt: skip
     assert read == {"jsonl": ["AC", "DE"], "fasta": ["ACDE", "WY"], "txt": ["AC\nDE\n"]}
 
@@ -88,14 +89,14 @@ def test_text_is_utf8_packed_or_not(tmp_path: Path):
     with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
         file.write("é\n\nA B\n".encode())
     assert list(documents(tmp_path / "a.txt.gz", "lines")) == ["é", "A B"]
-    assert list(documents(tmp_path / "a.txt.gz")) == ["é\n\nA B\n"]
+    assert list(map("".join, documents(tmp_path / "a.txt.gz"))) == ["é\n\nA B\n"]
     (tmp_path / "b.txt").write_bytes(b"A\n\xff\n")
     with pytest.raises(ValueError, match=r"b\.txt, line 2: not UTF-8"):
-        list(documents(tmp_path / "b.txt"))
+        list(map("".join, documents(tmp_path / "b.txt")))
     whole = (tmp_path / "a.txt.gz").read_bytes()
     (tmp_path / "c.txt.gz").write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"c\.txt\.gz, line .*: broken compression"):
-        list(documents(tmp_path / "c.txt.gz"))
+        list(map("".join, documents(tmp_path / "c.txt.gz")))
 
 
 def test_rows_of_its_own_are_framed_text_and_the_same_for_every_batch(source: str):
@@ -107,9 +108,14 @@ def test_rows_of_its_own_are_framed_text_and_the_same_for_every_batch(source: st
     assert len({tuple(row) for row in drawn[0]}) == 5
 
 
-def test_words_are_tokens_of_a_tokenizer_of_words():
+def words() -> Any:
+    """A tokenizer of words."""
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat"]
-    inner = hf.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)})
+    return hf.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)})
+
+
+def test_words_are_tokens_of_a_tokenizer_of_words():
+    inner = words()
     tokenizer = HubTokenizer(inner, 9, MASK)
     assert tokenizer.encode("The cats dog").tolist() == [5, 6, 7, UNKNOWN]
     assert tokenizer.encode("the _ sat", "_").tolist() == [5, MASK, 8]
@@ -130,6 +136,26 @@ def test_words_are_tokens_of_a_tokenizer_of_words():
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
     assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_words_are_scored_by_the_token_and_by_the_character_of_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    made = ss.attach_head(hubs.bert(vocab_size=9), heads=2, tokenizer=words())
+    monkeypatch.setattr("selfspec.api.load", lambda *_, **__: made)
+    text, settings = tmp_path / "text", ["--window", 1, "--rounds", 1]
+    text.write_text("The cats  sat\n")
+    told = run(capsys, "score", text, *settings)
+    assert (told["tokens"], told["characters"]) == (4, 13)
+    for name in ("bits", "stderr", "one_pass_bits", "one_pass_stderr"):
+        assert told[f"{name}_per_character"] == pytest.approx(told[name] * 4 / 13)
+    cut = run(capsys, "score", text, *settings, "--limit", 3)  # of how many characters?
+    assert (cut["tokens"], cut["characters"], cut["bits_per_character"]) == (3, None, None)
+    assert main(["score", str(text), *map(str, settings), "--limit", "3"]) == 0
+    assert "character" not in capsys.readouterr().out
+    text.write_text(" \n")
+    assert main(["score", str(text), *map(str, settings)]) == 2
+    assert "`file` must hold at least one token" in capsys.readouterr().err
 
 
 def test_a_head_is_trained_saved_without_its_trunk_and_used(

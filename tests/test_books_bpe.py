@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +28,7 @@ EXCERPT = Path(__file__).parent / "data" / "books-excerpt.jsonl.xz"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    try:
-        return load_script("books_bpe")
-    finally:
-        sys.path.pop(0)
+    return load_script("books_bpe")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from selfspec import calibration, checkpoint, recipes
 from selfspec.cli import main
 from selfspec.cli.common import OrderName
 from selfspec.cli.watch import Frame, Replay, State, play, render
+from selfspec.data.bpe import load_bpe
 from selfspec.data.corpus import write_corpus
 from selfspec.data.fasta import read_fasta, write_fasta
 from selfspec.engine import read_shards
@@ -215,6 +216,7 @@ def test_score_is_the_likelihood_of_the_sampler(tmp_path: Path, capsys: pytest.C
     assert told["stderr"] == pytest.approx(float(bits.std() / 3**0.5))
     assert told["exact"] is True
     assert told["characters"] == 14
+    assert told["bits_per_character"] == told["bits"]
 
 
 def test_score_reads_standard_input_in_blocks(
@@ -338,8 +340,24 @@ def test_subwords_from_text_to_samples(
         assert row["text"].endswith(" sat")
     file = tmp_path / "some.txt"
     file.write_text("The cat sat, naïve.")
-    scored = report(capsys, "score", str(file), "--checkpoint", trained["model"], "--window", "2")
+    scoring = ["score", str(file), "--checkpoint", trained["model"], "--window", "2"]
+    scored = report(capsys, *scoring)
     assert scored["characters"] == 19 > scored["tokens"] - 2  # ï is two tokens, "The" is one
+    model = ss.load(trained["model"])
+    tokens = torch.from_numpy(load_bpe(data).encode("The cat sat, naïve."))
+    assert len(tokens) == scored["tokens"] <= model.length  # one block
+    nats = [
+        ss.one_pass_score(model, tokens[None], seeds=k).item() for k in ss.row_seeds(0, 4).split(1)
+    ]
+    total = -sum(nats) / 4 / math.log(2)
+    assert scored["one_pass_bits"] == pytest.approx(total / len(tokens))
+    assert scored["one_pass_bits_per_character"] == pytest.approx(total / 19)
+    assert scored["bits_per_character"] == pytest.approx(scored["bits"] * len(tokens) / 19)
+    assert main(scoring) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    each, spread = scored["bits"], scored["stderr"]
+    assert said.startswith(f"sampler   {each:.4f} ± {spread:.4f} bits per token, ")
+    assert said.endswith(" bits per character (exact)")
     judge = str(tmp_path / "judge")
     report(capsys, "train", "books-bpe-judge", "--data", data, "--out", judge, *options)
     found = report(

@@ -13,6 +13,7 @@ from reference import BINARY, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, 
 from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from selfspec import inputs
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.engine.slots import pass_bounds
@@ -141,13 +142,13 @@ def test_what_is_submitted_meanwhile_is_run_too(ternary: SSMD):
 def test_further_rows_are_asked_for_when_few_wait(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
     engine, sampler = Engine(ternary, 2, waiting=1), AnyOrderSampler(ternary)
-    tokens, waited, submit = torch.full((9, 6), MASK), [], engine.submit
+    tokens, waited, queue = torch.full((9, 6), MASK), [], engine._queue
 
     def counted(*rows: Any) -> range:
         waited.append(engine.waiting)
-        return submit(*rows)
+        return queue(*rows)
 
-    monkeypatch.setattr(engine, "submit", counted)
+    monkeypatch.setattr(engine, "_queue", counted)
     assert same(engine.sample(sampler, tokens, 3), sampler.sample(tokens, 3))
     assert len(waited) == 5
     assert max(waited) < 2
@@ -180,6 +181,15 @@ def test_a_bad_row_of_a_later_portion_is_found_before_the_first_pass(
     with pytest.raises(ValueError, match="got 77"):
         engine.sample(AnyOrderSampler(ternary), tokens)
     assert engine.idle
+
+
+def test_rows_are_checked_once(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
+    tokens, seen = torch.full((5, 6), MASK), []
+    check = inputs.check_tokens
+    monkeypatch.setattr(inputs, "check_tokens", lambda *a, **k: (seen.append(a[1]), check(*a, **k)))
+    Engine(ternary, 2).sample(AnyOrderSampler(ternary), tokens)
+    assert [rows.tolist() for rows in seen] == [tokens.tolist()]
 
 
 VARIANT = Variant(width=6, rounds=3, padded=True, nucleus=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_readme import ROOT, load_script
+from test_readme import load_script
 
 from selfspec import checkpoint
 from selfspec.arena import Sweep
@@ -17,7 +17,7 @@ from selfspec.data.corpus import write_corpus
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.model import SSMD
 
-README = load_script("readme")
+README, ATTRIBUTION = load_script("readme"), load_script("attribution")
 
 
 def reduction(ratio: float, low: float | None, high: float | None, bound: str | None = None) -> Any:
@@ -25,7 +25,7 @@ def reduction(ratio: float, low: float | None, high: float | None, bound: str | 
 
 
 def test_order_and_verification_multiply_to_the_whole():
-    part = README.quotient(reduction(6.0, 5.0, 8.0), reduction(1.5, 1.25, 2.0))
+    part = ATTRIBUTION.quotient(reduction(6.0, 5.0, 8.0), reduction(1.5, 1.25, 2.0))
     assert part == reduction(4.0, 2.5, 6.4)
 
 
@@ -34,26 +34,26 @@ def test_order_and_verification_multiply_to_the_whole():
     [("at least", None, "at least"), (None, "at least", "at most"), (None, "at most", "at least")],
 )
 def test_a_bound_of_one_factor_bounds_the_other(whole, part, bound):
-    found = README.quotient(reduction(6, 5, None, whole), reduction(2, 1, None, part))
+    found = ATTRIBUTION.quotient(reduction(6, 5, None, whole), reduction(2, 1, None, part))
     assert (found["ratio"], found["bound"]) == (3, bound)
     assert found["low"] is None
     assert found["high"] is None
 
 
 def test_an_open_interval_leaves_the_other_open():
-    found = README.quotient(reduction(6, 5, 8), reduction(2, 0.0, 4, "at most"))
+    found = ATTRIBUTION.quotient(reduction(6, 5, 8), reduction(2, 0.0, 4, "at most"))
     assert (found["low"], found["high"]) == (1.25, None)
 
 
 def test_two_bounds_say_nothing_of_the_other_factor():
     bounded = reduction(6, 5, None, "at least")
-    assert README.quotient(bounded, bounded) is None
-    assert README.quotient(bounded, None) is None
+    assert ATTRIBUTION.quotient(bounded, bounded) is None
+    assert ATTRIBUTION.quotient(bounded, None) is None
 
 
 def test_the_attribution_is_read_from_the_records_of_its_row():
     report = json.loads((README.RESULTS / README.CURVE).read_text())
-    lines = README.attribution(report).splitlines()
+    lines = ATTRIBUTION.attribution(report).splitlines()
     row = next(r for r in report["rows"] if r["order"] == "respaced" and r["settings"]
                == {"rounds": 3, "schedule": "linear", "dtau": 0.125})  # fmt: skip
     whole, given = (
@@ -71,8 +71,7 @@ def test_the_attribution_is_read_from_the_records_of_its_row():
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def script() -> ModuleType:
     return load_script("order")
 
 

@@ -466,7 +466,8 @@ def test_enough_rounds_without_a_window_take_one_trunk_pass(ternary: SSMD):
 @pytest.mark.parametrize(("schedule", "steps"), [(CosineSchedule(), 4), (LinearSchedule(), 3)])
 def test_ancestral_counts_are_binomial(ternary: SSMD, schedule: Schedule, steps: int):
     sampler = AncestralSampler(ternary, schedule=schedule, steps=steps)
-    windows = sampler.start(torch.full((20_000, 6), 3), 0, None).windows
+    rows = torch.full((20_000, 6), 3)
+    windows = sampler.start(rows, row_seeds(0, len(rows)), torch.zeros_like(rows).bool()).windows
     first = np.bincount(windows[:, 0], minlength=7)
     share = [1.0, *schedule.masked(np.arange(1, steps + 1) / steps)]
     law = np.zeros(7)

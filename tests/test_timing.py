@@ -26,7 +26,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_median_leaves_out_the_warm_up(events: list[str]) -> None:
     timing = median_seconds(lambda: events.append("run"), repeats=5, warmup=3)
     assert timing.seconds == (4, 5, 6, 7, 8)
-    assert (timing.fastest, timing.median, timing.slowest) == (4, 6, 8)
+    assert timing.median == 6
     assert events.count("run") == 8
 
 

@@ -66,8 +66,9 @@ def benchmark(
     scorer = load_judge(judge, model)
     if calibrate:
         return show_table(model, scorer, checkpoint, num, batch_size, run)
-    if not against or not orders:
-        raise ValueError("`against` and `orders` must name at least one each")
+    for name, value in {"against": against, "orders": orders}.items():
+        if not value:
+            raise ValueError(f"`{name}` must name at least one, got none")
     sweep = make_sweep(model, scorer, out, num, batch_size, run)
     settings = make_settings(model, against, orders, steps, run, predictor, policy)
     compare(model, sweep, settings, judge, run)

@@ -96,6 +96,34 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True)
+class HubRun:
+    """A run that trains a model of the Hub on a file."""
+
+    out: Path
+    """the folder of the run: rows, checkpoints, logs, and in its subfolder model the result."""
+    rows: Literal["packed", "lines"] = "packed"
+    """documents packed one after another, or a row a document (a line of a text file)."""
+    length: int | None = None
+    """the longest row, with what stands around a sequence; at most 512 by default."""
+    field: str = "text"
+    """which field of a JSON document holds its text."""
+    accumulate: int = 1
+    """micro-batches a step: less memory, the same gradient."""
+    tokenizer: str | None = None
+    """the name of another tokenizer than the model's own."""
+    revision: str | None = None
+    """of the model on the Hub."""
+    stop_after: float | None = None
+    """seconds after which to stop, with a checkpoint."""
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """What `api.train_head` and `api.train_adapted` take alike."""
+        names = ("rows", "length", "field", "accumulate", "stop_after")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"seed": run.seed, "device": run.where()}
+
+
 def load_judge(name: str, model: SSMD) -> AutoregressiveModel:
     """A judge on the model's device.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from selfspec.data.bpe import BPETokenizer
     from selfspec.data.held_out import HoldOut
     from selfspec.data.loader import TokenStore
+    from selfspec.data.pieces import Document
     from selfspec.data.tokenizers import CharTokenizer
 
 SPLITS = ("train", "valid", "test")
@@ -22,7 +23,7 @@ SUBWORDS = ("jsonl", "texts", "dataset", "openwebtext")
 MDLM_HELD_OUT = 100_000
 """Documents of OpenWebText, the last ones."""
 
-Documents = Callable[[], Iterable[str]]
+Documents = Callable[[], "Iterable[Document]"]
 """Reads a split from its start, each time."""
 
 
@@ -65,12 +66,14 @@ class Text:
     def tokenizer(self, train: Documents, default: str | None) -> BPETokenizer | CharTokenizer:
         """Loaded, trained, or the 27 symbols."""
         from selfspec.data.bpe import load_bpe, train_bpe
+        from selfspec.data.pieces import pieces
         from selfspec.data.tokenizers import CharTokenizer
 
         if self.bpe is not None and self.vocab_size is not None:
             raise ValueError("give `bpe` or `vocab_size`, got both")
         if self.vocab_size is not None:
-            return train_bpe(train(), self.vocab_size, progress=watched())
+            texts = (text for document in train() for text, _ in pieces(document))
+            return train_bpe(texts, self.vocab_size, progress=watched())
         name = self.bpe or default
         return CharTokenizer() if name is None else load_bpe(name)
 

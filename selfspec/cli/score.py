@@ -1,4 +1,4 @@
-"""`selfspec score`: how likely a model finds a text, in bits per character.
+"""`selfspec score`: how likely a model finds a text, in bits per token and per character.
 
 Two scores, each with its standard error over orders:
 
@@ -7,8 +7,10 @@ Two scores, each with its standard error over orders:
     one pass    Σ log q(d, x_σ(d)) from a single trunk pass: the law of a sampler whose one trunk
                 pass is followed by as many rounds as it takes
 
-Texts longer than the model are scored in blocks. With `--mutations` a protein is scored instead
-against its mutants, by `likelihood/mutations.py`.
+Where tokens are subwords, bits per character spread the bits of all tokens over the characters of
+the text they stand for. These are not known of the first tokens of a text by a tokenizer that
+leaves spaces out or folds letters. Texts longer than the model are scored in blocks. With
+`--mutations` a protein is scored instead against its mutants, by `likelihood/mutations.py`.
 """
 
 from __future__ import annotations
@@ -68,16 +70,19 @@ def score(
         return score_mutations(model, text, mutations, orders, run)
     import torch
 
-    tokens = torch.from_numpy(model.tokenizer.encode(text))[:limit].to(model.device)
-    sampler = sampling.sampler(model, order="uniform")
-    characters = len(model.tokenizer.decode(tokens.cpu()))
-    report = measure(model, tokens, sampler, orders, run.seed, characters)
+    ids = model.tokenizer.encode(text)
+    if not len(ids):
+        raise ValueError(f"`file` must hold at least one token of the model, got none in {file}")
+    tokens = torch.from_numpy(ids[:limit]).to(model.device)
+    report = measure(model, tokens, sampling.sampler(model, order="uniform"), orders, run.seed)
+    characters = model.tokenizer.count_characters(ids[:limit])
+    if characters is None and len(ids) <= limit:
+        characters = len(text)
+    report |= per_character(report, characters)
     if run.json:
         return print(to_json(report))
-    kind = "exact" if report["exact"] else "estimate, as the order is re-chosen between passes"
-    print(f"sampler   {report['bits']:.4f} ± {report['stderr']:.4f} bits per character ({kind})")
-    print(f"one pass  {report['one_pass_bits']:.4f} ± {report['one_pass_stderr']:.4f}")
-    note(f"{characters} of {len(text)} characters, {len(tokens)} tokens, {orders} orders")
+    say(report)
+    note(f"{len(tokens)} of {len(ids)} tokens, {orders} orders")
 
 
 def read(file: str, normalise: bool) -> str:
@@ -91,6 +96,28 @@ def read(file: str, normalise: bool) -> str:
     if not text:
         raise ValueError(f"`file` must hold at least one character, got an empty {file}")
     return text
+
+
+def per_character(report: dict[str, Any], characters: int | None) -> dict[str, Any]:
+    """How many characters a text has, and the scores of a report over them; None if not known."""
+    each = report["tokens"] / characters if characters else None
+    names = ("bits", "stderr", "one_pass_bits", "one_pass_stderr")
+    scores = {f"{name}_per_character": each and report[name] * each for name in names}
+    return {"characters": characters or None} | scores
+
+
+def say(report: dict[str, Any]) -> None:
+    """Print the scores for people; a token that is a character is called so."""
+    units = {"": "token", "_per_character": "character"}
+    if report["characters"] == report["tokens"]:
+        del units[""]
+    elif report["characters"] is None:
+        del units["_per_character"]
+    kind = "exact" if report["exact"] else "estimate, as the order is re-chosen between passes"
+    for name, key, remark in (("sampler", "", f" ({kind})"), ("one pass", "one_pass_", "")):
+        scores = [f"{report[f'{key}bits{end}']:.4f} ± {report[f'{key}stderr{end}']:.4f} "
+                  f"bits per {unit}" for end, unit in units.items()]  # fmt: skip
+        print(f"{name:9} {', '.join(scores)}{remark}")
 
 
 def one_sequence(text: str, file: str, residues: str) -> str:
@@ -121,17 +148,9 @@ def score_mutations(
 
 
 def measure(
-    model: SSMD,
-    tokens: Tensor,
-    sampler: Sampler,
-    orders: int,
-    seed: int,
-    characters: int | None = None,
+    model: SSMD, tokens: Tensor, sampler: Sampler, orders: int, seed: int
 ) -> dict[str, Any]:
-    """Both scores of a token sequence (n,), with their standard errors over orders.
-
-    Bits are those of a character if it is known how many there are, else of a token.
-    """
+    """Both scores of a token sequence (n,) in bits per token; standard errors over orders."""
     import torch
     from tqdm import tqdm
 
@@ -156,15 +175,13 @@ def measure(
                     temperature=sampler.temperature, top_p=sampler.top_p,
                 ).item()  # fmt: skip
                 bar.update()
-    characters = characters or len(tokens)
-    bits = -1 / (math.log(2) * characters)
+    bits = -1 / (math.log(2) * len(tokens))
     return {
         "bits": float(fixed.mean() * bits),
         "stderr": float(fixed.std() * -bits / orders**0.5),
         "one_pass_bits": float(one_pass.mean() * bits),
         "one_pass_stderr": float(one_pass.std() * -bits / orders**0.5),
         "exact": sampler.order.fixed,
-        "characters": characters,
         "tokens": len(tokens),
         "orders": orders,
         "sampler": describe(sampler),

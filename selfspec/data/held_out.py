@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 
 class HoldOut(Protocol):
     """A rule that divides documents."""
+
+    whole: ClassVar[bool]
+    """Whether it must see each as one array; else a document may come in several."""
 
     def rest(self, documents: Iterable[np.ndarray], held: list[np.ndarray]) -> Iterator[np.ndarray]:
         """What stays, in order; what is held out has been put into `held` at the end.
@@ -38,6 +41,7 @@ class LastDocuments:
     """The last `count` documents; they are kept in memory until the others are written."""
 
     count: int
+    whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _at_least("count", 1, self.count)
@@ -64,6 +68,7 @@ class Blocks:
     length: int = 1024
     every: int = 50
     seed: int = 0
+    whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _at_least("length", 1, self.length)

@@ -1,4 +1,4 @@
-"""Text files as lines, plain or packed: `.xz` and `.gz` by their suffix."""
+"""Text files as lines or blocks, plain or packed: `.xz` and `.gz` by their suffix."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import gzip
 import lzma
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
+
+_BLOCK = 1 << 20
+_BROKEN = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -64,16 +68,36 @@ def read_lines(path: Path, bar: tqdm | None = None) -> Iterator[tuple[int, bytes
     Raises:
         ValueError: the packing is broken (file and line are named).
     """
-    number = done = 0
+    number = 0
     try:
-        with path.open("rb") as raw, _unpacked(raw, path) as file:
-            for number, line in enumerate(file, start=1):
-                if bar is not None:
-                    bar.update(raw.tell() - done)
-                    done = raw.tell()
-                yield number, line
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        for number, line in enumerate(_read(path, iter, bar), start=1):
+            yield number, line
+    except _BROKEN as error:
         raise ValueError(f"{path}, line {number + 1}: broken compression ({error})") from error
+
+
+def read_blocks(path: Path, bar: tqdm | None = None) -> Iterator[bytes]:
+    """A file as blocks of bytes that may end anywhere; arguments as in `read_lines`.
+
+    Raises:
+        ValueError: the packing is broken (the file is named).
+    """
+    try:
+        yield from _read(path, lambda file: iter(partial(file.read, _BLOCK), b""), bar)
+    except _BROKEN as error:
+        raise ValueError(f"{path}: broken compression ({error})") from error
+
+
+def _read(
+    path: Path, cut: Callable[[BinaryIO], Iterable[bytes]], bar: tqdm | None
+) -> Iterator[bytes]:
+    done = 0
+    with path.open("rb") as raw, _unpacked(raw, path) as file:
+        for part in cut(file):
+            if bar is not None:
+                bar.update(raw.tell() - done)
+                done = raw.tell()
+            yield part
 
 
 def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:

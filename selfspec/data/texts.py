@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from selfspec.data.packed import bytes_bar, read_lines
+from tqdm import tqdm
+
+from selfspec.data.packed import bytes_bar, read_blocks
 
 
 def find_texts(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
@@ -30,8 +33,8 @@ def find_texts(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     return {split: found for split, found in files.items() if found}
 
 
-def read_texts(files: Sequence[Path], progress: bool = False) -> Iterator[str]:
-    """The text of each file.
+def read_texts(files: Sequence[Path], progress: bool = False) -> Iterator[Iterator[str]]:
+    """The text of each file, as the parts in which it is read.
 
     Args:
         files: from `find_texts`.
@@ -42,8 +45,14 @@ def read_texts(files: Sequence[Path], progress: bool = False) -> Iterator[str]:
     """
     with bytes_bar(files, progress) as bar:
         for path in files:
-            text = b"".join(line for _, line in read_lines(path, bar))
-            try:
-                yield text.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: must be UTF-8 ({error})") from error
+            yield _parts(path, bar)
+
+
+def _parts(path: Path, bar: tqdm) -> Iterator[str]:
+    decoder = getincrementaldecoder("utf-8")()
+    try:
+        for block in read_blocks(path, bar):
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be UTF-8 ({error})") from error

@@ -55,6 +55,10 @@ class Tokenizer(Protocol):
         """The text of ids (L,); `mask_id` becomes `mask_char`."""
         ...
 
+    def count_characters(self, ids: npt.NDArray[np.integer]) -> int | None:
+        """How many characters of text the ids (L,) stand for; None where they do not say."""
+        ...
+
     def to_config(self) -> Mapping[str, Any]:
         """A JSON-ready description."""
         ...
@@ -129,6 +133,10 @@ class CharTokenizer:
             raise ValueError(f"`ids` must lie in 0..{self.mask_id}, got {ids.min()}..{ids.max()}")
         points = np.append(self._points, np.uint32(ord(self._outside(mask_char))))
         return points[ids.astype(np.int64)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def count_characters(self, ids: npt.NDArray[np.integer]) -> int:
+        """How many characters of text the ids (L,) stand for: one each."""
+        return len(ids)
 
     def to_config(self) -> dict[str, str]:
         """A JSON-ready description, from which `from_config` makes an equal tokenizer."""

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from selfspec.engine.graphs import Steps, copied
 from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
 from selfspec.engine.step import Variant
-from selfspec.inputs import check_tokens, mask_of, seeds_of
+from selfspec.inputs import checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.sampling import Sampler
@@ -170,14 +170,23 @@ class Engine:
             ValueError: what `Sampler.sample` raises, a row longer than the engine's, a sampler of
                 another model or one that the engine cannot run. What was queued before stays.
         """
+        return self._queue(sampler, *self._checked(sampler, tokens, seeds, pad))
+
+    def _checked(
+        self, sampler: Sampler, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, seeds and pads that the engine can run, on the host."""
         if sampler.model is not self.model:
             raise ValueError("`sampler` must have the engine's model, got another")
         if reason := unsupported(sampler):
             raise ValueError(f"`sampler` must be one that the engine runs, got another: {reason}")
         if tokens.dim() == 2 and tokens.shape[1] > self.length:
             raise ValueError(f"`tokens` may be at most {self.length} long, got {tokens.shape[1]}")
-        near = (None if x is None else x.cpu() for x in (tokens, seeds_of(seeds, tokens), pad))
-        rows = prepare(sampler, *near, self.length)  # type: ignore[arg-type]
+        return checked_rows(self.model, tokens.cpu(), seeds, pad)
+
+    def _queue(self, sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor) -> range:
+        """Queue rows that were checked."""
+        rows = prepare(sampler, tokens, seeds, pad, self.length)
         variant = Variant.of(rows, self._known(rechosen_rule(sampler)))
         if self.fixed is not None and variant.joined(self.fixed) != self.fixed:
             raise ValueError(f"`sampler` must need no more than {self.fixed}, got {variant}")
@@ -237,11 +246,10 @@ class Engine:
         """
         if not self.idle:
             raise ValueError("`sample` must find the engine idle, got requests in hand")
-        mask, seeds = mask_of("pad", pad, tokens), seeds_of(seeds, tokens)
-        check_tokens(self.model, tokens, mask, masked=True)
+        near = self._checked(sampler, tokens, seeds, pad)
         at_once = max(PORTION, self.slots) if self.fixed is None else len(tokens)
-        portions = zip(*(x.cpu().split(at_once) for x in (tokens, seeds, mask)), strict=True)
-        submitted = (self.submit(sampler, *rows) for rows in portions)
+        portions = zip(*(x.split(at_once) for x in near), strict=True)
+        submitted = (self._queue(sampler, *rows) for rows in portions)
         next(submitted)  # raises what there is to raise
         more = submitted if len(tokens) > at_once else None
         found = []

@@ -72,14 +72,8 @@ def rechosen_rule(sampler: Sampler) -> Order | None:
     return None if sampler.order.fixed else sampler.order
 
 
-def prepare(
-    sampler: Sampler, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None, length: int
-) -> Rows:
-    """Rows before their first pass, padded on the right to `length`; on the device of `tokens`.
-
-    Raises:
-        ValueError: what `Sampler.sample` raises.
-    """
+def prepare(sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor, length: int) -> Rows:
+    """Rows before their first pass, padded on the right to `length`; on the device of `tokens`."""
     state = sampler.start(tokens, seeds, pad)
     more = length - tokens.shape[1]
     given = {f.name: getattr(state, f.name) for f in fields(state)}

@@ -118,7 +118,8 @@ def push_to_hub(
         if trunk.get("kind") == "hub" and not trunk["model"] and Path(trunk["name"]).is_absolute():
             raise ValueError("`merge` must be True for a trunk that nobody else can load: it is in "
                              f"the folder {trunk['name']}")  # fmt: skip
-        Path(folder, "README.md").write_text(model_card(config, repo_id, licence))
+        card = model_card(config, repo_id, licence)
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
 

@@ -70,6 +70,13 @@ class HubTokenizer:
             pieces.append([]) if i == self.mask_id else pieces[-1].append(i)
         return mask_char.join(self.inner.decode(piece) for piece in pieces)
 
+    def count_characters(self, ids: npt.NDArray[np.integer]) -> int | None:
+        """How many characters of text the ids (L,) stand for; None where tokens are subwords.
+
+        Such tokenizers leave spaces out and fold letters: only the text itself can say it.
+        """
+        return None if self._ids is None else len(ids)
+
     @property
     def separator(self) -> tuple[int, ...]:
         """What stands between two documents: the token that ends one, where there is any."""

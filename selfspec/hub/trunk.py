@@ -120,7 +120,9 @@ class HubTrunk(nn.Module):
         self.source = source or Source("", None, fingerprint(self.weights()))
         own = self.read_length(model)
         if length is None and own is None:
-            raise ValueError("`length` must be given: the model's config does not state one")
+            raise ValueError(
+                "`length` must be given where the model's config states none, got None"
+            )
         if length is not None and not 1 <= length <= (own or length):
             raise ValueError(f"`length` must be in 1..{own}, the model's own, got {length}")
         self.length: int = length or own or 0

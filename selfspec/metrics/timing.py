@@ -21,16 +21,6 @@ class Timing:
         """The middle one, in seconds."""
         return statistics.median(self.seconds)
 
-    @property
-    def fastest(self) -> float:
-        """The shortest, in seconds."""
-        return min(self.seconds)
-
-    @property
-    def slowest(self) -> float:
-        """The longest, in seconds."""
-        return max(self.seconds)
-
 
 def synchronize(device: torch.device | str) -> None:
     """Waits until the device has done what was asked of it; nothing to wait for on the CPU."""

@@ -22,7 +22,7 @@ import torch
 
 from selfspec.hub.causal import CausalTrunk
 from selfspec.model import SSMD
-from selfspec.recipes.attach import Rows, read_data
+from selfspec.recipes.rows import Rows, read_data
 from selfspec.train import AdamWConfig, Cosine, Diffusion, TrainConfig, Trainer
 
 __all__ = ["adapt_ar", "settings"]
@@ -67,7 +67,7 @@ def adapt_ar(
         OSError: no such file.
     """
     if not isinstance(model.trunk, CausalTrunk) or model.head is not None:
-        raise ValueError("`model` must be one from `adapt_causal`, without head")
+        raise ValueError("`model` must be one from `adapt_causal`, without head, got another")
     if data == "self":
         raise ValueError("`data` must be a file: an adapted model cannot write yet, got 'self'")
     config = settings(**changes)

@@ -1,12 +1,6 @@
 """The head of a model of the Hub, trained on its frozen trunk.
 
-A row is what the trunk reads: the tokens that stand around every sequence, and between them
-
-    lines     one document, cut where the row is full; rows have lengths of their own
-    packed    the documents one after another, cut into pieces of one length
-    self      what the model itself draws, one token a pass: no corpus is needed
-
-Every 50th row, and at most 1,024 of them, are held out for validation. With `self` the head learns
+Its rows are made of a file, or drawn by the model itself (`rows.py`). With `self` the head learns
 the any-order conditionals of the trunk itself instead of those of the data: it can get as good as
 the trunk at full cost, and no better, and what the trunk gets wrong it learns too. Drawing n rows
 of L tokens costs n · L rows of trunk passes, where training on them for a step costs one a row.
@@ -14,34 +8,15 @@ of L tokens costs n · L rows of trunk passes, where training on them for a step
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
-from pathlib import Path
-from string import ascii_uppercase
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from selfspec.data.fasta import Cleaner, Policy, Unknown, read_fasta
-from selfspec.data.jsonl import read_jsonl
-from selfspec.data.packed import read_lines
-from selfspec.data.ragged import RaggedStore, write_sequences
-from selfspec.files import write_json
-from selfspec.generation import draw
 from selfspec.hub import HubTrunk
-from selfspec.hub.tokenizer import HubTokenizer
-from selfspec.lengths import Lengths
 from selfspec.model import SSMD
-from selfspec.noise import row_seeds
-from selfspec.prompts import layout
-from selfspec.sampling import AnyOrderSampler
+from selfspec.recipes.rows import Rows, read_data
 from selfspec.train import (
     AdamWConfig,
     Diffusion,
@@ -50,15 +25,8 @@ from selfspec.train import (
     Trainer,
     WarmupStableDecay,
 )
-from selfspec.train.feed import Batches
-from selfspec.train.parallel import group, rows_each, together
-from selfspec.train.process import locked
 
-__all__ = ["Rows", "attach", "open_rows", "own_rows", "settings", "text_rows"]
-
-Rows = Literal["lines", "packed"]
-HELD_OUT, MOST_HELD_OUT = 50, 1024
-log = logging.getLogger("selfspec")
+__all__ = ["attach", "settings"]
 
 
 def settings(steps: int = 3000, batch_size: int = 64, **changes: Any) -> TrainConfig:
@@ -115,236 +83,10 @@ def attach(
         RuntimeError: another run is making rows in the folder.
     """
     if not isinstance(model.trunk, HubTrunk) or model.head is None:
-        raise ValueError("`model` must be one from `attach_head`, with a head")
+        raise ValueError("`model` must be one from `attach_head`, with a head, got another")
     config = settings(**changes)
     found = read_data(
         model, data, folder, config, rows, length, num, field, unknown, device, progress
     )
     objective = Diffusion(True, window_weight, observed=found.observed)
     return Trainer(model, objective, config, found.batches, folder, found.valid)
-
-
-class Data(NamedTuple):
-    """What a trainer reads."""
-
-    batches: Batches
-    valid: np.ndarray
-    observed: tuple[int, ...]
-    """Tokens that occur and are never drafted."""
-
-
-def read_data(
-    model: SSMD,
-    data: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    config: TrainConfig,
-    rows: Rows,
-    length: int | None,
-    num: int,
-    field: str,
-    unknown: str,
-    device: torch.device | str | None,
-    progress: bool,
-) -> Data:
-    """Rows of a file for a model on a trunk of the Hub; arguments and errors as in `attach`.
-
-    The model is moved to the device, and knows how long its sequences are.
-    """
-    if rows not in get_args(Rows):
-        raise ValueError(f"`rows` must be one of {get_args(Rows)}, got {rows!r}")
-    if unknown not in (known := [policy.value for policy in Unknown]):
-        raise ValueError(f"`unknown` must be one of {known}, got {unknown!r}")
-    assert isinstance(model.trunk, HubTrunk)
-    frame = sum(map(len, model.frame))
-    length = min(model.length, 512) if length is None else length
-    if not frame < length <= model.length:
-        raise ValueError(f"`length` must be in {frame + 1}..{model.length}, got {length}")
-    room = length - frame
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts: dict[str, Any] = {"length": length, "trunk": model.trunk.source.sha256}
-    if data == "self":
-        facts |= {"data": "self", "num": num, "seed": config.seed}
-        make = partial(own_rows, model, num, room, config.seed, progress=progress)
-    else:
-        tokenizer = _tokenizer(model)
-        facts |= {"data": Path(data).name, "bytes": Path(data).stat().st_size, "rows": rows,
-                  "field": field, "unknown": unknown, "tokens": tokenizer.sha256}  # fmt: skip
-        texts = documents(data, rows, field, Unknown(unknown), tokenizer.residues, progress)
-        make = partial(text_rows, model, texts, room, rows)
-    open_them = partial(open_rows, Path(folder, "data"), facts, model.vocab_size, make)
-    with together():
-        if group().rank == 0:
-            with locked(Path(folder, "data")):
-                open_them()  # and makes them, for all processes
-    train, valid = open_them()
-    share = rows_each(config.batch_size, config.accumulate)
-    batches: Batches = train.loader(length, share, config.seed, *group())
-    held_out = valid.excerpt(length, MOST_HELD_OUT)
-    if data != "self" and rows == "lines":
-        model.lengths = Lengths.of(train.lengths - frame, model.length - frame)
-    else:
-        batches, held_out = Full(batches), held_out.data
-        if 1 < room < model.length - frame:
-            model.lengths = Lengths((0, 1), room - 1, room)  # the only length that was trained on
-    return Data(batches, held_out, _observed(model, train, valid))
-
-
-@dataclass(frozen=True)
-class Full:
-    """Batches in which every row is full: without a mask attention is faster."""
-
-    source: Batches
-
-    def batch(self, step: int) -> np.ndarray:
-        """Tokens (B, L) of a step."""
-        return np.ma.getdata(self.source.batch(step))
-
-
-def documents(
-    data: str | os.PathLike[str],
-    rows: Rows = "packed",
-    field: str = "text",
-    unknown: Unknown = Unknown.SKIP,
-    residues: str = "",
-    progress: bool = False,
-) -> Iterator[str]:
-    """The documents of a file, in order; arguments as in `attach`.
-
-    Args:
-        residues: the letters that sequences of FASTA may have; all capital letters by default.
-
-    Raises:
-        ValueError: the file is broken, has none, or is not UTF-8.
-    """
-    names = [suffix.lower() for suffix in Path(data).suffixes]
-    if ".jsonl" in names:
-        yield from read_jsonl(data, field, progress)
-    elif {".fasta", ".fa", ".faa"} & {*names}:
-        cleaner = Cleaner(residues or ascii_uppercase, Policy(unknown=unknown))
-        yield from cleaner(read_fasta(data, progress))
-        if cleaner.skipped:
-            log.warning("%s sequences with unknown residues were left out", cleaner.skipped)
-    else:
-        lines = _lines(Path(data))
-        yield from filter(None, map(str.strip, lines)) if rows == "lines" else ["".join(lines)]
-
-
-def _lines(path: Path) -> Iterator[str]:
-    for number, line in read_lines(path):
-        try:
-            yield line.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
-
-
-def text_rows(
-    model: SSMD, texts: Iterable[str], room: int, rows: Rows = "packed"
-) -> Iterator[np.ndarray]:
-    """Documents as rows of at most `room` tokens within the frame.
-
-    Raises:
-        ValueError: the model has no tokenizer, or a text is not of its characters.
-    """
-    tokenizer = _tokenizer(model)
-    encoded = (ids for ids in map(tokenizer.encode, texts) if len(ids))
-    if rows == "lines":
-        pieces = (ids[:room] for ids in encoded)
-    else:
-        pieces = _packed(encoded, np.array(tokenizer.separator, dtype=np.int64), room)
-    begin, end = model.frame
-    for piece in pieces:
-        yield np.concatenate([begin, piece, end]).astype(np.int64)
-
-
-def _tokenizer(model: SSMD) -> HubTokenizer:
-    if not isinstance(model.tokenizer, HubTokenizer):
-        raise ValueError("`model` must have a tokenizer to read text, got none")
-    return model.tokenizer
-
-
-def own_rows(
-    model: SSMD,
-    num: int,
-    room: int,
-    seed: int,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Iterator[np.ndarray]:
-    """Rows of `room` tokens that the trunk draws, one token a pass, in a uniform order."""
-    if num < 2:
-        raise ValueError(f"`num` must be at least 2, got {num}")
-    blank, _ = layout(None, None, model.mask_id, model.length, length=room, frame=model.frame)
-    sampler, device = AnyOrderSampler(model), model.device
-    with tqdm(total=num, desc="drawing rows", unit="row", disable=not progress) as bar:
-        for seeds in row_seeds(seed, num, device).split(batch_size):
-            masked = blank.to(device).expand(len(seeds), -1)
-            pad = torch.zeros_like(masked, dtype=torch.bool)
-            tokens = draw(sampler, masked, seeds, pad, batch_size).tokens
-            bar.update(len(tokens))
-            yield from tokens.cpu().numpy()
-
-
-def open_rows(
-    folder: Path,
-    facts: dict[str, Any],
-    vocab_size: int,
-    make: Callable[[], Iterable[np.ndarray]],
-) -> tuple[RaggedStore, RaggedStore]:
-    """Rows for training and validation: those in the folder, or else made and written there.
-
-    Args:
-        folder: of the rows.
-        facts: what they are made of; those in the folder must be of the same.
-        vocab_size: V.
-        make: the rows.
-
-    Raises:
-        ValueError: the folder holds rows of something else, or there are fewer than two.
-    """
-    about = folder / "rows.json"
-    if about.exists():
-        old = json.loads(about.read_text())
-        if old != facts:
-            odd = next(key for key in {**old, **facts} if old.get(key) != facts.get(key))
-            raise ValueError(f"`{odd}` must be {old.get(odd)}, as in {about}, to go on there, "
-                             f"got {facts.get(odd)}; train in another folder")  # fmt: skip
-        return RaggedStore(folder / "train.bin"), RaggedStore(folder / "valid.bin")
-    held_out: list[np.ndarray] = []
-
-    def kept() -> Iterator[np.ndarray]:
-        for index, row in enumerate(make()):
-            if index % HELD_OUT == 0 and len(held_out) < MOST_HELD_OUT:
-                held_out.append(row)
-            else:
-                yield row
-
-    rows = kept()
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"`data` must give at least 2 rows, got {len(held_out)}")
-    train = write_sequences(folder / "train.bin", chain([first], rows), vocab_size)
-    valid = write_sequences(folder / "valid.bin", held_out, vocab_size)
-    write_json(about, facts)
-    return train, valid
-
-
-def _packed(
-    encoded: Iterable[np.ndarray], separator: np.ndarray, room: int
-) -> Iterator[np.ndarray]:
-    """All ids one after another in pieces of `room`; what is left at the end is left out."""
-    left = np.empty(0, dtype=np.int64)
-    for ids in encoded:
-        left = np.concatenate([left, separator, ids] if len(left) else [ids])
-        whole = len(left) // room * room
-        yield from left[:whole].reshape(-1, room)
-        left = left[whole:]
-
-
-def _observed(model: SSMD, *stores: RaggedStore) -> tuple[int, ...]:
-    """The forbidden tokens that occur: no draft could be right there."""
-    assert isinstance(model.trunk, HubTrunk)
-    seen = np.zeros(model.vocab_size, dtype=bool)
-    for tokens in (store.tokens for store in stores):
-        for start in range(0, len(tokens), 1 << 24):
-            seen[tokens[start : start + (1 << 24)]] = True
-    return tuple(i for i in model.trunk.vocabulary.forbidden if seen[i])

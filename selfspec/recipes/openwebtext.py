@@ -28,12 +28,11 @@ TRUNK = TrunkConfig(vocab_size=50257, length=1024, width=768, blocks=11, heads=1
 HEAD = HeadConfig(heads=12, blocks=1, dropout=0.1)
 
 
-def openwebtext(steps: int = 1_000_000, **changes: Any) -> Recipe:
-    """Trunk and head jointly, from scratch; the vocabulary is that of the data."""
-    settings = TrainConfig(
+def published(steps: int, **changes: Any) -> TrainConfig:
+    """The optimiser's settings, for text8 too."""
+    config = TrainConfig(
         steps=steps,
         batch_size=256,
-        accumulate=4,
         adamw=AdamWConfig(lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.01),
         schedule=Cosine(warmup=10_000),
         clip=1.0,
@@ -41,11 +40,10 @@ def openwebtext(steps: int = 1_000_000, **changes: Any) -> Recipe:
         valid_every=10_000,
         save_every=10_000,
     )
-    return Recipe(
-        "openwebtext",
-        TRUNK,
-        Diffusion(),
-        replace(settings, **changes),
-        HEAD,
-        tokenizer=None,
-    )
+    return replace(config, **changes)
+
+
+def openwebtext(steps: int = 1_000_000, accumulate: int = 4, **changes: Any) -> Recipe:
+    """Trunk and head jointly, from scratch; the vocabulary is that of the data."""
+    settings = published(steps, accumulate=accumulate, **changes)
+    return Recipe("openwebtext", TRUNK, Diffusion(), settings, HEAD, tokenizer=None)

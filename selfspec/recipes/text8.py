@@ -10,31 +10,18 @@ weights. `selfspec recipes` says what it costs. **It has not been run to its end
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
+from selfspec.recipes.openwebtext import published
 from selfspec.recipes.recipe import Recipe
-from selfspec.train import AdamWConfig, Cosine, Diffusion, TrainConfig
+from selfspec.train import Diffusion
+
+TRUNK = TrunkConfig(vocab_size=27, length=256, width=1024, blocks=11, heads=16, dropout=0.1)
+HEAD = HeadConfig(heads=16, blocks=1, dropout=0.1)
 
 
 def text8(steps: int = 1_000_000, **changes: Any) -> Recipe:
     """Trunk and head jointly, from scratch."""
-    settings = TrainConfig(
-        steps=steps,
-        batch_size=256,
-        adamw=AdamWConfig(lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.01),
-        schedule=Cosine(warmup=10_000),
-        clip=1.0,
-        ema_decay=0.9999,
-        valid_every=10_000,
-        save_every=10_000,
-    )
-    return Recipe(
-        "text8",
-        TrunkConfig(vocab_size=27, length=256, width=1024, blocks=11, heads=16, dropout=0.1),
-        Diffusion(),
-        replace(settings, **changes),
-        HeadConfig(heads=16, blocks=1, dropout=0.1),
-    )
+    return Recipe("text8", TRUNK, Diffusion(), published(steps, **changes), HEAD)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selfspec.inputs import check_tokens, mask_of, seeds_of
+from selfspec.inputs import checked_rows
 from selfspec.interfaces import Pass, Round, Samples, Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
@@ -143,7 +143,7 @@ class Sampler(ABC):
         Raises:
             ValueError: shapes, tokens outside the vocabulary, or a length beyond the model's.
         """
-        state = self.start(tokens, seeds, pad)
+        state = self.start(*checked_rows(self.model, tokens, seeds, pad))
         passes: Trace | None = [[] for _ in range(len(tokens))] if trace else None
         total = int((state.end - state.revealed).sum())
         with tqdm(total=total, unit="tok", disable=not progress, leave=False) as bar:
@@ -168,11 +168,8 @@ class Sampler(ABC):
             pad=state.pad,
         )
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> State:
-        """Check the input, draw σ, reveal what is observed."""
-        pad = mask_of("pad", pad, tokens)
-        check_tokens(self.model, tokens, pad, masked=True)
-        seeds = seeds_of(seeds, tokens)
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> State:
+        """Draw σ, reveal what is observed; of `checked_rows`."""
         masked = (tokens == self.model.mask_id) & ~pad
         end = (~pad).sum(1)
         observed = end - masked.sum(1)

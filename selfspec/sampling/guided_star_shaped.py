@@ -58,7 +58,7 @@ class GuidedStarShapedSampler(StarShapedSampler):
         self.predictor = predictor
         self.cost = predictor.share(model.trunk.width, model.num_trunk_blocks)  # type: ignore[arg-type]
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> GivenState:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> GivenState:
         """As `Sampler.start`, with an account of shares."""
         state = super().start(tokens, seeds, pad)
         state.trunk_passes = state.trunk_passes.double()

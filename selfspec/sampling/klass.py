@@ -68,7 +68,7 @@ class KLASSSampler(PlainSampler):
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         self.tau, self.epsilon, self.history, self.fallback = tau, epsilon, history, fallback
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> KLASSState:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> KLASSState:
         """No history yet."""
         state = super().start(tokens, seeds, pad)
         shape = (*tokens.shape, self.model.vocab_size)

@@ -73,7 +73,7 @@ class LookaheadSampler(SetSampler):
         self.pool, self.candidates, self.heat = pool, candidates, weight_temperature
         self.score = score if score is not None else Confidence()
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> LookaheadState:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> LookaheadState:
         """No pass yet."""
         state = super().start(tokens, seeds, pad)
         shape = (*tokens.shape, self.model.vocab_size)

@@ -55,7 +55,7 @@ class PolicySampler(SetSampler):
         self.policy, self.heat = policy, policy_temperature
         self.cost = policy.share(model.trunk.width, model.num_trunk_blocks)  # type: ignore[arg-type]
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> State:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> State:
         """As `Sampler.start`, with an account of shares."""
         state = super().start(tokens, seeds, pad)
         state.trunk_passes = state.trunk_passes.double()

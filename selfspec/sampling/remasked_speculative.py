@@ -86,7 +86,7 @@ class RemaskedSpeculativeSampler(SpeculativeSampler):
             raise ValueError(f"`passes` must be at least 0, got {passes}")
         self.eta, self.passes = eta, passes
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> RemaskedState:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> RemaskedState:
         """As `Sampler.start`."""
         state = super().start(tokens, seeds, pad)
         return RemaskedState(**vars(state), goal=state.revealed + state.window)

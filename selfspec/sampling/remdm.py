@@ -173,7 +173,7 @@ class ReMDMSampler(RemaskingSampler):
         self.before, self.after = alphas[:-1], alphas[1:]
         self.sigma = self.remasking.sigma(self.before, self.after)
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> ReMDMState:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> ReMDMState:
         """Nothing is generated yet."""
         state = super().start(tokens, seeds, pad)
         unsure = torch.zeros_like(state.tokens, dtype=torch.float64)

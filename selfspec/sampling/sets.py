@@ -143,7 +143,7 @@ class RemaskingSampler(SetSampler):
             raise ValueError(f"`steps` must be at least 1, got {steps}")
         self.steps = steps
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> GivenState:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> GivenState:
         """As `Sampler.start`."""
         state = super().start(tokens, seeds, pad)
         return GivenState(**vars(state), given=~self.masked(state))

@@ -55,7 +55,7 @@ class StaleCacheSampler(AnyOrderVerifiedSampler):
                              f"got {type(model.trunk).__name__}")  # fmt: skip
         super().__init__(model, order, window, temperature, top_p)
 
-    def start(self, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None) -> State:
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> State:
         """As `Sampler.start`, with an account of shares."""
         state = super().start(tokens, seeds, pad)
         state.trunk_passes = state.trunk_passes.double()

@@ -1,0 +1,103 @@
+"""What the order and what verification are worth: the tables of docs/samplers.md.
+
+A row's reduction against plain sampling in uniform order, the standard sampler, is a product:
+
+    times = order · verification
+
+of the reduction of plain sampling in the row's order against the standard sampler, and of the row
+against that. The second and the whole are records of the report; the first is their quotient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tables import KEYS, Record, key, measures, nfe, ratio, table
+
+from selfspec.arena.pareto import diverse, front
+
+FACTORS = ["times", "order", "verification"]
+MOST = 50
+OPPOSITE = {"at least": "at most", "at most": "at least", None: None}
+
+
+def attribution(report: Mapping[str, Any]) -> str:
+    """What the order and what verification are worth, as Markdown."""
+    rows = report["rows"]
+    allowed = diverse(rows, [r for r in rows if key(r)[:2] == ("plain", "uniform")])
+    orders = sorted({r["order"] for r in rows if r["order"]}, key=lambda o: (o != "uniform", o))
+    own = [row for order in orders for row in chosen(rows, [
+        ok and key(r)[:2] == ("self-speculative", order)
+        for r, ok in zip(rows, allowed, strict=True)
+    ])]  # fmt: skip
+    header = ["settings", "NFE", "judge", "words (nats)", *FACTORS]
+    return "\n".join(
+        [
+            "What stands here is no less diverse than the standard sampler (plain, uniform order) "
+            "at the same judge score. *Times*: how many times more evaluations the standard "
+            "sampler needs for that score. *Order*: how many times more than plain sampling in "
+            "the row's order. *Verification*: how many times more that needs than the row; the "
+            "product of the two is *times*. 95 % intervals, that of the order the widest that the "
+            "other two allow; ≥ where a plain curve ends before the score, `?` where it is too "
+            "flat to tell.",
+            "",
+            "**The best settings of all:**",
+            "",
+            table(
+                ["order", "sampler", *header],
+                [[r["order"], r["sampler"], *cells(r), *shares(report, r)]
+                 for r in chosen(rows, allowed)],
+            ),
+            "",
+            f"**The best of self-speculative sampling in each order, to {MOST} evaluations:**",
+            "",
+            table(
+                ["order", *header],
+                [[r["order"], *cells(r), *shares(report, r)] for r in own if nfe(r) <= MOST],
+            ),
+            "",
+        ]
+    )  # fmt: skip
+
+
+def chosen(rows: Sequence[Record], allowed: Sequence[bool]) -> list[Record]:
+    """The front of those that are allowed, by rising NFE."""
+    kept = zip(rows, front(rows, allowed, "nfe"), strict=True)
+    return sorted((row for row, keep in kept if keep), key=nfe)
+
+
+def cells(row: Record) -> list[str]:
+    """Settings, cost, score and diversity."""
+    knobs, cost, judge, _, _, words = measures(row)
+    return [knobs, cost, judge, words]
+
+
+def shares(report: Mapping[str, Any], row: Record) -> list[str]:
+    """The cells of `FACTORS`."""
+    whole, given = (against(report, row, f"plain {order}") for order in ("uniform", row["order"]))
+    if whole is None:
+        return ["–"] * len(FACTORS)
+    if row["sampler"] == "plain":
+        return [ratio(whole), ratio(whole), "1"]
+    if row["order"] == "uniform":
+        return [ratio(whole), "1", ratio(whole)]
+    return [ratio(whole), ratio(quotient(whole, given)), ratio(given)]
+
+
+def quotient(whole: Record, part: Record | None) -> Record | None:
+    """The other factor of a ratio; None where two bounds say nothing."""
+    if part is None or (whole["bound"] and part["bound"]):
+        return None
+    return {
+        "ratio": whole["ratio"] / part["ratio"],
+        "low": whole["low"] / part["high"] if part["high"] else None,
+        "high": whole["high"] / part["low"] if whole["high"] and part["low"] else None,
+        "bound": whole["bound"] or OPPOSITE[part["bound"]],
+        "unresolved": whole["unresolved"] or part["unresolved"],
+    }
+
+
+def against(report: Mapping[str, Any], row: Record, baseline: str) -> Record | None:
+    """The reduction of a row by the judge, in evaluations of the same trunk."""
+    wanted = (*key(row), baseline, "same trunk", "judge")
+    of = (*KEYS, "baseline", "account", "score_name")
+    return next((r for r in report["reduction"] if tuple(r[k] for k in of) == wanted), None)
