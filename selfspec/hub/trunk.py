@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -151,6 +152,11 @@ class HubTrunk(nn.Module):
         """The longest sequence that the model can read; None where it does not say."""
         return getattr(model.config, "max_position_embeddings", None)
 
+    @staticmethod
+    def read_weights(model: Any) -> Iterable[Tensor]:
+        """Those on which drafts depend."""
+        return model.parameters()
+
     def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         """(B, L) tokens, (B, L) int64 1 at what is not a pad → (B, L, C), what `logits` reads."""
         raise NotImplementedError
@@ -184,8 +190,8 @@ class HubTrunk(nn.Module):
         return next(self.model.parameters()).dtype
 
     def weights(self) -> Iterable[Tensor]:
-        """Those on which drafts depend: a source is known by them."""
-        return self.parameters()
+        """Those on which drafts depend, the adapter's own first: a source is known by them."""
+        return chain(self.parameters(recurse=False), self.read_weights(self.model))
 
     @property
     def writable(self) -> bool:
