@@ -22,9 +22,12 @@ from selfspec.sampling import (
     AnyOrderSampler,
     AnyOrderVerifiedSampler,
     CapRemasking,
+    ConfidenceDoubt,
     ConfidenceRemasking,
     ConfidenceSampler,
     DilatedSampler,
+    DivergenceDoubt,
+    DualDiffusionSampler,
     EntropyBoundSampler,
     EntropyBoundWindow,
     FactorSampler,
@@ -211,6 +214,16 @@ def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Se
             yield Setting("stale cache", "uniform", {"window": k}, sampler)
 
 
+def _dual_diffusion(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    doubts = [("epsilon", DivergenceDoubt(x)) for x in (0.2, 1.0)]
+    doubts += [("tau", ConfidenceDoubt(x)) for x in (0.1, 0.5)]
+    for k in (5, 16) if hasattr(model.trunk, "memories") else ():
+        for knob, doubt in doubts:
+            sampler = DualDiffusionSampler(model, doubt, k)
+            values = {"drafts": k, knob: getattr(doubt, knob)}
+            yield Setting("dual diffusion", "uniform", values, sampler)
+
+
 def optimal(
     model: SSMD, profile: Sequence[float], steps: Sequence[int], rounds: Sequence[int] = (4,)
 ) -> Settings:
@@ -273,6 +286,7 @@ CONTENDERS: Mapping[str, Contender] = {
         "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)
     ),
     "stale-cache": _stale_cache,
+    "dual-diffusion": _dual_diffusion,
     "self-verified": lambda m, o, s: _swept(
         "self-verified, greedy", "", "drafts", (8,), lambda n: SelfVerifiedSampler(m, n)
     ),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 Contender = Literal[
     "all", "plain", "ancestral", "any-order", "optimal", "maskgit", "top-k", "threshold", "factor",
     "entropy-bound", "klass", "dilated", "remdm", "star-shaped", "path-planning", "lookahead",
-    "punt", "any-order-verified", "stale-cache", "self-verified", "draft-orders", "bounded",
-    "remasked", "guided", "policy",
+    "punt", "any-order-verified", "stale-cache", "dual-diffusion", "self-verified", "draft-orders",
+    "bounded", "remasked", "guided", "policy",
 ]  # fmt: skip
 STEPS = (4, 8, 16, 32, 64)
 PLAIN = ("plain", "ancestral", "any-order")
