@@ -152,7 +152,8 @@ def test_two_processes_adapt_as_one(adapted: Path, family: str, kind: str):
 def test_the_command_line_adapts_on_two_processes(
     adapted: Path, capsys: pytest.CaptureFixture[str]
 ):
-    told = json.loads((adapted / "told-2").read_text())  # by the first of them alone
+    text = (adapted / "told-2").read_text()
+    told = json.loads(text[text.index("{") :])  # of one process; PyTorch 2.9 speaks first
     assert told["step"] == 3
     assert main(ranks.adapt_command(adapted, 1)) == 0
     assert told["draft"] == pytest.approx(json.loads(capsys.readouterr().out)["draft"], rel=1e-5)
