@@ -6,6 +6,7 @@ of them; those with thresholds are swept over thresholds. A group of names stand
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -215,12 +216,12 @@ def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Se
 
 
 def _dual_diffusion(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
-    doubts = [("epsilon", DivergenceDoubt(x)) for x in (0.2, 1.0)]
-    doubts += [("tau", ConfidenceDoubt(x)) for x in (0.1, 0.5)]
-    for k in (5, 16) if hasattr(model.trunk, "memories") else ():
-        for knob, doubt in doubts:
+    """Without doubts, where all drafts stand, and with either of them."""
+    doubts = (ConfidenceDoubt(0.0), ConfidenceDoubt(0.1), DivergenceDoubt(4.0))
+    for k in (5, 16, 32) if hasattr(model.trunk, "memories") else ():
+        for doubt in doubts:
             sampler = DualDiffusionSampler(model, doubt, k)
-            values = {"drafts": k, knob: getattr(doubt, knob)}
+            values = {"drafts": k, **asdict(doubt)}
             yield Setting("dual diffusion", "uniform", values, sampler)
 
 

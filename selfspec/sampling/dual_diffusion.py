@@ -6,9 +6,9 @@ and leaves keys and values behind. It judges the very drafts that it sees: a dra
     moved        KL(p'_ℓ ‖ s_ℓ) > ε,  s_ℓ what it was drawn from,      or
     unlikely     p'_ℓ(y_ℓ) < τ,
 
-but for the one least so, which always stands. Then the next W masked positions of σ, those taken
-back first, are drafted for the next pass: computed anew within keys and values that are otherwise
-stale, then one after another, as in `stale_cache`,
+but for the one least so, which always stands (τ = 0 takes nothing back). Then the next W masked
+positions of σ, those taken back first, are drafted for the next pass: computed anew within keys and
+values that are otherwise stale, then one after another, as in `stale_cache`,
 
     y_d ~ s_d(·):  a trunk pass, (W + 2 (W - 1))/n of one for the n positions.
 
