@@ -190,8 +190,10 @@ class HubTrunk(nn.Module):
         return next(self.model.parameters()).dtype
 
     def weights(self) -> Iterable[Tensor]:
-        """Those on which drafts depend, the adapter's own first: a source is known by them."""
-        return chain(self.parameters(recurse=False), self.read_weights(self.model))
+        """Those on which drafts depend, with the adapter's own: a source is known by them."""
+        models = set(map(id, self.model.parameters()))
+        own = (weight for weight in self.parameters() if id(weight) not in models)
+        return chain(own, self.read_weights(self.model))
 
     @property
     def writable(self) -> bool:
