@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,11 @@ def test_half_precision_is_kept(tmp_path: Path):
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Path:
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A head, saved alone, on a trunk whose classes are its owner's; the trunk has moved."""
+    copies = str(tmp_path / "modules")  # where the library puts code, instead of one's home
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", copies)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     source = hubs.publish_remote(tmp_path / "source")
     model = attached(str(source), trust_remote_code=True)
     assert isinstance(model.trunk, LLaDATrunk)
