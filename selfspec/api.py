@@ -14,6 +14,7 @@ import torch
 
 from selfspec import calibration, checkpoint
 from selfspec.checkpoint import save as save
+from selfspec.description import is_head_only
 from selfspec.generation import generate as generate
 from selfspec.hub import Reunion, download
 from selfspec.hub import adapt_causal as adapt_causal
@@ -61,8 +62,9 @@ def load(
             default both are loaded from where the checkpoint says.
 
     Raises:
-        ValueError: no such checkpoint, a corrupt one, one of an autoregressive judge, or a trunk
-            with other weights than those that the head was made for.
+        ValueError: no such checkpoint, a corrupt one, one of an autoregressive judge, a trunk with
+            other weights than those that the head was made for, or the name of one where the
+            checkpoint holds its own.
         OSError: no such repository on the Hub.
     """
     reunite = Reunion(trunk, tokenizer, trust_remote_code)
@@ -74,6 +76,10 @@ def load(
             raise OSError(f"{folder}: no such folder here, and not to be had from the Hub "
                           f"({error})") from error  # fmt: skip
     model = checkpoint.load(folder, device, reunite)
+    by_name = isinstance(trunk, str | os.PathLike)
+    if by_name and not is_head_only(checkpoint.load_config(checkpoint.resolve(folder))):
+        raise ValueError(f"`trunk` goes with a checkpoint of a head alone, got {str(trunk)!r} for "
+                         f"{str(name)!r}")  # fmt: skip
     if not isinstance(model, SSMD):
         raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
     return model

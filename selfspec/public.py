@@ -50,11 +50,14 @@ from selfspec.sampling import AncestralSampler as AncestralSampler
 from selfspec.sampling import AnyOrderSampler as AnyOrderSampler
 from selfspec.sampling import AnyOrderVerifiedSampler as AnyOrderVerifiedSampler
 from selfspec.sampling import CapRemasking as CapRemasking
+from selfspec.sampling import ConfidenceDoubt as ConfidenceDoubt
 from selfspec.sampling import ConfidenceRemasking as ConfidenceRemasking
 from selfspec.sampling import ConfidenceSampler as ConfidenceSampler
 from selfspec.sampling import DilatedOrder as DilatedOrder
 from selfspec.sampling import DilatedSampler as DilatedSampler
 from selfspec.sampling import DilatedWindow as DilatedWindow
+from selfspec.sampling import DivergenceDoubt as DivergenceDoubt
+from selfspec.sampling import DualDiffusionSampler as DualDiffusionSampler
 from selfspec.sampling import EntropyBoundSampler as EntropyBoundSampler
 from selfspec.sampling import EntropyBoundWindow as EntropyBoundWindow
 from selfspec.sampling import FactorSampler as FactorSampler

@@ -1,7 +1,7 @@
 """Tiny random models of the real classes of the Hub, and stand-ins where those are remote code."""
 
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -130,6 +130,53 @@ def llada() -> Any:
 def dream() -> Any:
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 40}
     return _random(Dream, model_type="Dream", **shape)
+
+
+REMOTE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+
+class Config(PretrainedConfig):
+    model_type = "llada"
+
+
+class Model(PreTrainedModel):
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.wte = torch.nn.Embedding(config.vocab_size, config.d_model)
+        self.lm_head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.wte
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, module):
+        self.lm_head = module
+
+    def forward(self, input_ids):
+        x = self.wte(input_ids)
+        return CausalLMOutput(logits=self.lm_head((x + x.mean(1, keepdim=True)).tanh()))
+"""
+
+
+def publish_remote(folder: Path) -> Path:
+    """A LLaDA whose classes lie beside its weights, as on the Hub; with a tokenizer."""
+    module = ModuleType("remote")
+    exec(REMOTE, module.__dict__)
+    shape = {"vocab_size": 25, "d_model": 32, "n_layers": 1, "max_sequence_length": 40}
+    places = {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}
+    config = module.Config(**shape, mask_token_id=MASK, pad_token_id=PAD, auto_map=places)
+    _random(module.Model, config).save_pretrained(folder)
+    (folder / "modeling.py").write_text(REMOTE)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def _random(kind: Any, *arguments: Any, **options: Any) -> Any:

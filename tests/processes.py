@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import combinations, permutations, product
 from math import ceil, exp, floor, log
+from typing import Any
 
 import numpy as np
 import torch
@@ -353,6 +354,60 @@ def punt(puzzle: Puzzle, drafts: Drafts, epsilon: float) -> Process:
                 left = [r for r in left if r in shown or kl(q[ranked[r]], p[ranked[r]]) <= epsilon]
             chosen = [ranked[r] for r in left]
             yield chance, filled(row, chosen, [values[r] for r in left]), None
+
+    return process
+
+
+Weigh = Callable[[np.ndarray, np.ndarray, int], float]
+
+
+def moved(epsilon: float) -> Weigh:
+    return lambda judged, drafted, token: kl(judged, drafted) - epsilon
+
+
+def unlikely(tau: float) -> Weigh:
+    return lambda judged, drafted, token: tau - judged[token]
+
+
+def dual_diffusion(model: SSMD, puzzle: Puzzle, drafts: Drafts, weigh: Weigh, size: int) -> Process:
+    """Drafts wait as (position, token, what it was drawn from) for the next pass to judge them."""
+    trunk: Any = model.trunk
+
+    @cache
+    @torch.no_grad()
+    def stale(seen: Row, known: Row, window: Sequence[int], values: Row) -> np.ndarray:
+        """s at a place of the window, after a pass over `seen` and draws at the places before."""
+        memories, pad, d = trunk.memories(), puzzle.pad[None], len(values)
+        trunk(torch.tensor([seen]).masked_fill(puzzle.pad, 0), pad, memories)
+        row = torch.tensor([known])
+        hidden = trunk(row[:, list(window)], pad, memories, torch.tensor([list(window)]))[:, :1]
+        for k in range(1, d + 1):
+            row[0, window[k - 1]] = values[k - 1]
+            pair = list(window[k - 1 : k + 1])
+            hidden = trunk(row[:, pair], pad, memories, torch.tensor([pair]))[:, 1:]
+        return _softmax(model.draft(hidden))[0, 0]
+
+    def process(row: Row, k: int, memory: Any) -> Outcomes:
+        if memory is None:
+            every = list(permutations(puzzle.masked))
+            yield from ((1 / len(every), row, (order, ())) for order in every)
+            return
+        order, waiting = memory
+        seen = filled(row, [i for i, _, _ in waiting], [v for _, v, _ in waiting])
+        p = drafts(seen)
+        doubt = [weigh(p[i], np.array(s), v) for i, v, s in waiting]
+        kept = [w[:2] for w, x in zip(waiting, doubt, strict=True) if x <= 0 or x == min(doubt)]
+        known = filled(row, [i for i, _ in kept], [v for _, v in kept])
+        window = tuple(i for i in order if known[i] == puzzle.vocab)[:size]
+        paths: list[tuple[float, tuple]] = [(1.0, ())]
+        for i in window:
+            longer = []
+            for chance, path in paths:
+                s = stale(seen, known, window, tuple(v for _, v, _ in path))
+                longer += [(chance * s[v], (*path, (i, v, tuple(s)))) for v in range(len(s))]
+            paths = longer
+        for chance, path in paths:
+            yield chance, known, (order, path)
 
     return process
 

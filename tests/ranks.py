@@ -1,9 +1,11 @@
 """Training runs in float64 that are the same on any number of processes.
 
 torchrun --nproc-per-node 2 tests/ranks.py measure DATA
+torchrun --nproc-per-node 2 tests/ranks.py adapt DATA
 torchrun --nproc-per-node 2 tests/ranks.py train DATA/RUN ddp|fsdp STEPS DIE_AT step|save
 """
 
+import itertools
 import json
 import os
 import resource
@@ -22,6 +24,8 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+import selfspec as ss
+from selfspec.cli import main
 from selfspec.data.corpus import open_store
 from selfspec.data.loader import write_store
 from selfspec.data.ragged import write_sequences
@@ -63,6 +67,8 @@ JOBS: dict[str, tuple[Objective, dict[str, Any]]] = {
     "judge": (NextToken(), {}),
 }
 """Objective and settings."""
+FAMILIES = ("llama", "gpt2")
+"""Causal models of the Hub, in folders of these names."""
 
 
 def write_data(folder: Path) -> None:
@@ -163,6 +169,26 @@ def measure_all(folder: Path) -> None:
         (folder / f"measured-{group().world}.json").write_text(json.dumps(found))
 
 
+def adapt(folder: Path) -> None:
+    """The causal models of a folder trained on as masked ones, on these processes."""
+    world = group().world
+    for family, kind in itertools.product(FAMILIES, ("ddp", "fsdp")):
+        made = ss.adapt_causal(folder / family).double()
+        run = ss.recipes.adapt_ar(
+            made, folder / "text.jsonl", folder / f"{family}-{kind}-{world}", length=16, steps=12,
+            batch_size=8, accumulate=2, parallel=kind, log_every=1, valid_every=5, device="cpu",
+            progress=False,
+        )  # fmt: skip
+        ss.recipes.finish(run, progress=False)
+
+
+def adapt_command(folder: Path, world: int) -> list[str]:
+    """`selfspec adapt` of the first of them."""
+    out = ["--out", str(folder / f"run-{world}"), "--device", "cpu", "--json"]
+    size = ["--length", "16", "--batch-size", "8", "--steps", "3"]
+    return ["adapt", str(folder / FAMILIES[0]), "--data", str(folder / "text.jsonl"), *size, *out]
+
+
 def fill_disk(folder: Path) -> None:
     """No room for what the last rank writes at its second checkpoint: what each rank is told."""
     rank, world = group()
@@ -234,6 +260,9 @@ if __name__ == "__main__":
             measure_all(Path(folder))
             fill_disk(Path(folder))
             train_apart(Path(folder))
+        elif name == "adapt":
+            adapt(Path(folder))
+            assert main(adapt_command(Path(folder), 2)) == 0
         else:
             kind, steps, die_at, phase = arguments
             train(Path(folder), kind, int(steps), int(die_at), phase == "save")

@@ -3,16 +3,18 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import processes
 import pytest
 import torch
-from conftest import make_scorer, make_toy
+from conftest import RuggedTrunk, make_scorer, make_toy
 from processes import Process, drafts_of, law
 from reference import (
     INFILL,
     PLAIN,
+    RESPACED,
     SPACED,
     UNIFORM,
     Puzzle,
@@ -32,11 +34,14 @@ from selfspec.sampling import (
     AnyOrderSampler,
     AnyOrderVerifiedSampler,
     CapRemasking,
+    ConfidenceDoubt,
     ConfidenceRemasking,
     ConfidenceSampler,
     DilatedOrder,
     DilatedSampler,
     DilatedWindow,
+    DivergenceDoubt,
+    DualDiffusionSampler,
     EntropyBoundSampler,
     EntropyBoundWindow,
     FactorSampler,
@@ -59,6 +64,7 @@ from selfspec.sampling import (
     StarShapedSampler,
     ThresholdSampler,
     TopKSampler,
+    dual_diffusion,
     klass,
     lookahead,
     punt,
@@ -416,6 +422,69 @@ def test_a_trunk_that_keeps_nothing_is_refused(rugged: SSMD, monkeypatch: pytest
         StaleCacheSampler(rugged)
 
 
+DOUBTS = {
+    "moved": (DivergenceDoubt(0.1), processes.moved(0.1), 3),
+    "moved, two": (DivergenceDoubt(0.05), processes.moved(0.05), 2),
+    "unlikely": (ConfidenceDoubt(0.4), processes.unlikely(0.4), 3),
+    "none": (DivergenceDoubt(np.inf), processes.moved(np.inf), 3),
+}
+
+
+def dual_law(model: SSMD, name: str) -> np.ndarray:
+    _, weigh, size = DOUBTS[name]
+    drafts = drafts_of(model, PADDED)
+    return law(PADDED, processes.dual_diffusion(model, PADDED, drafts, weigh, size))
+
+
+@pytest.mark.parametrize("kind", ["rugged", "deep"])
+@pytest.mark.parametrize("name", DOUBTS)
+def test_drafts_judged_in_one_pass_have_the_law_of_their_definition(
+    rugged: SSMD, kind: str, name: str
+):
+    model = rugged if kind == "rugged" else make_toy(blocks=3)
+    doubt, _, size = DOUBTS[name]
+    assert agrees(DualDiffusionSampler(model, doubt, size), PADDED, dual_law(model, name))
+
+
+def test_what_is_taken_back_and_what_is_stale_matter():
+    deep = make_toy(blocks=3)
+    exact = sampler_law(deep, PADDED, UNIFORM, ConstantWindow(1), 0)
+    assert laws_differ([exact, *(dual_law(deep, name) for name in DOUBTS)])
+
+
+def test_one_draft_a_pass_or_no_staleness_and_no_doubt_is_the_any_order_law():
+    deep, shallow, masked = make_toy(blocks=3), make_toy(blocks=1), torch.full((300, 6), 3)
+    one = DualDiffusionSampler(deep, ConfidenceDoubt(1.0), 1, SPACED).sample(masked)
+    plain = AnyOrderSampler(deep, SPACED).sample(masked)
+    assert torch.equal(one.tokens, plain.tokens)  # the only draft always stands
+    expected = sampler_law(shallow, PADDED, UNIFORM, ConstantWindow(1), 0)
+    assert agrees(DualDiffusionSampler(shallow, DivergenceDoubt(np.inf)), PADDED, expected)
+
+
+def test_the_account_of_drafts_judged_in_one_pass(ternary: SSMD):
+    masked = torch.full((4, 6), 3)
+    out = DualDiffusionSampler(ternary, DivergenceDoubt(np.inf), 4).sample(masked)
+    assert out.trunk_passes.tolist() == pytest.approx([3 + (4 + 2 * 3) / 6 + (2 + 2) / 6] * 4)
+    slow = DualDiffusionSampler(ternary, DivergenceDoubt(0), 4).sample(masked)
+    assert slow.trunk_passes.min() > 6  # hardly more than one of four stands
+
+
+def test_settings_of_dual_diffusion_are_checked(rugged: SSMD, monkeypatch: pytest.MonkeyPatch):
+    bad: list[tuple[Callable[[], object], str]] = [
+        (lambda: DivergenceDoubt(-0.1), "`epsilon` must be at least 0, got -0.1"),
+        (lambda: DivergenceDoubt(np.nan), "`epsilon` must be at least 0, got nan"),
+        (lambda: ConfidenceDoubt(1.5), r"`tau` must be in \[0, 1\], got 1.5"),
+        (lambda: DualDiffusionSampler(rugged, drafts=0), "`drafts` must be at least 1, got 0"),
+        (lambda: DualDiffusionSampler(rugged, order=RESPACED), "`order` must be fixed in advance"),
+    ]
+    for make, message in bad:
+        with pytest.raises(ValueError, match=message):
+            make()
+    monkeypatch.delattr(type(rugged.trunk), "memories")
+    with pytest.raises(ValueError, match="`model` must have a trunk that keeps keys and values"):
+        DualDiffusionSampler(rugged)
+
+
 @pytest.mark.parametrize(("block", "base"), [(4, 2), (2, 2), (3, 3), (64, 3)])
 def test_dilated_samples_have_their_exact_likelihood(ternary: SSMD, block: int, base: int):
     order, window = DilatedOrder(block, base), DilatedWindow(block, base)
@@ -590,7 +659,7 @@ def all_are_taken_when_only_the_last_fails(patch: pytest.MonkeyPatch) -> None:
 
 
 def divergence_is_reversed(patch: pytest.MonkeyPatch) -> None:
-    for module in (klass, punt):
+    for module in (klass, punt, dual_diffusion):
         patch.setattr(module, "divergence", lambda logp, other: divergence(other, logp))
 
 
@@ -620,6 +689,30 @@ def drafts_are_said_to_be_fresh(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StaleCacheSampler, "draw_drafts", mislabelled)
 
 
+def what_is_taken_back_stays_in_the_memories(patch: pytest.MonkeyPatch) -> None:
+    draft, forward = DualDiffusionSampler.draft, RuggedTrunk.forward
+
+    def blind(self, state: Any, known: Tensor, memories: object) -> None:
+        seen = iter([torch.where(state.waiting, state.guess, known)])
+
+        def stale(trunk, tokens, pad=None, memories=None, at: Any = None) -> Tensor:
+            for whole in seen:  # the first call alone
+                tokens = whole.gather(1, at)
+            return forward(trunk, tokens, pad, memories, at)
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(RuggedTrunk, "forward", stale)
+            draft(self, state, known, memories)
+
+    patch.setattr(DualDiffusionSampler, "draft", blind)
+
+
+def all_that_is_doubted_is_taken_back_but_the_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        dual_diffusion, "largest", lambda score, among, count: among & (among.cumsum(1) <= 1)
+    )
+
+
 def what_is_taken_back_comes_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RemaskedSpeculativeSampler, "arrange", SpeculativeSampler.arrange)
 
@@ -640,6 +733,12 @@ def a_span_starts_one_too_late(patch: pytest.MonkeyPatch) -> None:
 def chosen(name: str) -> Callable[[SSMD, SSMD], None]:
     return lambda rugged, _: test_samplers_that_choose_from_drafts_have_the_law_of_their_definition(
         rugged, name
+    )
+
+
+def judged(name: str) -> Callable[[SSMD, SSMD], None]:
+    return lambda rugged, _: test_drafts_judged_in_one_pass_have_the_law_of_their_definition(
+        rugged, "rugged", name
     )
 
 
@@ -682,6 +781,9 @@ PAIRS = [
             ternary, StaleCacheSampler, PLAIN, UnboundedWindow()
         ),
     ),
+    (divergence_is_reversed, judged("moved")),
+    (what_is_taken_back_stays_in_the_memories, judged("moved")),
+    (all_that_is_doubted_is_taken_back_but_the_first, judged("unlikely")),
     (positions_are_drawn_with_the_noise_of_tokens, taken("star-shaped, guided")),
     (positions_are_drawn_with_the_noise_of_tokens, taken("policy")),
     (what_is_taken_back_comes_first, remasked("two at first")),

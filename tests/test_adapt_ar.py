@@ -6,14 +6,18 @@ from typing import Any
 
 import hubs
 import pytest
+import ranks
 import torch
 from hubs import SEP
+from safetensors.torch import load_file
+from test_parallel import on_ranks
 
 import selfspec as ss
 from selfspec.cli import main
 from selfspec.recipes import adapt_ar
 from selfspec.recipes.adapt_ar import settings
 
+CLOCK = {"elapsed", "tokens_per_second"}
 FAST: dict[str, Any] = {"steps": 12, "batch_size": 8, "length": 16, "device": "cpu"}
 
 
@@ -29,7 +33,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Documents in which every letter is followed by the next one."""
-    path = tmp_path / "text.jsonl"
+    return write_text(tmp_path / "text.jsonl")
+
+
+def write_text(path: Path) -> Path:
     letters = hubs.LETTERS * 4
     rows = (json.dumps({"text": letters[i % 20 : i % 20 + 30 + i % 9]}) for i in range(80))
     path.write_text("\n".join(rows))
@@ -104,6 +111,53 @@ def test_what_is_refused(source: str, text: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"`length` must be in 1\.\.39, got 40"):
         adapt_ar(model, text, tmp_path, length=40)
     assert main(["adapt", str(tmp_path / "nowhere"), "--data", str(text), "--out", "x"]) == 2
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both families, trained by one process and by two; GPT-2 ties its tables, and drops nothing
+    here: every rank has dropout of its own.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    for name, made in {"llama": hubs.llama(), "gpt2": hubs.gpt2(**still)}.items():
+        made.save_pretrained(folder / name)
+        hubs.tokenizer().save_pretrained(folder / name)
+    write_text(folder / "text.jsonl")
+    done = on_ranks(2, "adapt", folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "told-2").write_text(done.stdout)
+    ranks.adapt(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ranks.FAMILIES)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_adapt_as_one(adapted: Path, family: str, kind: str):
+    one, two = (adapted / f"{family}-{kind}-{world}" for world in (1, 2))
+    lines, others = ([{k: v for k, v in line.items() if k not in CLOCK} for line in log(run)]
+                     for run in (two, one))  # fmt: skip
+    assert len(lines) == len(others) >= 12 + 3
+    for line, other in zip(lines, others, strict=True):
+        assert line == pytest.approx(other, rel=1e-9, abs=0)
+    weights, expected = (load_file(run / "model" / "model.safetensors") for run in (two, one))
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-9)
+    start: Any = ss.adapt_causal(adapted / family).trunk
+    moved = weights["trunk.mask_embedding"] - start.mask_embedding
+    assert moved.abs().max() > 1e-4
+
+
+def test_the_command_line_adapts_on_two_processes(
+    adapted: Path, capsys: pytest.CaptureFixture[str]
+):
+    text = (adapted / "told-2").read_text()
+    told = json.loads(text[text.index("{") :])  # of one process; PyTorch 2.9 speaks first
+    assert told["step"] == 3
+    assert main(ranks.adapt_command(adapted, 1)) == 0
+    assert told["draft"] == pytest.approx(json.loads(capsys.readouterr().out)["draft"], rel=1e-5)
+    assert ss.generate(ss.load(adapted / "run-2" / "model"), prompt="AC__F", nfe=2).text
 
 
 def test_short_runs_warm_up_for_less_time():

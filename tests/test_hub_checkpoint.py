@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import selfspec as ss
 from selfspec import checkpoint
+from selfspec.cli import main
 from selfspec.hub import HubTrunk, mdlm
 from selfspec.hub.bert import MaskedLMTrunk
 from selfspec.hub.llada import LLaDATrunk
@@ -155,6 +157,91 @@ def test_half_precision_is_kept(tmp_path: Path):
         loaded = ss.load(tmp_path / "saved")
         assert loaded.trunk.dtype == torch.bfloat16
         assert same(model, loaded)
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A head, saved alone, on a trunk whose classes are its owner's; the trunk has moved."""
+    copies = str(tmp_path / "modules")  # where the library puts code, instead of one's home
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", copies)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    source = hubs.publish_remote(tmp_path / "source")
+    model = attached(str(source), trust_remote_code=True)
+    assert isinstance(model.trunk, LLaDATrunk)
+    ss.save(model, tmp_path / "head")
+    source.rename(tmp_path / "moved")
+    return tmp_path
+
+
+def verbs(folder: Path) -> dict[str, list[str]]:
+    """The command lines of those that load a model."""
+    (folder / "text").write_text("ACDE")
+    quick = ["--checkpoint", str(folder / "head"), "--rounds", "1", "--device", "cpu"]
+    return {
+        "sample": ["sample", *quick, "--length", "6"],
+        "infill": ["infill", "AC__E", *quick],
+        "score": ["score", str(folder / "text"), *quick, "--orders", "2"],
+        "evaluate": ["evaluate", str(folder / "head"), "--rounds", "1", "--device", "cpu",
+                     "--num", "2", "--length", "6", "--metrics", "entropy"],
+    }  # fmt: skip
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of ours, under progress bars of the library."""
+    out, err = capsys.readouterr()
+    *others, line = err.splitlines()
+    assert out == ""
+    assert line.startswith("selfspec: ")
+    assert all("weights" in other for other in others if other)
+    return line
+
+
+@pytest.mark.parametrize("verb", ["sample", "infill", "score", "evaluate"])
+def test_a_verb_is_told_where_the_trunk_is_and_that_its_code_is_trusted(
+    remote: Path, verb: str, capsys: pytest.CaptureFixture[str]
+):
+    command, where = verbs(remote)[verb], ["--trunk", str(remote / "moved")]
+
+    def refused(*more: str) -> str:
+        capsys.readouterr()
+        assert main([*command, *more]) == 2
+        return complaint(capsys)
+
+    assert "which is gone: give where it is as `trunk`" in refused("--trust-remote-code")
+    assert "`trust_remote_code` must be True to run the code of" in refused(*where)
+    assert main([*command, *where, "--trust-remote-code"]) == 0
+    path = remote / "moved" / "model.safetensors"
+    weights = load_file(path)
+    weights["wte.weight"][7, 0] += 1e-3
+    save_file(weights, path, {"format": "pt"})
+    message = refused(*where, "--trust-remote-code")
+    assert "`trunk` must have the weights that the head was made for" in message
+
+
+def test_a_trunk_of_another_family_is_one_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    ss.save(attached(source), tmp_path / "head")
+    expected = {
+        hubs.esm: "`trunk` must have the weights that the head was made for",
+        hubs.roberta: "`trunk` must have the weights that the head was made for",
+        hubs.gpt2: "must be a masked (bidirectional) language model, got the causal",
+    }
+    for make, message in expected.items():
+        make().save_pretrained(folder := tmp_path / make.__name__)
+        capsys.readouterr()
+        assert main([*verbs(tmp_path)["infill"], "--trunk", str(folder)]) == 2
+        assert message in complaint(capsys)
+    capsys.readouterr()
+    assert main([*verbs(tmp_path)["infill"], "--trunk", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no such model in a folder here or on the Hub" in complaint(capsys)
+
+
+def test_a_trunk_is_not_named_for_a_checkpoint_that_holds_its_own(source: Path, tmp_path: Path):
+    ss.save(attached(source), tmp_path / "whole", merge=True)
+    for checkpoint_with_its_own in (str(tmp_path / "whole"), "books27"):
+        with pytest.raises(ValueError, match="`trunk` goes with a checkpoint of a head alone"):
+            ss.load(checkpoint_with_its_own, trunk=str(source))
 
 
 def test_an_adapter_of_ones_own_is_handed_in(source: Path, tmp_path: Path):

@@ -116,8 +116,8 @@ class Spoken(nn.Module):
         return self.inner.unembed(hidden)[..., self.allowed]
 
 
-APART = {"Sampler", "PlainSampler", "StaleCacheSampler", "GuidedStarShapedSampler",
-         "PolicySampler"}  # fmt: skip
+APART = {"Sampler", "PlainSampler", "StaleCacheSampler", "DualDiffusionSampler",
+         "GuidedStarShapedSampler", "PolicySampler"}  # fmt: skip
 """Abstract, or in need of a network of their own or of a trunk that keeps keys and values."""
 KINDS = [kind for name, kind in vars(sampling).items()
          if name.endswith("Sampler") and name not in APART]  # fmt: skip

@@ -1,3 +1,5 @@
+import re
+import socket
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -5,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
+from selfspec.cli import main
 from selfspec.data import text8
 from selfspec.data.corpus import open_corpus
 
@@ -112,15 +115,24 @@ def test_a_zip_of_something_else_and_a_missing_file_are_refused(plain, tmp_path)
 @pytest.fixture
 def serve():
     """A local server that announces `missing` bytes more than it sends, and counts its answers."""
-    state: dict = {"data": b"", "missing": 0, "answers": 0}
+    state: dict = {"data": b"", "missing": 0, "answers": 0, "chunked": False}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             state["answers"] += 1
-            self.send_response(200 if state["data"] else 404)
-            self.send_header("Content-Length", str(len(state["data"]) + state["missing"]))
+            data, size = state["data"], len(state["data"]) + state["missing"]
+            if self.path == "/moved":
+                self.send_response(301)
+                self.send_header("Location", "/text8.zip")
+            else:
+                self.send_response(200 if data else 404)
+            if state["chunked"]:
+                self.send_header("Transfer-Encoding", "chunked")
+                data = f"{size:x}\r\n".encode() + data + b"\r\n0\r\n\r\n"[: -state["missing"] or 99]
+            else:
+                self.send_header("Content-Length", str(size))
             self.end_headers()
-            self.wfile.write(state["data"])
+            self.wfile.write(data)
 
         def log_message(self, format, *args):
             pass
@@ -141,9 +153,47 @@ def test_a_url_is_fetched_once_and_kept(text, packed, tmp_path, serve):
     assert serve["answers"] == 1
 
 
-def test_a_broken_download_leaves_nothing(packed, tmp_path, serve):
-    serve |= {"data": packed.read_bytes(), "missing": 10}
-    with pytest.raises(ValueError, match=r"`source` must be readable, got http.* bytes came"):
+def test_a_url_may_be_of_the_plain_file_or_lead_elsewhere(text, plain, packed, tmp_path, serve):
+    for url, source in (("text8", plain), ("moved", packed)):
+        serve["data"] = source.read_bytes()
+        out = tmp_path / "out" / url
+        text8.prepare(serve["url"].replace("text8.zip", url), out, progress=False)
+        assert texts(out) == expected(text)
+
+
+WRONG = {
+    "a page": (lambda zipped: b"<html>moved</html>", "must hold 1,000 characters, got 18"),
+    "cut before it was served": (lambda zipped: zipped[:-40], "must be text8 or text8.zip, got"),
+    "altered": (lambda zipped: zipped[:200] + b"?" + zipped[201:], "must be text8 or text8.zip"),
+    "upper case": (lambda zipped: b"A" * 1000, "must hold a-z and spaces, got b'A'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_text8_is_not_kept(text, packed, tmp_path, serve, name):
+    change, message = WRONG[name]
+    serve["data"] = change(packed.read_bytes())
+    with pytest.raises(ValueError, match=f"`source` {message}"):
+        text8.prepare(serve["url"], tmp_path / "out", progress=False)
+    assert list((tmp_path / "out").iterdir()) == []
+    serve["data"] = packed.read_bytes()
+    text8.prepare(serve["url"], tmp_path / "out", progress=False)
+    assert texts(tmp_path / "out") == expected(text)
+
+
+def test_a_file_that_was_there_is_left_as_it_is(plain, tmp_path, serve):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "text8.zip").write_text("mine")
+    with pytest.raises(ValueError, match="`source` must hold 1,000 characters, got 4"):
+        text8.prepare(serve["url"], tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "text8.zip").read_text() == "mine"
+    assert serve["answers"] == 0
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_broken_download_leaves_nothing(packed, tmp_path, serve, chunked):
+    serve |= {"data": packed.read_bytes(), "missing": 10, "chunked": chunked}
+    with pytest.raises(ValueError, match=r"`source` must be readable, got http.*(bytes came|read)"):
         text8.prepare(serve["url"], tmp_path / "out", progress=False)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -151,3 +201,23 @@ def test_a_broken_download_leaves_nothing(packed, tmp_path, serve):
 def test_an_unknown_url_is_one_clear_error(tmp_path, serve):
     with pytest.raises(ValueError, match=r"`source` must be readable, got http.*404"):
         text8.prepare(serve["url"], tmp_path / "out", progress=False)
+
+
+def test_a_host_that_does_not_answer_is_one_clear_error(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/text8.zip"
+    with pytest.raises(ValueError, match=r"`source` must be readable, got http.*refused"):
+        text8.prepare(url, tmp_path / "out", progress=False)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_on_the_command_line(text, packed, tmp_path, serve, capsys):
+    command = ["prepare", "text8", "--source", serve["url"], "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert re.fullmatch(r"selfspec: `source` must be readable, got http.*404.*\n",
+                        capsys.readouterr().err)  # fmt: skip
+    serve["data"] = packed.read_bytes()
+    assert main(command) == 0
+    assert texts(tmp_path / "out") == expected(text)

@@ -6,6 +6,7 @@ of them; those with thresholds are swept over thresholds. A group of names stand
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,12 @@ from selfspec.sampling import (
     AnyOrderSampler,
     AnyOrderVerifiedSampler,
     CapRemasking,
+    ConfidenceDoubt,
     ConfidenceRemasking,
     ConfidenceSampler,
     DilatedSampler,
+    DivergenceDoubt,
+    DualDiffusionSampler,
     EntropyBoundSampler,
     EntropyBoundWindow,
     FactorSampler,
@@ -211,6 +215,16 @@ def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Se
             yield Setting("stale cache", "uniform", {"window": k}, sampler)
 
 
+def _dual_diffusion(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
+    """Without doubts, where all drafts stand, and with either of them."""
+    doubts = (ConfidenceDoubt(0.0), ConfidenceDoubt(0.1), DivergenceDoubt(4.0))
+    for k in (5, 16, 32) if hasattr(model.trunk, "memories") else ():
+        for doubt in doubts:
+            sampler = DualDiffusionSampler(model, doubt, k)
+            values = {"drafts": k, **asdict(doubt)}
+            yield Setting("dual diffusion", "uniform", values, sampler)
+
+
 def optimal(
     model: SSMD, profile: Sequence[float], steps: Sequence[int], rounds: Sequence[int] = (4,)
 ) -> Settings:
@@ -273,6 +287,7 @@ CONTENDERS: Mapping[str, Contender] = {
         "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)
     ),
     "stale-cache": _stale_cache,
+    "dual-diffusion": _dual_diffusion,
     "self-verified": lambda m, o, s: _swept(
         "self-verified, greedy", "", "drafts", (8,), lambda n: SelfVerifiedSampler(m, n)
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selfspec.cli.common import OrderName, Run, load_judge, note, table, to_json, watched
+from selfspec.cli.common import Loading, OrderName, Run, load_judge, note, table, to_json, watched
 
 if TYPE_CHECKING:
     from selfspec.arena import Setting, Sweep
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 Contender = Literal[
     "all", "plain", "ancestral", "any-order", "optimal", "maskgit", "top-k", "threshold", "factor",
     "entropy-bound", "klass", "dilated", "remdm", "star-shaped", "path-planning", "lookahead",
-    "punt", "any-order-verified", "stale-cache", "self-verified", "draft-orders", "bounded",
-    "remasked", "guided", "policy",
+    "punt", "any-order-verified", "stale-cache", "dual-diffusion", "self-verified", "draft-orders",
+    "bounded", "remasked", "guided", "policy",
 ]  # fmt: skip
 STEPS = (4, 8, 16, 32, 64)
 PLAIN = ("plain", "ancestral", "any-order")
@@ -25,6 +25,7 @@ def benchmark(
     checkpoint: str,
     /,
     run: Run,
+    loading: Loading,
     against: tuple[Contender, ...] = ("plain",),
     orders: tuple[OrderName, ...] = ("uniform",),
     num: int = 64,
@@ -41,6 +42,7 @@ def benchmark(
     Args:
         checkpoint: the name of a bundled checkpoint, or a folder.
         run: where and from which seed.
+        loading: how the trunk of a head is found.
         against: samplers with the same trunk, see docs/samplers.md: "plain" reveals fixed counts,
             "ancestral" binomial ones, "any-order" one token a pass; "all" is the whole arena.
         orders: rules for the order of the positions, of the samplers that take one.
@@ -55,12 +57,10 @@ def benchmark(
         out: the folder for report.json, report.html (where matplotlib is installed), and finished
             settings, which are not drawn again.
     """
-    from selfspec import api
-
     for name, value in {"num": num, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
-    model = api.load(checkpoint, run.where())
+    model = loading.model(checkpoint, run.where())
     if model.head is None:
         raise ValueError("`checkpoint` must have a causal head to benchmark, got head=None")
     scorer = load_judge(judge, model)

@@ -53,6 +53,23 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How the trunk of a checkpoint is found that holds a head alone."""
+
+    trunk: str | None = None
+    """name or folder of a head's trunk, where it is not what the checkpoint says."""
+    trust_remote_code: bool = False
+    """run Python code that comes with that trunk."""
+
+    def model(self, checkpoint: str, device: str) -> SSMD:
+        """The model of a checkpoint, see `selfspec.load`."""
+        from selfspec import api
+
+        options = {"trunk": self.trunk, "trust_remote_code": self.trust_remote_code}
+        return api.load(checkpoint, device, **options)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How to sample: a budget, a quality, or raw settings."""
 

@@ -9,7 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfspec.cli.common import Run, Sampling, first_rank, load_judge, one_line, to_json, watched
+from selfspec.cli.common import (
+    Loading,
+    Run,
+    Sampling,
+    first_rank,
+    load_judge,
+    one_line,
+    to_json,
+    watched,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +41,7 @@ def evaluate(
     /,
     sampling: Sampling,
     run: Run,
+    loading: Loading,
     metrics: tuple[Metric, ...] = ("judge", "spelling", "words", "distinct", "entropy", "cost"),
     num: int = 64,
     judge: str = "books27-judge",
@@ -49,6 +59,7 @@ def evaluate(
         checkpoint: the name of a bundled checkpoint, or a folder.
         sampling: how to sample.
         run: where and from which seed.
+        loading: how the trunk of a head is found.
         metrics: what to measure. judge: bits a token under an autoregressive model of the same
             tokens. hf-judge: bits a character under a causal language model of any tokens, and its
             nats a token. spelling: share of known words. words: entropy of all words, nats.
@@ -73,7 +84,7 @@ def evaluate(
     from selfspec.train.parallel import group, processes, share
 
     with processes(run.where()):
-        model = api.load(checkpoint, run.where())
+        model = loading.model(checkpoint, run.where())
         sampler = sampling.sampler(model)
         corpus = open_split(data, split) if OF_DATA & set(metrics) else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfspec.cli.common import Run, Sampling
+from selfspec.cli.common import Loading, Run, Sampling
 from selfspec.cli.sample import Format, draw
 
 
@@ -13,6 +13,7 @@ def infill(
     /,
     sampling: Sampling,
     run: Run,
+    loading: Loading,
     num: int = 1,
     checkpoint: str = "books27",
     mask_char: str = "_",
@@ -28,6 +29,7 @@ def infill(
             reads subwords.
         sampling: how to sample.
         run: where and from which seed.
+        loading: how the trunk of a head is found.
         num: how many fillings.
         checkpoint: the name of a bundled checkpoint, or a folder.
         mask_char: what stands for a gap in the text.
@@ -36,10 +38,8 @@ def infill(
         watch: replay drafting and verifying of the first filling in the terminal.
         out: a file for the texts, instead of standard output.
     """
-    from selfspec import api
-
     if mask_char not in text and length is None:
         raise ValueError(f"`text` must have a {mask_char!r} to fill, or give `length`, got none")
-    model = api.load(checkpoint, run.where())
+    model = loading.model(checkpoint, run.where())
     asked = {"num": num, "prompt": text, "mask_char": mask_char, "length": length}
     draw(model, sampling, run, format, watch, out, **asked)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfspec.cli.common import Run, Sampling, note, one_line, to_json, watched, write
+from selfspec.cli.common import Loading, Run, Sampling, note, one_line, to_json, watched, write
 
 Format = Literal["text", "fasta"]
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def sample(
     sampling: Sampling,
     run: Run,
+    loading: Loading,
     num: int = 1,
     checkpoint: str = "books27",
     length: int | None = None,
@@ -31,6 +32,7 @@ def sample(
     Args:
         sampling: how to sample.
         run: where and from which seed.
+        loading: how the trunk of a head is found.
         num: how many texts.
         checkpoint: the name of a bundled checkpoint, or a folder.
         length: tokens a text; by default as the training data, or the model's own length.
@@ -40,9 +42,7 @@ def sample(
             suffix) for shards of tokens, which a second run of the same command completes. Under
             torchrun every process draws its share of them.
     """
-    from selfspec import api
-
-    model = api.load(checkpoint, run.where())
+    model = loading.model(checkpoint, run.where())
     if out is not None and not out.suffix:
         if watch:
             raise ValueError("`watch` goes with texts: give `out` as a file, got a folder")

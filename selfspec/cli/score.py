@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec.cli.common import Run, Sampling, note, table, to_json
+from selfspec.cli.common import Loading, Run, Sampling, note, table, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ def score(
     /,
     sampling: Sampling,
     run: Run,
+    loading: Loading,
     checkpoint: str = "books27",
     orders: int = 4,
     limit: int = 1024,
@@ -47,6 +48,7 @@ def score(
             or alone.
         sampling: the sampler that is scored; the order is uniform unless given.
         run: where and from which seed.
+        loading: how the trunk of a head is found.
         checkpoint: the name of a bundled checkpoint, or a folder.
         orders: how many orders to average over, at least 2.
         limit: tokens to score, from the start of the text.
@@ -59,9 +61,7 @@ def score(
     if limit < 1:
         raise ValueError(f"`limit` must be at least 1, got {limit}")
     text = read(file, normalise)
-    from selfspec import api
-
-    model = api.load(checkpoint, run.where())
+    model = loading.model(checkpoint, run.where())
     if model.tokenizer is None:
         raise ValueError("`checkpoint` must have a tokenizer to score text, got none")
     if residues := getattr(model.tokenizer, "residues", ""):

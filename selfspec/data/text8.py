@@ -35,16 +35,17 @@ def prepare(
 
     Args:
         source: `text8.zip`, the plain file `text8`, or a URL of either, such as `URL`; what is
-            downloaded is kept in `folder` and not fetched again.
+            downloaded is kept in `folder` and not fetched again, unless it is something else.
         folder: where to; made if it does not exist.
         progress: show bars.
 
     Raises:
         ValueError: `source` cannot be read or is not the whole text8.
     """
-    if "://" in os.fspath(source):
-        source = download(os.fspath(source), Path(folder), progress)
-    splits = split(read(source))
+    text = (
+        fetch(os.fspath(source), Path(folder), progress) if "://" in str(source) else read(source)
+    )
+    splits = split(text)
     pieces = {name: _pieces(text, name, progress) for name, text in splits.items()}
     return write_corpus(folder, pieces, CharTokenizer())
 
@@ -78,16 +79,30 @@ def split(text: bytes) -> dict[str, bytes]:
     return parts
 
 
-def download(url: str, folder: Path, progress: bool = True) -> Path:
-    """Fetches `url` into `folder` unless it is there; returns the file.
+def fetch(url: str, folder: Path, progress: bool = True) -> bytes:
+    """The 10^8 characters at `url`, whose file is kept in `folder`, or in the file that is there.
+
+    Raises:
+        ValueError: as `download` and `read`; what was fetched and is something else is removed.
+    """
+    path = folder / url.rsplit("/", 1)[-1]
+    if path.exists():
+        return read(path)
+    download(url, path, progress)
+    try:
+        return read(path)
+    except ValueError:
+        path.unlink()
+        raise
+
+
+def download(url: str, path: Path, progress: bool = True) -> None:
+    """Fetches `url` into a file, whole or not at all.
 
     Raises:
         ValueError: the URL cannot be read, or fewer bytes came than announced.
     """
-    path = folder / url.rsplit("/", 1)[-1]
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, replacing(path) as file:
             total = int(answer.headers.get("Content-Length") or 0)
@@ -98,7 +113,6 @@ def download(url: str, folder: Path, progress: bool = True) -> Path:
                 raise ValueError(f"only {file.tell():,} of {total:,} bytes came")
     except (OSError, HTTPException, ValueError) as error:
         raise ValueError(f"`source` must be readable, got {url}: {error}") from error
-    return path
 
 
 def _unpack(path: Path) -> bytes:

@@ -28,9 +28,10 @@ class EsmTrunk(MaskedLMTrunk):
         """The table counts from behind the pad row, and the rotary models keep its length."""
         return model.config.max_position_embeddings - model.config.pad_token_id - 1
 
-    def weights(self) -> Iterable[Tensor]:
+    @staticmethod
+    def read_weights(model: Any) -> Iterable[Tensor]:
         """All but the contact head's, which a checkpoint may lack and no draft reads."""
-        named = self.model.named_parameters()
+        named = model.named_parameters()
         return (weight for name, weight in named if "contact_head" not in name)
 
     @property

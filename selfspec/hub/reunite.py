@@ -59,13 +59,14 @@ class Reunion:
         else:
             model, tokenizer = self._find(source, tokenizer, dtype, path)
         model.eval().requires_grad_(False)
-        trunk = model
-        if not isinstance(model, HubTrunk):
-            trunk = kind(model, vocabulary, source, about.get("length"))
-        if not whole and (found := fingerprint(trunk.weights())) != source.sha256:
+        adapted = isinstance(model, HubTrunk)
+        # Before an adapter that does not fit complains of anything else.
+        weights = model.weights() if adapted else kind.read_weights(model)
+        if not whole and (found := fingerprint(weights)) != source.sha256:
             raise ValueError(f"{path}: `trunk` must have the weights that the head was made for "
                              f"({source.name}, SHA-256 {source.sha256[:12]}…), got others "
                              f"({found[:12]}…)")  # fmt: skip
+        trunk = model if adapted else kind(model, vocabulary, source, about.get("length"))
         if tokenizer is not None:
             tokenizer = HubTokenizer(tokenizer, vocabulary.size, vocabulary.mask)
         return trunk, tokenizer
@@ -82,7 +83,7 @@ class Reunion:
         name = source.name if self.trunk is None else str(self.trunk)
         if not name:
             raise ValueError(f"{path}: its trunk has no name: give the model as `trunk`")
-        if Path(name).is_absolute() and not Path(name).is_dir():
+        if self.trunk is None and Path(name).is_absolute() and not Path(name).is_dir():
             raise ValueError(f"{path}: its trunk was in the folder {name}, which is gone: "
                              "give where it is as `trunk`")  # fmt: skip
         revision = source.revision if self.trunk is None else None

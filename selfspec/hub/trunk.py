@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -153,6 +154,11 @@ class HubTrunk(nn.Module):
         """The longest sequence that the model can read; None where it does not say."""
         return getattr(model.config, "max_position_embeddings", None)
 
+    @staticmethod
+    def read_weights(model: Any) -> Iterable[Tensor]:
+        """Those on which drafts depend."""
+        return model.parameters()
+
     def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         """(B, L) tokens, (B, L) int64 1 at what is not a pad → (B, L, C), what `logits` reads."""
         raise NotImplementedError
@@ -186,8 +192,10 @@ class HubTrunk(nn.Module):
         return next(self.model.parameters()).dtype
 
     def weights(self) -> Iterable[Tensor]:
-        """Those on which drafts depend: a source is known by them."""
-        return self.parameters()
+        """Those on which drafts depend, with the adapter's own: a source is known by them."""
+        models = set(map(id, self.model.parameters()))
+        own = (weight for weight in self.parameters() if id(weight) not in models)
+        return chain(own, self.read_weights(self.model))
 
     @property
     def writable(self) -> bool:

@@ -15,6 +15,7 @@ from selfspec.sampling.any_order_verified import AnyOrderVerifiedSampler
 from selfspec.sampling.base import Sampler
 from selfspec.sampling.confidence import ConfidenceSampler
 from selfspec.sampling.dilated import DilatedOrder, DilatedSampler, DilatedWindow
+from selfspec.sampling.dual_diffusion import ConfidenceDoubt, DivergenceDoubt, DualDiffusionSampler
 from selfspec.sampling.entropy_bound import EntropyBoundSampler, EntropyBoundWindow
 from selfspec.sampling.factor import FactorSampler, FactorWindow
 from selfspec.sampling.fixed_count import AnyOrderSampler, FixedCountSampler
@@ -50,6 +51,7 @@ __all__ = [
     "DilatedOrder",
     "DilatedSampler",
     "DilatedWindow",
+    "DualDiffusionSampler",
     "EntropyBoundSampler",
     "EntropyBoundWindow",
     "FactorSampler",
@@ -59,6 +61,7 @@ __all__ = [
     "KLASSSampler",
     "LookaheadSampler",
     "LoopRemasking",
+    "DivergenceDoubt",
     "PUNTSampler",
     "PathPlanningSampler",
     "PlainSampler",
@@ -74,4 +77,5 @@ __all__ = [
     "ThresholdSampler",
     "ThresholdWindow",
     "TopKSampler",
+    "ConfidenceDoubt",
 ]
