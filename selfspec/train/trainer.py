@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from selfspec import checkpoint
-from selfspec.losses import token_nll
+from selfspec.cross_entropy import token_nll
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
 from selfspec.train import parallel
