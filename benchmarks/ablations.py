@@ -34,7 +34,7 @@ from selfspec.nn.transformer import Block, is_output
 from selfspec.ops import reorder
 from selfspec.recipes import books27
 from selfspec.schedules import CosineWindow
-from selfspec.train.objectives import Diffusion
+from selfspec.train.objectives import Chance, Diffusion
 from selfspec.train.optim import Optimisers
 
 
@@ -131,7 +131,7 @@ class Variants:
 
     def losses(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """(2,) for every variant: over all places, over the window; and the draft's."""
-        drawn = Diffusion().draw(tokens, generator)
+        drawn = Diffusion().draw(tokens, Chance(generator))
         order, revealed = drawn["order"], drawn["revealed"]
         weight = masked_weights(order, revealed)
         near = window_weights(revealed, self.window[revealed], order.shape[1])
