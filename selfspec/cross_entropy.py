@@ -61,12 +61,12 @@ class WeightedNLL:
         self._weight = weight.flatten()[self._places]
 
     def __call__(self, trunk: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
-        """(B, L, C) states and (B, L) tokens → scalar nats, with a gradient, of first order."""
+        """(B, L, C) states and (B, L) tokens → scalar nats, with a gradient of first order."""
+        learning = torch.is_grad_enabled()
+        trained = [p for p in trunk.parameters() if learning and p.requires_grad]
+        states = states if learning else states.detach()
         portions = self._portions(trunk.vocab_size)  # type: ignore[arg-type]
-        if not torch.is_grad_enabled():
-            return _Sum.apply(trunk, tokens, portions, states.detach())  # type: ignore[return-value]
-        trained = [p for p in trunk.parameters() if p.requires_grad]
-        return _Sum.apply(trunk, tokens, portions, states, *trained)  # type: ignore[return-value]
+        return _Portions.apply(trunk, tokens, portions, states, *trained)  # type: ignore[return-value]
 
     def _portions(self, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
         """Places and their weights, those of weight first."""
@@ -78,8 +78,8 @@ class WeightedNLL:
         return list(zip(*cut, strict=True))
 
 
-class _Sum(torch.autograd.Function):
-    """Over portions of places; the gradients of states and parameters are made on the way."""
+class _Portions(torch.autograd.Function):
+    """The sum over portions; gradients of states and parameters are made on the way."""
 
     @staticmethod
     def forward(
@@ -102,7 +102,7 @@ class _Sum(torch.autograd.Function):
                 part = (nll * weight.to(nll.dtype)).sum()
             total += part.detach()
             found: Any = torch.autograd.grad(part, inputs, allow_unused=True) if inputs else []
-            towards_trained = list(map(_sum, towards_trained, found))
+            towards_trained = list(map(_plus, towards_trained, found))
             if towards_states is not None:
                 towards_states.index_add_(0, places, found[-1])
         ctx.save_for_backward(*towards_trained, towards_states)
@@ -117,8 +117,9 @@ class _Sum(torch.autograd.Function):
         return None, None, None, towards_states, *scaled[:-1]
 
 
-def _sum(sum: Tensor | None, term: Tensor | None) -> Tensor | None:
-    return term if sum is None or term is None else sum.add_(term)
+def _plus(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+    """In place; None for what has no gradient, or none yet."""
+    return term if total is None or term is None else total.add_(term)
 
 
 class _Arriving:
@@ -126,9 +127,8 @@ class _Arriving:
 
     def __init__(self, number: Tensor) -> None:
         self._near = number.to("cpu", non_blocking=number.is_cuda)
-        self._sent = torch.cuda.Event() if number.is_cuda else None
-        if self._sent:
-            self._sent.record()
+        stream = torch.cuda.current_stream(number.device) if number.is_cuda else None
+        self._sent = stream.record_event() if stream else None
 
     def get(self) -> int:
         """The number; waits until it is there."""

@@ -85,7 +85,9 @@ def ssmd_loss(
     window: Tensor | None = None,
     window_weight: float = 1.0,
 ) -> SSMDLoss:
-    """All terms from one forward.
+    """All terms from one forward, which unembeds only the places that they look at.
+
+    Those of the window are unembedded for it once more.
 
     Args:
         model: with or without a head.
