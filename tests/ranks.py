@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from selfspec import cross_entropy
 from selfspec.data.corpus import open_store
 from selfspec.data.loader import write_store
 from selfspec.data.ragged import write_sequences
@@ -41,6 +42,7 @@ from selfspec.train import (
 )
 from selfspec.train.parallel import RankError, group, held_bytes, processes
 
+cross_entropy.LEAST = 5  # several portions, and not equally many on every rank
 V, L, WIDTH = 5, 12, 32
 SHAPE = TrunkConfig(vocab_size=V, length=L, width=WIDTH, blocks=2, heads=2)
 CONFIG = TrainConfig(
