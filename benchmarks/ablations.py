@@ -22,16 +22,18 @@ from tqdm import trange
 
 from selfspec import checkpoint
 from selfspec.arena.report import commit, machine, running
+from selfspec.cross_entropy import WeightedNLL
 from selfspec.data.loader import BlockLoader, TokenStore
 from selfspec.files import write_json
-from selfspec.losses import masked_weights, target_nll, window_weights
+from selfspec.losses import masked_weights, verified_weights, window_weights
 from selfspec.model import SSMD
 from selfspec.nn.attention import Rotation, rotation
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Block, is_output
+from selfspec.ops import reorder
 from selfspec.recipes import books27
 from selfspec.schedules import CosineWindow
-from selfspec.train.objectives import Diffusion
+from selfspec.train.objectives import Chance, Diffusion
 from selfspec.train.optim import Optimisers
 
 
@@ -128,27 +130,20 @@ class Variants:
 
     def losses(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """(2,) for every variant: over all places, over the window; and the draft's."""
-        drawn = Diffusion().draw(tokens, generator)
+        drawn = Diffusion().draw(tokens, Chance(generator))
         order, revealed = drawn["order"], drawn["revealed"]
         weight = masked_weights(order, revealed)
         near = window_weights(revealed, self.window[revealed], order.shape[1])
-        weights = [weight.gather(1, order).float(), near.float()]
+        sums = [WeightedNLL(each) for each in (verified_weights(weight, order, revealed), near)]
+        along = tokens.gather(1, order)
         with torch.no_grad():
             hidden = self.plain.encode(torch.where(weight > 0, self.plain.mask_id, tokens))
-        out = {"draft": self._draft_losses(hidden, tokens, order, revealed, weights)}
+            drafted = reorder(hidden, order)
+            out = {"draft": torch.stack([each(self.trunk, drafted, along) for each in sums])}
         for name, model in self.models.items():
-            nll = target_nll(model, hidden, tokens, order, revealed)
-            out[name] = torch.stack([(nll * w).sum() for w in weights])
+            states = model.corrected_states(hidden, tokens, order)
+            out[name] = torch.stack([each(self.trunk, states, along) for each in sums])
         return out
-
-    @torch.no_grad()
-    def _draft_losses(
-        self, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor, weights: list[Tensor]
-    ) -> Tensor:
-        logp = torch.log_softmax(self.plain.draft(hidden, order).float(), -1)
-        nll = -logp.gather(-1, tokens.gather(1, order).unsqueeze(-1)).squeeze(-1)
-        nll = nll.scatter(1, revealed.unsqueeze(1), 0.0)
-        return torch.stack([(nll * w).sum() for w in weights])
 
     def update(self, step: int, tokens: Tensor, factor: float) -> None:
         """One optimiser step of every head."""

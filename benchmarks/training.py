@@ -4,8 +4,10 @@
 
 A step is `Trainer.update`: batch, loss, gradient, clipping, optimisers, average. MFU is the model's
 floating-point operations over the time of a step and the peak measured in the same run by a large
-bfloat16 product; operations are those of `recipes/cost.py`: both unembeddings count at all
-positions, whatever the loss weighs them by.
+bfloat16 product; operations are those of `recipes/cost.py`, which counts what the method needs:
+the draft is unembedded at masked places only, about half of them, and the target at all of these
+but one a row. What a portion is filled up with is no work of the model's. (Reports of before this
+was so counted both unembeddings at all places, where they ran.)
 
 `head_io` is the share of a step's time that goes to the head's inputs and residual: the head
 without its block, forward and backward, timed alone.

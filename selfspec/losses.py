@@ -21,9 +21,9 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfspec.cross_entropy import WeightedNLL
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
 from selfspec.ops import inverse_order
@@ -35,7 +35,7 @@ __all__ = [
     "next_token_loss",
     "ssmd_loss",
     "stratified_revealed",
-    "target_nll",
+    "verified_weights",
     "window_weights",
 ]
 
@@ -85,7 +85,9 @@ def ssmd_loss(
     window: Tensor | None = None,
     window_weight: float = 1.0,
 ) -> SSMDLoss:
-    """All terms from one forward.
+    """All terms from one forward, which unembeds only the places that they look at.
+
+    Those of the window are unembedded for it once more.
 
     Args:
         model: with or without a head.
@@ -105,18 +107,22 @@ def ssmd_loss(
     if pad is not None:
         tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
     weight = masked_weights(order, revealed, pad)
+    drafted = WeightedNLL(weight)
+    verified = WeightedNLL(verified_weights(weight, order, revealed))
+    near = None if window is None else WeightedNLL(window_weights(revealed, window, order.shape[1]))
     with _without_gradient(model.trunk) if freeze_trunk else nullcontext():
         hidden = model.encode(torch.where(weight > 0, model.mask_id, tokens), pad)
-        draft = _weighted(token_nll(model.trunk, hidden, tokens), weight)
+        draft = drafted(model.trunk, hidden, tokens)
         if model.head is None:
             return SSMDLoss(draft, draft, None)
-        nll = target_nll(model, hidden, tokens, order, revealed)
-        target = _weighted(nll, weight.gather(1, order))
+        states = model.corrected_states(hidden, tokens, order)
+        along = tokens.gather(1, order)
+        target = verified(model.trunk, states, along)
         total = target if freeze_trunk else draft + target
-        if window is None:
+        if near is None:
             return SSMDLoss(total, draft, target)
-        near = _weighted(nll, window_weights(revealed, window, order.shape[1]))
-    return SSMDLoss(total + window_weight * near, draft, target, near)
+        windowed = near(model.trunk, states, along)
+    return SSMDLoss(total + window_weight * windowed, draft, target, windowed)
 
 
 @torch.no_grad()
@@ -163,29 +169,18 @@ def masked_weights(order: Tensor, revealed: Tensor, pad: Tensor | None = None) -
     return masked.double() / (masked.sum(dim=1, keepdim=True).clamp(min=1) * len(order))
 
 
+def verified_weights(weight: Tensor, order: Tensor, revealed: Tensor) -> Tensor:
+    """The masked weights in σ order, 0 at the tied place, where the target is the draft."""
+    places = torch.arange(order.shape[1], device=order.device)
+    return weight.gather(1, order).masked_fill(places == revealed.unsqueeze(1), 0)
+
+
 def window_weights(revealed: Tensor, window: Tensor, length: int) -> Tensor:
     """1 / (B · (W - 1)) at places i+1..i+W-1, 0 elsewhere: (B, L) float64, σ order."""
     places = torch.arange(length, device=revealed.device)
     first = revealed.unsqueeze(1)
     inside = (places > first) & (places < first + window.unsqueeze(1))
     return inside.double() / (inside.sum(dim=1, keepdim=True).clamp(min=1) * len(revealed))
-
-
-def target_nll(
-    model: SSMD, hidden: Tensor, tokens: Tensor, order: Tensor, revealed: Tensor
-) -> Tensor:
-    """-log q of the true tokens, given the trunk's `hidden` (B, L, C): (B, L) nats, σ order.
-
-    0 at the tied place, where the target is the draft and has a loss of its own.
-    """
-    states = model.target_states(hidden, tokens, order, revealed)
-    tied = torch.arange(order.shape[1], device=order.device) == revealed.unsqueeze(1)
-    return token_nll(model.trunk, states, tokens.gather(1, order)).masked_fill(tied, 0)
-
-
-def _weighted(nll: Tensor, weight: Tensor) -> Tensor:
-    """Σ weight · nll; what has no weight may be infinite, as the draft of a forbidden token is."""
-    return (nll.masked_fill(weight == 0, 0) * weight.to(nll.dtype)).sum()
 
 
 @contextmanager
@@ -204,23 +199,6 @@ def _without_gradient(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-class TokenNLL(nn.Module):
-    """Cross-entropy of each token; a module, so that training can compile it.
-
-    With the unembedding inside: compiled, its padded logits are then neither cut nor padded again.
-    """
-
-    def forward(self, trunk: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
-        """(B, L, C) states to unembed and (B, L) tokens → (B, L) nats, in float32 at least."""
-        logits = trunk.unembed(states)  # type: ignore[operator]
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll = F.cross_entropy(precise.flatten(0, 1), tokens.flatten(), reduction="none")
-        return nll.view(tokens.shape)
-
-
-token_nll = TokenNLL()
-
-
 def next_token_loss(
     model: AutoregressiveModel, tokens: Tensor, pad: Tensor | None = None
 ) -> Tensor:
@@ -228,8 +206,7 @@ def next_token_loss(
 
     Rows weigh equally, as in `ssmd_loss`; pads do not count.
     """
-    if pad is None:
-        return token_nll(model.trunk, model.encode(tokens), tokens).mean()
+    pad = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
     tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    nll = token_nll(model.trunk, model.encode(tokens), tokens).masked_fill(pad, 0.0)
-    return (nll.sum(1) / (~pad).sum(1)).mean()
+    weight = (~pad).double() / ((~pad).sum(dim=1, keepdim=True) * len(tokens))
+    return WeightedNLL(weight)(model.trunk, model.encode(tokens), tokens)

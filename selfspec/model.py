@@ -136,9 +136,7 @@ class SSMD(nn.Module):
         places: Tensor | None = None,
     ) -> Tensor:
         """(B, W, C) or (B, L, C), what `target` unembeds; arguments as there."""
-        if self.head is None:
-            raise ValueError("`model` must have a causal head to compute targets, got head=None")
-        corrected = self.head(hidden, self.trunk.embed(tokens), order)  # type: ignore[operator]
+        corrected = self.corrected_states(hidden, tokens, order)
         if places is None:
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
             drafted = reorder(hidden, order)
@@ -147,6 +145,12 @@ class SSMD(nn.Module):
             corrected = take_along(corrected, places)
         first = (places == revealed.unsqueeze(1)).unsqueeze(-1)
         return torch.where(first, drafted.to(corrected.dtype), corrected)
+
+    def corrected_states(self, hidden: Tensor, tokens: Tensor, order: Tensor) -> Tensor:
+        """(B, L, C), σ order, without the tie: for a loss that leaves the tied place out."""
+        if self.head is None:
+            raise ValueError("`model` must have a causal head to compute targets, got head=None")
+        return self.head(hidden, self.trunk.embed(tokens), order)  # type: ignore[operator]
 
 
 class AutoregressiveModel(nn.Module):

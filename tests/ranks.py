@@ -25,6 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 import selfspec as ss
+from selfspec import cross_entropy
 from selfspec.cli import main
 from selfspec.data.corpus import open_store
 from selfspec.data.loader import write_store
@@ -45,6 +46,7 @@ from selfspec.train import (
 )
 from selfspec.train.parallel import RankError, group, held_bytes, processes
 
+cross_entropy.LEAST = 5  # several portions, and not equally many on every rank
 V, L, WIDTH = 5, 12, 32
 SHAPE = TrunkConfig(vocab_size=V, length=L, width=WIDTH, blocks=2, heads=2)
 CONFIG = TrainConfig(

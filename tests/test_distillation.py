@@ -14,7 +14,7 @@ from selfspec.data.loader import write_store
 from selfspec.model import SSMD
 from selfspec.recipes import books27, distil
 from selfspec.recipes.sdtt import Distilled
-from selfspec.train import AdamWConfig, Distillation, TrainConfig, Trainer
+from selfspec.train import AdamWConfig, Chance, Distillation, TrainConfig, Trainer
 
 ROW = torch.tensor([[0, 1, 2, 0]])
 
@@ -91,7 +91,8 @@ def test_the_loss_is_its_divergence(rugged: SSMD, reverse: bool):
 def test_what_is_drawn_covers_all_times_and_leaves_what_is_observed(rugged: SSMD):
     tokens = torch.tensor([[0, 1, 2, 0, 1, 7]] * 8)
     pad = torch.arange(6).expand(8, 6) == 5
-    drawn = Distillation(rugged, observed=(1,)).draw(tokens, torch.Generator().manual_seed(0), pad)
+    chance = Chance(torch.Generator().manual_seed(0))
+    drawn = Distillation(rugged, observed=(1,)).draw(tokens, chance, pad)
     assert sorted((drawn["time"] * 8).ceil().tolist()) == list(range(1, 9))
     never = (drawn["v"] > 1).all(0)
     assert never.tolist() == [False, True, False, False, True, True]

@@ -14,7 +14,7 @@ from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.scorer import Scorer, ScorerConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.sampling import GuidedStarShapedSampler, PolicySampler
-from selfspec.train import GRPO, AdamWConfig, Errors, Likelihood, TrainConfig, Trainer
+from selfspec.train import GRPO, AdamWConfig, Chance, Errors, Likelihood, TrainConfig, Trainer
 from selfspec.train.guides import Rollouts
 
 SETTINGS = TrainConfig(
@@ -92,7 +92,7 @@ def test_what_is_known_is_no_error(rugged: SSMD):
     objective = Errors(rugged, observed=(1,))
     tokens, generator = torch.tensor([[0, 1, 2, 0, 1, 2]] * 4), torch.Generator().manual_seed(0)
     pad = torch.arange(6).expand(4, 6) >= 5
-    drawn = objective.draw(tokens, generator, pad)
+    drawn = objective.draw(tokens, Chance(generator), pad)
     seen: list[Tensor] = []
 
     class Spy(Scorer):
@@ -223,7 +223,7 @@ def test_the_gradient_is_that_of_the_expected_reward():
     weight, estimates = policy.output.weight, []
     objective = GRPO(echo(), quality=repeats, alpha=0.0, group=64)
     for seed in range(10):
-        drawn = objective.draw(rows, torch.Generator().manual_seed(seed))
+        drawn = objective.draw(rows, Chance(torch.Generator().manual_seed(seed)))
         (gradient,) = torch.autograd.grad(objective.loss(policy, **drawn)[0], weight)
         estimates.append(-gradient)
     together = policy(torch.tensor([[[1 / 3, 1, 1]] * 2]).double())[0].sigmoid().prod()
@@ -258,7 +258,7 @@ def test_rows_of_several_lengths_are_rewarded_each_by_its_own(rugged: SSMD):
         return torch.ones(len(texts))
 
     objective = GRPO(rugged, (1,), quality=quality, group=2)
-    drawn = objective.draw(tokens, torch.Generator().manual_seed(0), pad)
+    drawn = objective.draw(tokens, Chance(torch.Generator().manual_seed(0)), pad)
     _, parts = objective.loss(make_scorer(scale=0, features=3), **drawn)
     texts, pads = seen[0]
     assert torch.equal(pads, pad.repeat_interleave(2, 0))

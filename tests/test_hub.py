@@ -20,7 +20,7 @@ from selfspec.inputs import check_tokens
 from selfspec.likelihood.profile import information_profile
 from selfspec.likelihood.tables import draw_order
 from selfspec.losses import ssmd_loss
-from selfspec.train import Diffusion
+from selfspec.train import Chance, Diffusion
 
 hf: Any = transformers
 attach_head: Any = ss.attach_head
@@ -310,7 +310,7 @@ def test_specials_are_revealed_and_pads_stand_last():
     objective = Diffusion(True, 1.0, observed=(CLS, SEP, PAD))
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        drawn = objective.draw(tokens, generator, tokens == PAD)
+        drawn = objective.draw(tokens, Chance(generator), tokens == PAD)
         placed, revealed = tokens.gather(1, drawn["order"]), drawn["revealed"]
         assert ((placed[:, :2] == CLS) | (placed[:, :2] == SEP)).all()
         end = (tokens != PAD).sum(1)
@@ -326,7 +326,7 @@ def test_the_loss_of_framed_rows_is_finite_and_trains_the_head_alone():
     model = attached("BERT", tokenizer=hubs.tokenizer())
     tokens = padded_batch()
     objective = Diffusion(True, observed=(CLS, SEP))
-    drawn = objective.draw(tokens, torch.Generator().manual_seed(0), tokens == PAD)
+    drawn = objective.draw(tokens, Chance(torch.Generator().manual_seed(0)), tokens == PAD)
     total, parts = objective.loss(model, **drawn)
     total.backward()
     assert all(part.isfinite() for part in parts.values())

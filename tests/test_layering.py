@@ -14,6 +14,7 @@ ROOT = Path(selfspec.__file__).parent
 LAYERS = [
     {
         "causal_lm",
+        "cross_entropy",
         "files",
         "information",
         "interfaces",

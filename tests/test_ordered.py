@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from itertools import product
 from math import log
-from typing import Any
 
 import pytest
 import torch
@@ -17,15 +16,21 @@ from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrde
 from selfspec.recipes import books27
 from selfspec.schedules import ConstantWindow, CosineWindow, LinearWindow, Window
 from selfspec.selection import ScoreOrder
-from selfspec.train import Diffusion, OrderedDiffusion
+from selfspec.train import Chance, Diffusion, OrderedDiffusion
 from selfspec.train.ordered import most_passes
 
 RULES = [UniformOrder(), VanDerCorputOrder(), RespacedOrder()]
 WINDOWS = (LinearWindow(0.3), CosineWindow(0.2))
 
 
-def drawn(objective: Diffusion, tokens: Tensor, seed: int = 0, **given: Any) -> dict[str, Tensor]:
-    return objective.draw(tokens, torch.Generator().manual_seed(seed), **given)
+def drawn(
+    objective: Diffusion,
+    tokens: Tensor,
+    seed: int = 0,
+    pad: Tensor | None = None,
+    **ranks: int,
+) -> dict[str, Tensor]:
+    return objective.draw(tokens, Chance(torch.Generator().manual_seed(seed), **ranks), pad)
 
 
 def batch(rows: int, length: int = 6) -> Tensor:

@@ -15,7 +15,7 @@ from selfspec.losses import ssmd_loss
 from selfspec.model import AutoregressiveModel
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.schedules import CosineWindow
-from selfspec.train import AdamWConfig, Diffusion, NextToken, TrainConfig, Trainer
+from selfspec.train import AdamWConfig, Chance, Diffusion, NextToken, TrainConfig, Trainer
 
 N, LONGEST = 37, 40
 
@@ -190,7 +190,7 @@ def test_orders_put_pads_last_and_reveal_evenly(proteins):
     objective = Diffusion(window_weight=1.0)
     counts = np.zeros((7, 6))
     for seed in range(300):
-        drawn = objective.draw(tokens, torch.Generator().manual_seed(seed), pad)
+        drawn = objective.draw(tokens, Chance(torch.Generator().manual_seed(seed)), pad)
         place = torch.arange(6) >= end[:, None]
         assert torch.equal(pad.gather(1, drawn["order"]), place)
         assert torch.equal(drawn["order"].sort(1).values, torch.arange(6).expand(20, -1))
@@ -210,7 +210,7 @@ def test_windows_are_those_of_the_sampler_for_the_tokens_of_a_row(proteins, monk
     monkeypatch.setattr(
         torch, "rand", lambda *shape, **_: half.expand(*shape) if shape != ((),) else half
     )
-    drawn = Diffusion(window_weight=1.0).draw(tokens, torch.Generator(), pad)
+    drawn = Diffusion(window_weight=1.0).draw(tokens, Chance(torch.Generator()), pad)
     window = CosineWindow(0.01 * 30**0.5)
     for end, i, w in zip((~pad).sum(1).tolist(), drawn["revealed"], drawn["window"], strict=True):
         assert window.table(end)[int(i)] == int(w)
@@ -221,7 +221,7 @@ def test_windows_are_those_of_the_sampler_for_the_tokens_of_a_row(proteins, monk
 def test_a_padded_batch_has_the_mean_loss_of_its_rows_alone(proteins, weight):
     model, objective = make_toy(), Diffusion(window_weight=weight)
     tokens, pad = tensors(proteins.rows(np.arange(20), 6))
-    drawn = objective.draw(tokens, torch.Generator().manual_seed(0), pad)
+    drawn = objective.draw(tokens, Chance(torch.Generator().manual_seed(0)), pad)
     total, _ = objective.loss(model, **drawn)
     alone = []
     for row in range(20):
@@ -232,7 +232,8 @@ def test_a_padded_batch_has_the_mean_loss_of_its_rows_alone(proteins, weight):
     assert total.item() == pytest.approx(torch.stack(alone).mean().item(), abs=1e-7)
 
     tokens, pad = tensors(proteins.rows(np.arange(20), 6))
-    total, _ = NextToken().loss(judge(), **NextToken().draw(tokens, torch.Generator(), pad))
+    drawn = NextToken().draw(tokens, Chance(torch.Generator()), pad)
+    total, _ = NextToken().loss(judge(), **drawn)
     nll = [-judge().log_probs(tokens[r : r + 1, : int((~pad[r]).sum())]).mean() for r in range(20)]
     assert total.item() == pytest.approx(torch.stack(nll).mean().item(), abs=1e-7)
 

@@ -198,12 +198,17 @@ def test_flops_count_every_matrix_and_all_of_attention():
         if part == "head":
             own += matrices["head.fuse.weight"] + matrices["head.project.weight"]
         assert parts[part] == 6 * own + attention
-    assert parts["unembedding"] == 2 * 6 * matrices["trunk.unembedding.weight"]
+    whole = 2 * matrices["trunk.unembedding.weight"]
+    looked_at = [recipe.trunk.length - i for i in range(recipe.trunk.length)]
+    draft = sum(looked_at) / recipe.trunk.length**2 * whole
+    target = sum(n - 1 for n in looked_at) / recipe.trunk.length**2 * whole
+    assert parts["unembedding"] == pytest.approx(3 * (draft + target))
     frozen = flops(recipe.trunk, recipe.head, frozen=True)
     assert frozen["head"] == parts["head"]
     assert frozen["trunk"] == parts["trunk"] / 3
-    assert frozen["unembedding"] == parts["unembedding"] / 2
-    assert flops(recipe.trunk, None)["unembedding"] == parts["unembedding"] / 2
+    assert frozen["unembedding"] == pytest.approx(draft + 2 * target)
+    assert flops(recipe.trunk, None)["unembedding"] == pytest.approx(3 * draft)
+    assert flops(replace(recipe.trunk, causal=True), None)["unembedding"] == 3 * whole
 
 
 def test_gpu_hours_follow_from_the_measured_speed(tmp_path):

@@ -20,6 +20,7 @@ from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Block, Trunk, TrunkConfig
 from selfspec.train import (
     AdamWConfig,
+    Chance,
     CheckpointError,
     Cosine,
     Diffusion,
@@ -320,9 +321,9 @@ def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
     drawn = []
     draw = Diffusion.draw
 
-    def spy(self, tokens, generator, pad, rank, world):
-        drawn.append(draw(self, tokens, generator, pad, rank, world)["order"])
-        return draw(self, tokens, generator, pad, rank, world)
+    def spy(self, tokens, chance, pad):
+        drawn.append(draw(self, tokens, chance, pad)["order"])
+        return draw(self, tokens, chance, pad)
 
     monkeypatch.setattr(Diffusion, "draw", spy)
     for rank in (0, 1):
@@ -383,7 +384,7 @@ def test_blocks_are_compiled_for_as_long_as_the_run_lasts():
 
 
 def test_a_frozen_trunk_minimises_the_target_alone():
-    draws = Diffusion().draw(torch.from_numpy(VALID), torch.Generator())
+    draws = Diffusion().draw(torch.from_numpy(VALID), Chance(torch.Generator()))
     for objective in (Diffusion(), Diffusion(freeze_trunk=True)):
         total, parts = objective.loss(diffusion_model().eval(), **draws)
         wanted = parts["target"] + (0 if objective.freeze_trunk else parts["draft"])
@@ -418,8 +419,8 @@ def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
     averaged = diffusion_model().eval()
     for name, average in zip(run.params, run.ema.average, strict=True):
         averaged.get_parameter(name).data.copy_(average)
-    generator = torch.Generator().manual_seed(key(0, VALIDATION, 0))
-    loss = ssmd_loss(averaged, **Diffusion().draw(torch.from_numpy(VALID[:8]), generator))
+    chance = Chance(torch.Generator().manual_seed(key(0, VALIDATION, 0)))
+    loss = ssmd_loss(averaged, **Diffusion().draw(torch.from_numpy(VALID[:8]), chance))
     assert loss.target is not None
     assert measured == pytest.approx({"draft": loss.draft.item(), "target": loss.target.item()})
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfspec.cross_entropy import TokenNLL
 from selfspec.engine.graphs import copied
-from selfspec.losses import TokenNLL
 from selfspec.model import SSMD
 from selfspec.nn.transformer import Trunk, TrunkConfig
 

@@ -4,10 +4,13 @@ A forward pass takes, per token, with width C, length L, V tokens and an MLP r t
 
     block         2 (4 + 2r) C² + 4 L C        projections and MLP, attention over all positions
     head          2 · 4 C² a pass besides its blocks
-    unembedding   2 V C                        once for the draft and once for the target
+    unembedding   2 V C                        at the places that the loss looks at
 
 and training three times as much: the gradients of inputs and of weights cost a forward each. What
 is frozen has no gradient of weights, and none of inputs where nothing below it is trained.
+
+With i uniform on 0..L-1 the draft is looked at in (L + 1)/2 places of a row on average, the target,
+one place behind, in (L - 1)/2; an autoregressive model predicts all of them.
 
     GPU-hours = tokens · operations per token / (operations per second and GPU · 3600)
 
@@ -72,13 +75,14 @@ def flops(trunk: TrunkConfig, head: HeadConfig | None, frozen: bool = False) -> 
     """
     width = trunk.width
     unembedding = 2.0 * trunk.vocab_size * width
+    drafted = 1.0 if trunk.causal else (trunk.length + 1) / trunk.length / 2
     parts = {
         "trunk": (1 if frozen else 3) * trunk.blocks * _block(trunk.mlp_ratio, trunk),
-        "unembedding": (1 if frozen else 3) * unembedding,
+        "unembedding": (1 if frozen else 3) * drafted * unembedding,
     }
     if head is not None:
         parts["head"] = 3 * (head.blocks * _block(head.mlp_ratio, trunk) + 8 * width**2)
-        parts["unembedding"] += (2 if frozen else 3) * unembedding
+        parts["unembedding"] += (2 if frozen else 3) * (1 - drafted) * unembedding
     return parts
 
 

@@ -9,6 +9,7 @@ from selfspec.train.distillation import Distillation as Distillation
 from selfspec.train.guides import GRPO as GRPO
 from selfspec.train.guides import Errors as Errors
 from selfspec.train.guides import Likelihood as Likelihood
+from selfspec.train.objectives import Chance as Chance
 from selfspec.train.objectives import Diffusion as Diffusion
 from selfspec.train.objectives import NextToken as NextToken
 from selfspec.train.objectives import Objective as Objective

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from selfspec.model import SSMD
 from selfspec.ops import draw
 from selfspec.train.config import require
 from selfspec.train.guides import OnFrozen
-from selfspec.train.objectives import Drawn, uniform_rows
+from selfspec.train.objectives import Chance, Drawn
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,12 @@ class Distillation(OnFrozen):
         require(0 < self.step <= 1, "step", "above 0 and at most 1", self.step)
         require(self.substeps >= 1, "substeps", "at least 1", self.substeps)
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """Times t spread evenly over (0, 1], and two numbers a position."""
-        rows, device = len(tokens) * world, tokens.device
-        offset = torch.rand((), generator=generator, device=device)
-        time = 1 - (offset + torch.arange(rank, rows, world, device=device) / rows) % 1.0
-        numbers = partial(uniform_rows, tokens, generator, rank, world, dtype=torch.float64)
-        u, v = numbers(2, tokens.shape[1]).unbind(1)
+        rows = len(tokens) * chance.world
+        own = torch.arange(chance.rank, rows, chance.world, device=tokens.device)
+        time = 1 - (chance.common() + own / rows) % 1.0
+        u, v = chance.uniform(len(tokens), 2, tokens.shape[1], dtype=torch.float64).unbind(1)
         for token in self.observed:
             v = torch.where(tokens == token, 2.0, v)  # never masked
         if pad is None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from selfspec.ops import draw, inverse_order, log_probs
 from selfspec.sampling.base import State
 from selfspec.sampling.policy import PolicySampler
 from selfspec.train.config import require
-from selfspec.train.objectives import Diffusion, Drawn, uniform_rows
+from selfspec.train.objectives import Chance, Diffusion, Drawn
 from selfspec.weights import fingerprint
 
 Quality = Callable[[Tensor, Tensor], Tensor]
@@ -63,18 +62,10 @@ class OnFrozen:
 class Errors(OnFrozen):
     """The error predictor; see the module."""
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """What `Diffusion` draws, and a number for each token."""
-        drawn = Diffusion(observed=self.observed).draw(tokens, generator, pad, rank, world)
-        numbers = partial(uniform_rows, tokens, generator, rank, world, dtype=torch.float64)
-        return {**drawn, "u": numbers(tokens.shape[1])}
+        drawn = Diffusion(observed=self.observed).draw(tokens, chance, pad)
+        return {**drawn, "u": chance.uniform(*tokens.shape, dtype=torch.float64)}
 
     def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The cross-entropy, under the name `errors`."""
@@ -133,18 +124,9 @@ class GRPO(OnFrozen):
         require(self.group >= 2, "group", "at least 2", self.group)
         require(self.alpha >= 0, "alpha", "at least 0", self.alpha)
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """A seed a row; of the tokens the observed ones are used, and their number."""
-        rows = (len(tokens) * world,)
-        seeds = torch.randint(1 << 62, rows, generator=generator, device=tokens.device)[rank::world]
-        given = {"tokens": tokens, "seeds": seeds}
+        given = {"tokens": tokens, "seeds": chance.seeds(len(tokens))}
         return given if pad is None else {**given, "pad": pad}
 
     def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

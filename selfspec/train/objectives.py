@@ -5,15 +5,13 @@
     NextToken()                     an autoregressive model: the judge
 
 `draw` makes everything random about a batch at once, so that splitting it into micro-batches
-changes nothing; `loss` is then a function of what was drawn, apart from dropout. Rank r of w has
-the rows r, r + w, … of the global batch, and `draw` gives them what one process would give them.
+changes nothing; `loss` is then a function of what was drawn, apart from dropout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +23,38 @@ Drawn = dict[str, Any]
 """Tensors (B, ...) by the names that the loss has for them."""
 
 
+@dataclass(frozen=True)
+class Chance:
+    """Random numbers for the rows of a global batch: a rank gets what one process would give them.
+
+    Attributes:
+        generator: on the device of the rows.
+        rank, world: r of w processes has the rows r, r + w, …
+    """
+
+    generator: torch.Generator
+    rank: int = 0
+    world: int = 1
+
+    def uniform(self, rows: int, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Numbers in [0, 1) for this rank's rows: (rows, …)."""
+        device = self.generator.device
+        size = (rows * self.world, *shape)
+        numbers = torch.rand(size, generator=self.generator, device=device, dtype=dtype)
+        return numbers[self.rank :: self.world]
+
+    def seeds(self, rows: int) -> Tensor:
+        """A seed for each of this rank's rows: (rows,) int64."""
+        device = self.generator.device
+        size = (rows * self.world,)
+        seeds = torch.randint(1 << 62, size, generator=self.generator, device=device)
+        return seeds[self.rank :: self.world]
+
+    def common(self) -> Tensor:
+        """One number in [0, 1) for all rows of all ranks."""
+        return torch.rand((), generator=self.generator, device=self.generator.device)
+
+
 class Objective(Protocol):
     """What a training run minimises."""
 
@@ -32,14 +62,7 @@ class Objective(Protocol):
         """The part of `model` whose weights move; the rest is fixed, without dropout."""
         ...
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """What `loss` needs for the tokens (B, L) of this rank and their pads."""
         ...
 
@@ -71,35 +94,27 @@ class Diffusion:
             raise ValueError("`freeze_trunk` needs a model with a head, got one without")
         return model.head
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """The arguments of `ssmd_loss`: a uniform order with pads last, and how much is revealed.
 
         The numbers revealed are spread evenly over 0..N-1, N the tokens of a row that are neither
         pads nor observed; observed ones come first and on top of that.
         """
-
-        uniform = partial(uniform_rows, tokens, generator, rank, world)
-        keys = uniform(tokens.shape[1])
+        keys = chance.uniform(*tokens.shape)
         observed = is_one_of(tokens, self.observed)
         keys = torch.where(observed, keys - 1, keys)
         if pad is not None:
             observed, keys = observed & ~pad, keys.masked_fill(pad, 2.0)
         first = observed.sum(1)
         end = torch.full_like(first, tokens.shape[1]) if pad is None else (~pad).sum(1)
-        u = torch.rand((), generator=generator, device=tokens.device)
-        order, revealed = keys.argsort(1), stratified_revealed(first, end, u, rank, world)
-        drawn = {"tokens": tokens, "order": order, "revealed": revealed}
+        u = chance.common()
+        revealed = stratified_revealed(first, end, u, chance.rank, chance.world)
+        drawn = {"tokens": tokens, "order": keys.argsort(1), "revealed": revealed}
         if pad is not None:
             drawn["pad"] = pad
         if self.window_weight:
-            drawn["window"] = _random_windows(revealed - first, end - first, uniform())
+            u = chance.uniform(len(tokens))
+            drawn["window"] = _random_windows(revealed - first, end - first, u)
         return drawn
 
     def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -112,20 +127,6 @@ class Diffusion:
         )
         parts = {"draft": loss.draft, "target": loss.target, "window": loss.window}
         return loss.total, {name: part for name, part in parts.items() if part is not None}
-
-
-def uniform_rows(
-    tokens: Tensor,
-    generator: torch.Generator,
-    rank: int,
-    world: int,
-    *shape: int,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Uniform numbers for the rows of the global batch: (B, …), those of this rank's `tokens`."""
-    size = (len(tokens) * world, *shape)
-    numbers = torch.rand(size, generator=generator, device=tokens.device, dtype=dtype)
-    return numbers[rank::world]
 
 
 def is_one_of(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
@@ -156,14 +157,7 @@ class NextToken:
         """The whole model."""
         return model
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """The tokens (B, L), and their pads."""
         return {"tokens": tokens} if pad is None else {"tokens": tokens, "pad": pad}
 

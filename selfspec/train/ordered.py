@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 from selfspec.orders import Order, UniformOrder, initial_order, rearranged
 from selfspec.schedules import LinearWindow, Window, stacked_tables
 from selfspec.selection import DraftOrder
-from selfspec.train.objectives import Diffusion, Drawn, is_one_of, uniform_rows
+from selfspec.train.objectives import Chance, Diffusion, Drawn, is_one_of
 
 __all__ = ["OrderedDiffusion"]
 
@@ -58,19 +58,12 @@ class OrderedDiffusion(Diffusion):
             name = type(self.order).__name__
             raise ValueError(f"`order` must read no drafts to be trained on, got {name}")
 
-    def draw(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        pad: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Drawn:
+    def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """As `Diffusion.draw`, for the order and one of the windows of each row."""
-        drawn = super().draw(tokens, generator, pad, rank, world)
-        uniform = partial(uniform_rows, tokens, generator, rank, world, dtype=torch.float64)
+        drawn = super().draw(tokens, chance, pad)
         tables = _tables(self.windows, tokens.shape[1], tokens.device)
-        which, seeds = (uniform() * len(tables)).long(), (uniform() * 2**53).long()
+        which = (chance.uniform(len(tokens), dtype=torch.float64) * len(tables)).long()
+        seeds = (chance.uniform(len(tokens), dtype=torch.float64) * 2**53).long()
         gone = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
         masked = ~(is_one_of(tokens, self.observed) | gone)
         total, end = masked.sum(1), (~gone).sum(1)

@@ -34,14 +34,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from selfspec import checkpoint
-from selfspec.losses import token_nll
+from selfspec.cross_entropy import token_nll
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
 from selfspec.train import parallel
 from selfspec.train.config import TrainConfig, require
 from selfspec.train.ema import EMA
 from selfspec.train.feed import Batches, Feed
-from selfspec.train.objectives import Objective
+from selfspec.train.objectives import Chance, Objective
 from selfspec.train.optim import Optimisers
 from selfspec.train.process import interrupts, locked
 from selfspec.train.report import Meter, Report, with_bits
@@ -189,14 +189,18 @@ class Trainer:
             self._meter = Meter()
 
     def update(self) -> None:
-        """One optimiser step. Nothing in it waits for the device."""
+        """One optimiser step. The device never waits for the host.
+
+        The host waits in the loss, to learn how many places that looks at, until the device has
+        come as far as the pass of the trunk.
+        """
         config = self.config
         self.part.train()
         tokens, pad, count = self.feed(self.step)
         rows = config.batch_size // self.world
         require(len(tokens) == rows, "batches", f"of {rows} rows (`batch_size`)", len(tokens))
         generator = torch.Generator(self.device).manual_seed(key(config.seed, TRAIN, self.step))
-        drawn = self.objective.draw(tokens, generator, pad, self.rank, self.world)
+        drawn = self.objective.draw(tokens, Chance(generator, self.rank, self.world), pad)
         pieces = zip(*(tensor.chunk(config.accumulate) for tensor in drawn.values()), strict=True)
         for micro, piece in enumerate(dict(zip(drawn, piece, strict=True)) for piece in pieces):
             torch.manual_seed(key(config.seed, DROPOUT, self.step, micro, self.rank))
@@ -226,7 +230,7 @@ class Trainer:
             for index, start in enumerate(range(0, len(self.valid), rows)):
                 tokens, pad, _ = self.feed.to_device(self.valid[start : start + rows])
                 generator = torch.Generator(self.device).manual_seed(key(0, VALID, index))
-                drawn = self.objective.draw(tokens, generator, pad)
+                drawn = self.objective.draw(tokens, Chance(generator), pad)
                 for own, count in parallel.shares(len(tokens)):
                     with self._autocast():
                         _, parts = self.loss(**{name: each[own] for name, each in drawn.items()})
