@@ -10,7 +10,7 @@ what it draws is kept in this repository.
 
     data        human chains that IgLM draws, heavy and light by turns; none comes twice
     judge       an autoregressive judge, trained on sequences that no other stage sees
-    head        a head on the frozen AntiBERTy
+    head        a head on the frozen AntiBERTy: all places first, then those that samplers read
     finetune    AntiBERTy itself as a masked diffusion, from its own weights
     finetuned   a head on that, frozen again
     quality     both curves, the exact likelihood of held-out sequences, and the report
@@ -24,6 +24,7 @@ training run that was stopped goes on, and the report is written again as the cu
 """
 
 import argparse
+import json
 import math
 import shutil
 import time
@@ -55,11 +56,15 @@ from selfspec.data.corpus import open_corpus, write_corpus
 from selfspec.data.fasta import write_fasta
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import AMINO_ACIDS, ProteinTokenizer
-from selfspec.files import replacing
+from selfspec.files import replacing, write_json
+from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.lengths import Lengths
+from selfspec.likelihood import information_profile
 from selfspec.model import SSMD
+from selfspec.prompts import blank
 from selfspec.recipes import proteins
 from selfspec.recipes.attach import settings as head_settings
+from selfspec.sampling import PlainSampler, SpeculativeSampler
 from selfspec.train import AdamWConfig, Diffusion, MuonConfig, Trainer, WarmupStableDecay
 
 LENGTH = 160
@@ -70,6 +75,7 @@ MODELS = {"AntiBERTy": "head", "AntiBERTy, fine-tuned": "finetuned"}
 SEED = 0
 OFTEN: dict[str, Any] = {"save_every": 500, "valid_every": 500}
 """So that little is lost where a run is cut off, and the judge has a loss."""
+OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 REPORT_EVERY = 60
 """Seconds between two reports while the curves fill."""
 
@@ -78,7 +84,7 @@ REPORT_EVERY = 60
 class Size:
     """How much of everything."""
 
-    train: int = 120_000
+    train: int = 240_000
     judge: int = 80_000
     heldout: int = 2048
     """Sequences beside samples; of the training of the judge too."""
@@ -89,18 +95,22 @@ class Size:
     drawn: int = 16384
     """Sequences IgLM draws at once; their keys and values take 1.3 MB each in half precision."""
     judge_steps: int = 1800
-    head_steps: int = 1800
-    finetune_steps: int = 1000
+    head_steps: int = 2400
+    window_steps: int = 1200
+    finetune_steps: int = 1500
     batch: int = 256
+    """Sequences a step of the judge; the trunk has twice as many, its head four times."""
     n: int = 2048
     """Samples a setting."""
+    profile: int = 256
+    """Sequences of training from which the optimal schedule is computed."""
     most: float = 140
     """Leave out settings of more trunk passes: those have as many as a sequence has residues."""
 
 
 TINY = Size(
     train=60, judge=40, heldout=6, likelihood=2, reference=50, drawn=32, judge_steps=4,
-    head_steps=4, finetune_steps=4, batch=8, n=4, most=16,
+    head_steps=4, window_steps=4, finetune_steps=4, batch=2, n=4, most=16, profile=2,
 )  # fmt: skip
 
 
@@ -260,14 +270,27 @@ def judge(args: argparse.Namespace, size: Size) -> str:
 
 
 def head(args: argparse.Namespace, size: Size, trunk: Path | None = None, run: str = "head") -> str:
-    """Attaches a head to a frozen trunk, AntiBERTy's by default, and trains it."""
-    model = ss.attach_head(str(trunk or args.antiberty), length=LENGTH)
+    """Attaches a head to a frozen trunk, AntiBERTy's by default, and trains it.
+
+    First at all places; then with as much weight on the windows of samplers. Where little is known
+    yet a window is a few places of many, and what is drawn there decides what all others can be.
+    """
+    model, first = ss.attach_head(str(trunk or args.antiberty), length=LENGTH), f"{run}-first"
+    options: dict[str, Any] = {
+        "rows": "lines", "length": LENGTH, "batch_size": 4 * size.batch, "compile": False,
+        "stop_after": args.seconds, **OFTEN,
+    }  # fmt: skip
+    fasta = args.runs / "data" / "train.fasta"
+    ss.train_head(model, fasta, args.runs / first, steps=size.head_steps, **options)
+    rows = args.runs / run / "data"
+    if not rows.exists():
+        shutil.copytree(args.runs / first / "data", partial := rows.with_suffix(".part"))
+        partial.rename(rows)
+    options |= {"adamw": AdamWConfig(1e-3, betas=(0.9, 0.98)), "muon": MuonConfig(1e-3)}
     ss.train_head(
-        model, args.runs / "data" / "train.fasta", args.runs / run, rows="lines", length=LENGTH,
-        steps=size.head_steps, batch_size=size.batch, compile=False, stop_after=args.seconds,
-        **OFTEN,
-    )  # fmt: skip
-    return trained(args.runs / run)
+        model, fasta, args.runs / run, steps=size.window_steps, window_weight=1.0, **options
+    )
+    return f"{trained(args.runs / first)}; {trained(args.runs / run)}"
 
 
 def finetune(args: argparse.Namespace, size: Size) -> str:
@@ -281,12 +304,12 @@ def finetune(args: argparse.Namespace, size: Size) -> str:
     model = ss.attach_head(str(args.antiberty), blocks=0, length=LENGTH).to(device())
     train, valid = (RaggedStore(args.runs / f"head/data/{name}.bin") for name in ("train", "valid"))
     config = head_settings(
-        size.finetune_steps, size.batch, adamw=AdamWConfig(2e-4, betas=(0.9, 0.98)),
+        size.finetune_steps, 2 * size.batch, adamw=AdamWConfig(2e-4, betas=(0.9, 0.98)),
         muon=MuonConfig(5e-4), schedule=WarmupStableDecay(min(100, size.finetune_steps // 10), 0.5),
         **OFTEN,
     )  # fmt: skip
     objective = Diffusion(observed=tuple(sum(model.frame, ())))
-    batches = train.loader(LENGTH, size.batch, SEED)
+    batches = train.loader(LENGTH, 2 * size.batch, SEED)
     rows = valid.excerpt(LENGTH, 1024)
     trainer = Trainer(model, objective, config, batches, args.runs / "trunk", rows)
     if not trainer.run(args.seconds):
@@ -334,10 +357,16 @@ def quality(args: argparse.Namespace, size: Size) -> str:
         raise SystemExit("no head is trained yet")
     sweeps = {n: make_sweep(args, size, n, model, stores, judges) for n, model in models.items()}
     longest = int(stores["train"].lengths.max())
+    profiles = {
+        name: kept_profile(
+            model, stores["train"], size.profile, args.runs / MODELS[name] / "profile.json"
+        )
+        for name, model in models.items()
+    }
     jobs = [
         (sweeps[name], setting)
         for name, model in models.items()
-        for setting in points(model, longest)
+        for setting in points(model, longest, profiles[name])
         if cost(setting) <= size.most
     ]
     jobs.sort(key=lambda job: cost(job[1]))
@@ -377,9 +406,32 @@ def report(
     return write_report(args.out, [*ordered, drawn], found, SEED, about, args.command)
 
 
-def points(model: SSMD, longest: int) -> list[Setting]:
-    """Those of quality.py, and one token a pass."""
-    return [*settings(model, ["uniform"], longest), plain(model, "uniform", "linear", longest)]
+def points(model: SSMD, longest: int, profile: np.ndarray) -> list[Setting]:
+    """Those of quality.py, one token a pass, and the optimal schedule, unverified and verified."""
+    found = [*settings(model, ["uniform"], longest), plain(model, "uniform", "linear", longest)]
+    losses = profile_losses(profile)
+    for steps in OPTIMAL_STEPS:
+        window = CutWindow(optimal_cuts(losses, steps))
+        knobs: dict[str, Any] = {"schedule": "optimal", "steps": steps}
+        found.append(Setting("plain", "uniform", knobs, PlainSampler(model, None, window)))
+        for rounds in OPTIMAL_ROUNDS:
+            verified, own = SpeculativeSampler(model, None, window, rounds), {"rounds": rounds}
+            found.append(Setting("self-speculative", "uniform", own | knobs, verified))
+    return found
+
+
+def kept_profile(model: SSMD, store: RaggedStore, num: int, path: Path) -> np.ndarray:
+    """The model's information profile, on training sequences of the commonest length."""
+    if not path.exists():
+        length = int(np.bincount(store.lengths).argmax())
+        rows = store.rows(np.flatnonzero(store.lengths == length)[:num], length)
+        sizes = torch.full((len(rows),), length)
+        tokens, _ = blank(sizes, model.mask_id, frame=model.frame)
+        observed = tokens != model.mask_id
+        tokens[~observed] = torch.from_numpy(residue_ids(model)[rows.data]).flatten()
+        tokens, observed = tokens.to(model.device), observed.to(model.device)
+        write_json(path, information_profile(model, tokens, SEED, observed).tolist())
+    return np.array(json.loads(path.read_text()))
 
 
 def make_sweep(
@@ -427,7 +479,8 @@ def facts(
     args: argparse.Namespace, size: Size, trunk: Any, stores: dict[str, RaggedStore]
 ) -> dict[str, Any]:
     """What is known of judges, data, trunk and training."""
-    runs = MODELS | {"fine-tuning": "trunk"}
+    first = {f"{name}, at all places": f"{run}-first" for name, run in MODELS.items()}
+    runs = first | MODELS | {"fine-tuning": "trunk"}
     train, test = len(stores["train"]), len(stores["test"])
     judge = len(RaggedStore(args.runs / "data/judge/train.bin"))
     return {

@@ -42,7 +42,7 @@ from selfspec.likelihood import Scores, chain, draw_order, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.prompts import blank
-from selfspec.sampling import FixedCountSampler, SpeculativeSampler
+from selfspec.sampling import FixedCountSampler, PlainSampler, SpeculativeSampler
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, LinearWindow
 
 COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
@@ -114,7 +114,7 @@ class Heldout:
 
     def __call__(self, setting: Setting) -> np.ndarray | None:
         sampler = setting.run
-        assert isinstance(sampler, SpeculativeSampler | FixedCountSampler)
+        assert isinstance(sampler, SpeculativeSampler | PlainSampler)
         if not sampler.order.fixed:
             return None
         rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0

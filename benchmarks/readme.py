@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from attribution import attribution
-from tables import KEYS, MEASURES, Record, measures, nfe, number, ratio, settings, table
+from tables import KEYS, MEASURES, Record, key, measures, nfe, number, ratio, settings, table
 
 from selfspec.files import write_bytes
 
@@ -215,6 +215,50 @@ def speeds(about: tuple, rows: Mapping[tuple[str, str], Record]) -> list[str]:
             number(ours["ms_per_sample"], 2)]  # fmt: skip
 
 
+def antibodies(report: Mapping[str, Any]) -> str:
+    """Every row of both trunks, with reductions against plain sampling of the same trunk."""
+    judges = report["judges"]
+    [data] = [row for row in report["rows"] if row["sampler"] == "data"]
+    rows = [row for row in report["rows"] if row["sampler"] != "data"]
+    trunks = [*dict.fromkeys(row["model"] for row in rows)]
+    lines = []
+    for row in sorted(rows, key=lambda r: (trunks.index(r["model"]), r["sampler"], nfe(r))):
+        same = [r for r in report["reduction"] if key(r) == key(row) and r["model"] == row["model"]]
+        found = {r["score_name"]: ratio(r) for r in same}
+        ratios = [found.get(score, "") for score in ("judge", "heldout_bits")]
+        lines.append([row["model"], row["sampler"], *protein_measures(row), *ratios])
+    return "\n".join(
+        [
+            f"{report['n']:,} sequences a row, on {report['machine']['device']}. Judges and "
+            f"held-out likelihood ({judges['heldout']['rows']:,} sequences) in bits per residue; "
+            f"what IgLM itself draws scores {data['judge']:.3f} by the judge, "
+            f"{data['second_judge']:.3f} by IgLM, its novelty is {data['novelty']:.2f} and its "
+            f"share of distinct 6-mers {data['distinct_kmers']:.2f}. *Reduction*: as above, "
+            "against plain sampling of the same trunk.",
+            "",
+            table(
+                ["trunk", "sampler", "settings", "NFE", "judge", "IgLM", "held-out", "novelty",
+                 "distinct 6-mers", "reduction, judge", "reduction, held-out"],
+                lines,
+            ),
+            "",
+        ]
+    )  # fmt: skip
+
+
+def protein_measures(row: Record) -> list[str]:
+    """Settings, cost, quality and diversity of a row of proteins."""
+    return [
+        settings(row),
+        f"{nfe(row):.1f}",
+        f"{row['judge']:.3f} ({row['judge_low']:.3f}–{row['judge_high']:.3f})",
+        number(row["second_judge"], 3),
+        number(row["heldout_bits"], 3),
+        number(row["novelty"], 2),
+        number(row["distinct_kmers"], 2),
+    ]
+
+
 def best_of(row: Record | None, best: float | None) -> str:
     """A cell of `budgets`."""
     if row is None:
@@ -238,10 +282,14 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
     return [ratio(found.get(column)) for column in columns]
 
 
-CURVE, SECONDS = "books27-quality.json", "latency-h200.json"
+CURVE, SECONDS, ANTIBODIES = "books27-quality.json", "latency-h200.json", "antibody-quality.json"
 PAGES = {
     "README.md": {"results": (CURVE, summary)},
-    "docs/results.md": {"results": (CURVE, page), "seconds": (SECONDS, seconds)},
+    "docs/results.md": {
+        "results": (CURVE, page),
+        "seconds": (SECONDS, seconds),
+        "antibodies": (ANTIBODIES, antibodies),
+    },
     "docs/samplers.md": {"order": (CURVE, attribution)},
 }
 

@@ -141,7 +141,7 @@ def small(script: ModuleType, iglm: Path, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setattr(script, "LENGTH", 24)
     size = script.Size(
         train=120, judge=80, heldout=20, likelihood=2, reference=5, drawn=64, judge_steps=2,
-        head_steps=2, finetune_steps=2, batch=4, n=4, most=8,
+        head_steps=2, window_steps=2, finetune_steps=2, batch=2, n=4, most=8, profile=2,
     )  # fmt: skip
     return size, lambda folder, **more: Namespace(
         **{"iglm": iglm, "runs": folder, "seconds": None, "command": "test"} | more
@@ -278,7 +278,11 @@ def test_every_stage_runs_and_resumes(
     names = ("judge", "second_judge", "heldout_bits")
     assert pairs == set(itertools.product(script.MODELS, names))
     about = report["judges"]
-    assert [run["steps"] for run in about["training"].values()] == [2, 2, 2]
+    assert [run["steps"] for run in about["training"].values()] == [2] * 5
+    losses = [set(run["validation_nats"]) for run in about["training"].values()]
+    assert ["window" in found for found in losses] == [False, False, True, True, False]
+    schedules = [row["settings"].get("schedule") for row in report["rows"]]
+    assert schedules.count("optimal") == 2 * 2 * 3  # models, steps, unverified and by rounds
     assert about["judge"]["training"]["of"] == 2
     assert about["trunk"]["rounded_to_bfloat16"] is False
     assert [about["data"][k] for k in ("train", "judge", "share_of_plan")] == [120, 80, 1.0]

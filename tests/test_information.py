@@ -85,6 +85,22 @@ def test_what_is_measured_is_the_mean_of_the_scores(ternary: SSMD):
         draft_nats(ternary, rows, RespacedOrder())
 
 
+def test_observed_tokens_are_known_and_no_places(ternary: SSMD):
+    rows = PLAIN.completions
+    observed = torch.zeros_like(rows, dtype=torch.bool)
+    observed[:, 0], observed[::2, 3], observed[1::2, 1] = True, True, True
+    nats = draft_nats(ternary, rows, seeds=5, observed=observed)
+    sigma, first = draw_order(UNIFORM, rows, 5, observed=observed)
+    assert first.tolist() == [2] * len(rows)
+    assert observed.gather(1, sigma[:, :2]).all()
+    draft = scores(ternary, rows, sigma, first).draft
+    np.testing.assert_allclose(nats, -np.triu(draft.mean(0)[2:, 2:].nan_to_num(neginf=0)))
+    assert len(information_profile(ternary, rows, 5, observed)) == 2
+    observed[0, 1] = True
+    with pytest.raises(ValueError, match=r"as many tokens in each row, got \[2, 3\]"):
+        draft_nats(ternary, rows, observed=observed)
+
+
 def test_a_window_reaches_the_next_cut_of_any_size():
     assert CutWindow((2, 5, 6)).table(6).tolist() == [2, 1, 3, 2, 1, 1]
     assert CutWindow((2, 5, 6)).table(12).tolist() == [4, 3, 2, 1, 6, 5, 4, 3, 2, 1, 2, 1]
