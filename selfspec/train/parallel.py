@@ -99,13 +99,18 @@ def distributed(loss: nn.Module, kind: str, device: torch.device) -> nn.Module:
     if kind == "ddp":
         return DistributedDataParallel(loss, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     mesh = init_device_mesh(device.type, (world,))
     frozen = {param for param in loss.parameters() if not param.requires_grad}
     for block in trained_blocks(loss):
         fully_shard(block, mesh=mesh, ignored_params=frozen)
     fully_shard(loss, mesh=mesh, ignored_params=frozen)
+    # PyTorch 2.9 moves shards of unequal size to new memory at first use: before anybody looks.
+    for module in loss.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
     return loss
 
 
