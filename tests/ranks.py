@@ -46,7 +46,6 @@ from selfspec.train import (
 )
 from selfspec.train.parallel import RankError, group, held_bytes, processes
 
-cross_entropy.LEAST = 5  # several portions, and not equally many on every rank
 V, L, WIDTH = 5, 12, 32
 SHAPE = TrunkConfig(vocab_size=V, length=L, width=WIDTH, blocks=2, heads=2)
 CONFIG = TrainConfig(
@@ -256,6 +255,7 @@ def train(folder: Path, kind: str, steps: int, die_at: int, while_saving: bool) 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    cross_entropy.LEAST = 5  # several portions, and not equally many on every rank
     name, folder, *arguments = sys.argv[1:]
     with processes("cpu"):
         if name == "measure":
