@@ -59,6 +59,47 @@ def attribution(report: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
+def tuned(report: Mapping[str, Any]) -> str:
+    """What a head tuned on an order's windows adds under every order, as Markdown.
+
+    Settings that were measured with both heads.
+    """
+    rows = [row for row in report["rows"] if row["sampler"] == "self-speculative"]
+    own, name = dict.fromkeys(row["model"] for row in rows)
+    lines = []
+    for row in sorted((r for r in rows if r["model"] == name), key=lambda r: (r["order"], nfe(r))):
+        before = next((r for r in rows if r["model"] == own and key(r) == key(row)), None)
+        if before is None:
+            continue
+        both = [cells(r)[1:] for r in (before, row)]
+        gains = [ratio(gain(report, r)) for r in (before, row)]
+        lines.append([row["order"], cells(row)[0], *both[0], gains[0], *both[1], gains[1]])
+    half = ["NFE", "judge", "words (nats)", "verification"]
+    header = ["order", "settings", *half, *(f"{cell}, tuned" for cell in half)]
+    losses = report["judges"]["losses"]
+    window = ", ".join(
+        f"{order} {losses[own][order]['window']:.3f} → {losses[name][order]['window']:.3f}"
+        for order in losses[own]
+    )
+    steps = report["judges"]["training"][name]["step"]
+    return "\n".join(
+        [
+            f"{steps:,} steps on the windows of van der Corput's order, the trunk frozen. The "
+            f"target's loss in the windows of each order, bits per character: {window}. "
+            "*Verification* is against plain sampling in the same order with the same trunk.",
+            "",
+            table(header, lines),
+            "",
+        ]
+    )
+
+
+def gain(report: Mapping[str, Any], row: Record) -> Record | None:
+    """The reduction of a row of this model against plain sampling in its order, by the judge."""
+    own = [r for r in report["reduction"] if r["model"] == row["model"]]
+    return against({"reduction": own}, row, f"plain {row['order']}")
+
+
 def chosen(rows: Sequence[Record], allowed: Sequence[bool]) -> list[Record]:
     """The front of those that are allowed, by rising NFE."""
     kept = zip(rows, front(rows, allowed, "nfe"), strict=True)

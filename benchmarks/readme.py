@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attribution import attribution
+from attribution import attribution, tuned
 from tables import KEYS, MEASURES, Record, key, measures, nfe, number, ratio, settings, table
 
 from selfspec.files import write_bytes
@@ -283,14 +283,16 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
 
 
 CURVE, SECONDS, ANTIBODIES = "books27-quality.json", "latency-h200.json", "antibody-quality.json"
+TUNED, LATER = "books27-order.json", "latency-h200-150M.json"
 PAGES = {
     "README.md": {"results": (CURVE, summary)},
     "docs/results.md": {
         "results": (CURVE, page),
         "seconds": (SECONDS, seconds),
+        "later": (LATER, seconds),
         "antibodies": (ANTIBODIES, antibodies),
     },
-    "docs/samplers.md": {"order": (CURVE, attribution)},
+    "docs/samplers.md": {"order": (CURVE, attribution), "tuned": (TUNED, tuned)},
 }
 
 if __name__ == "__main__":

@@ -275,6 +275,7 @@ def test_every_stage_runs_and_resumes(
     assert [name for name, _ in itertools.groupby(models)] == list(script.MODELS)
     assert all(row["second_judge_low"] < row["second_judge"] for row in report["rows"])
     pairs = {(r["model"], r["score_name"]) for r in report["reduction"]}
+    assert all(r["nfe"] == r["cost"] for r in report["reduction"] if r["account"] == "same trunk")
     names = ("judge", "second_judge", "heldout_bits")
     assert pairs == set(itertools.product(script.MODELS, names))
     about = report["judges"]

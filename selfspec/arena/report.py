@@ -91,6 +91,7 @@ def reductions(
                 "sampler": result.row.sampler,
                 "order": result.row.order,
                 "settings": result.row.settings,
+                "nfe": result.row.nfe,
                 **reduction.to_dict(),
             }
             for result, reduction in zip(methods, compared, strict=True)

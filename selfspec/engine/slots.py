@@ -436,5 +436,5 @@ def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor |
 
 def _rounded_up(width: int, length: int) -> int:
     """The next of a few window sizes."""
-    larger = next((w for w in WIDTHS if w >= width), -(-width // 64) * 64)
+    larger = next((w for w in WIDTHS if w >= width), -(-width // 16) * 16)
     return min(larger, length)
