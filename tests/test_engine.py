@@ -497,6 +497,25 @@ def test_draws_by_chunks_are_draws_by_inversion(size: int):
     torch.testing.assert_close(law.at(column), expected[torch.arange(4), column])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_weights_are_right_to_rounding_however_small(dtype: torch.dtype):
+    torch.manual_seed(0)
+    logits = (torch.randn(3, 5, 3000) * 8).to(dtype)
+    logits[..., 7] = -20.0  # of weight 1e-25 or so: a tail that float32 noise would cut off
+    logits[..., 8] = -torch.inf
+    temperature = torch.tensor([0.7, 1.0, 1.3], dtype=torch.float64)
+    law = law_of(logits, temperature)
+    expected = (logits.double() / temperature[:, None, None]).log_softmax(-1)
+    within = 1e-12 if dtype == torch.float64 else 2e-5
+    assert (
+        law.log_z - (logits.double() / temperature[:, None, None]).logsumexp(-1)
+    ).abs().max() < within
+    weights = law._weights(logits)
+    assert weights.dtype == torch.float64
+    assert bool((weights[..., 8] == 0).all())
+    torch.testing.assert_close(weights, expected.exp(), rtol=within, atol=0)
+
+
 def test_the_nucleus_of_each_row_is_its_own():
     torch.manual_seed(0)
     logits = torch.randn(3, 5, 11, dtype=torch.float64)

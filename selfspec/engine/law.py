@@ -7,6 +7,10 @@ With logits z (as the network made them) and a temperature T a row,
 and only what is asked for is computed: log p of given tokens, the whole law at one place a row, and
 exact draws by inversion (`ops.draw`). For a large vocabulary a draw has two steps, first the chunk
 of tokens that holds it, then the token: one pass over the logits, no table of V partial sums.
+
+All is in float64 but the exponentials of half-precision and float32 logits, V a place: those are in
+float32, each right to 1e-6 of itself, and are added up in float64. So no tail is cut off, as it is
+where noise is float32, and a device that is slow in float64 is not kept busy with them.
 """
 
 from collections.abc import Callable
@@ -53,15 +57,24 @@ class Law(NamedTuple):
         return logits / self.temperature[:, None, None]
 
     def _weights(self, logits: Tensor) -> Tensor:
-        return (self._scaled(logits) - self.log_z.unsqueeze(-1)).exp()
+        scaled = _quickly_scaled(logits, self.temperature)
+        return (scaled - self.log_z.unsqueeze(-1).to(scaled.dtype)).exp().double()
 
 
 def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Law:
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
     if top_p is not None:
         logits = torch.where(_outside(logits, temperature, top_p), -torch.inf, logits)
-    scaled = logits / temperature[:, None, None]
-    return Law(logits, scaled.logsumexp(-1), temperature)
+    scaled = _quickly_scaled(logits, temperature)
+    top = scaled.amax(-1, keepdim=True)
+    total = (scaled - top).exp().sum(-1, dtype=torch.float64)
+    return Law(logits, top.squeeze(-1).double() + total.log(), temperature)
+
+
+def _quickly_scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+    """z / T of (B, W, ...), in float32 at least."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype) / temperature[:, None, None].to(dtype)
 
 
 def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
