@@ -97,7 +97,7 @@ class Size:
     judge_steps: int = 1800
     head_steps: int = 2400
     window_steps: int = 1200
-    finetune_steps: int = 1500
+    finetune_steps: int = 1100
     batch: int = 256
     """Sequences a step of the judge; the trunk has twice as many, its head four times."""
     n: int = 2048
