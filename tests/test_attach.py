@@ -13,6 +13,8 @@ from torch import nn
 
 import selfspec as ss
 from selfspec.cli import main
+from selfspec.cli.benchmark import own_profile
+from selfspec.cli.common import Run
 from selfspec.data.fasta import Unknown, read_fasta
 from selfspec.data.ragged import RaggedStore
 from selfspec.hub.tokenizer import HubTokenizer
@@ -388,3 +390,17 @@ def test_the_verbs_read_and_write_proteins(tmp_path: Path, capsys: pytest.Captur
     assert effects["effects"]["K2R"] == pytest.approx(
         ss.mutation_effect(made, "MKTAYIAKQ", ["K2R"]).item()
     )
+
+
+def test_the_profile_of_a_framed_model_is_that_of_its_text_alone(
+    capsys: pytest.CaptureFixture[str],
+):
+    """Its frame is no place to fill, and its rows are as long as those it was trained on."""
+    model = ss.attach_head(hubs.bert(), tokenizer=hubs.tokenizer())
+    model.lengths = Lengths((0, 5, 1), 3, 9)
+    profile = own_profile(model, Run(device="cpu"), num=3)
+    assert 4 <= len(profile) <= 6
+    assert profile == sorted(profile, reverse=True)
+    model.lengths = None
+    assert len(own_profile(model, Run(device="cpu"), num=2)) == model.length - 2
+    assert "information profile on 3 samples" in capsys.readouterr().err

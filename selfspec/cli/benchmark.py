@@ -141,16 +141,25 @@ def make_settings(
 
 
 def own_profile(model: SSMD, run: Run, num: int = 16) -> list[float]:
-    """The information profile of the model over samples of its own, a pass a token."""
+    """The information profile of the model over samples of its own, a pass a token.
+
+    All of one length: the model's own, or the median of those that it was trained on.
+    """
     import torch
 
     from selfspec.likelihood import information_profile
+    from selfspec.noise import row_seeds
+    from selfspec.prompts import blank
     from selfspec.sampling import AnyOrderSampler
 
     note(f"measuring the information profile on {num} samples")
-    masked = torch.full((num, model.length), model.mask_id, device=model.device)
+    size = model.length - sum(map(len, model.frame))
+    if model.lengths:
+        size = int(model.lengths.draw(row_seeds(run.seed, 1024)).median())
+    masked, _ = blank(torch.full((num,), size), model.mask_id, frame=model.frame)
+    masked = masked.to(model.device)
     own = AnyOrderSampler(model).sample(masked, run.seed, progress=watched()).tokens
-    return information_profile(model, own, run.seed).tolist()
+    return information_profile(model, own, run.seed, masked != model.mask_id).tolist()
 
 
 def compare(model: SSMD, sweep: Sweep, settings: list[Setting], judge: str, run: Run) -> None:
