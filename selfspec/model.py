@@ -9,8 +9,8 @@ masked place when places are counted from 0.
                        with the trunk still run on the i revealed tokens            (trunk and head)
 
 At d = i both have the same information; there the target is *defined* to be the draft (the tie), so
-that a pass always reveals at least one token. `target_states` is the only place where
-targets are made, and applies the tie.
+that a pass always reveals at least one token. `target` is the only place where targets are read,
+and applies the tie.
 """
 
 from typing import Any
@@ -124,18 +124,6 @@ class SSMD(nn.Module):
         Raises:
             ValueError: the model has no head.
         """
-        states = self.target_states(hidden, tokens, order, revealed, places)
-        return self.trunk.unembed(states)  # type: ignore[operator]
-
-    def target_states(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        order: Tensor,
-        revealed: Tensor,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """(B, W, C) or (B, L, C), what `target` unembeds; arguments as there."""
         corrected = self.corrected_states(hidden, tokens, order)
         if places is None:
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
@@ -144,7 +132,8 @@ class SSMD(nn.Module):
             drafted = take_along(hidden, order.gather(1, places))
             corrected = take_along(corrected, places)
         first = (places == revealed.unsqueeze(1)).unsqueeze(-1)
-        return torch.where(first, drafted.to(corrected.dtype), corrected)
+        states = torch.where(first, drafted.to(corrected.dtype), corrected)
+        return self.trunk.unembed(states)  # type: ignore[operator]
 
     def corrected_states(self, hidden: Tensor, tokens: Tensor, order: Tensor) -> Tensor:
         """(B, L, C), σ order, without the tie: for a loss that leaves the tied place out."""

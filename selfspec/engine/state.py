@@ -43,7 +43,7 @@ REPLACED = {
     Sampler: ("sample", "open", "draw_drafts", "arrange", "log_probs"),
     PlainSampler: ("step",),
     SpeculativeSampler: ("step", "verify", "target", "settle"),
-    SSMD: ("target", "target_states"),
+    SSMD: ("target", "corrected_states"),
     CausalHead: ("forward", "tracks", "rotations"),
 }
 """What the engine does itself, and therefore nobody may do otherwise."""
