@@ -9,8 +9,8 @@ exact draws by inversion (`ops.draw`). For a large vocabulary a draw has two ste
 of tokens that holds it, then the token: one pass over the logits, no table of V partial sums.
 
 All is in float64 but the exponentials of half-precision and float32 logits, V a place: those are in
-float32, each right to 1e-6 of itself, and are added up in float64. So no tail is cut off, as it is
-where noise is float32, and a device that is slow in float64 is not kept busy with them.
+float32, right to about 1e-5 of themselves, and are added up in float64. What they cut off is below
+1e-38, where float32 noise cuts off at 1e-7.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Law(NamedTuple):
 
     def of(self, tokens: Tensor) -> Tensor:
         """Log p of `tokens` (B, W): (B, W) nats, float64."""
-        return self._scaled(take(self.logits, tokens).unsqueeze(-1)).squeeze(-1) - self.log_z
+        return take(self.logits, tokens) / self.temperature.unsqueeze(1) - self.log_z
 
     def at(self, column: Tensor) -> Tensor:
         """The law at one place a row, (B,) columns: (B, V) nats, float64."""
@@ -53,11 +53,8 @@ class Law(NamedTuple):
         """Tokens (B, W) from uniform numbers (B, W); a token of probability zero is never drawn."""
         return draw_of(self.logits, u, self._weights)
 
-    def _scaled(self, logits: Tensor) -> Tensor:
-        return logits / self.temperature[:, None, None]
-
     def _weights(self, logits: Tensor) -> Tensor:
-        scaled = _quickly_scaled(logits, self.temperature)
+        scaled = _scaled(logits, self.temperature)
         return (scaled - self.log_z.unsqueeze(-1).to(scaled.dtype)).exp().double()
 
 
@@ -65,13 +62,13 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
     if top_p is not None:
         logits = torch.where(_outside(logits, temperature, top_p), -torch.inf, logits)
-    scaled = _quickly_scaled(logits, temperature)
+    scaled = _scaled(logits, temperature)
     top = scaled.amax(-1, keepdim=True)
     total = (scaled - top).exp().sum(-1, dtype=torch.float64)
     return Law(logits, top.squeeze(-1).double() + total.log(), temperature)
 
 
-def _quickly_scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
     """z / T of (B, W, ...), in float32 at least."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype) / temperature[:, None, None].to(dtype)
