@@ -75,11 +75,11 @@ def load(
         except OSError as error:
             raise OSError(f"{folder}: no such folder here, and not to be had from the Hub "
                           f"({error})") from error  # fmt: skip
-    model = checkpoint.load(folder, device, reunite)
     by_name = isinstance(trunk, str | os.PathLike)
     if by_name and not is_head_only(checkpoint.load_config(checkpoint.resolve(folder))):
         raise ValueError(f"`trunk` goes with a checkpoint of a head alone, got {str(trunk)!r} for "
                          f"{str(name)!r}")  # fmt: skip
+    model = checkpoint.load(folder, device, reunite)
     if not isinstance(model, SSMD):
         raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
     return model
