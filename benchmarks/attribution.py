@@ -11,7 +11,7 @@ against that. The second and the whole are records of the report; the first is t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tables import KEYS, Record, key, measures, nfe, ratio, table
+from tables import KEYS, Record, judged, key, nfe, number, ratio, table
 
 from selfspec.arena.pareto import diverse, front
 
@@ -108,8 +108,7 @@ def chosen(rows: Sequence[Record], allowed: Sequence[bool]) -> list[Record]:
 
 def cells(row: Record) -> list[str]:
     """Settings, cost, score and diversity."""
-    knobs, cost, judge, _, _, words = measures(row)
-    return [knobs, cost, judge, words]
+    return [*judged(row), number(row["word_entropy"], 2)]
 
 
 def shares(report: Mapping[str, Any], row: Record) -> list[str]:

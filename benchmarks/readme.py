@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 from attribution import attribution, tuned
-from tables import KEYS, MEASURES, Record, key, measures, nfe, number, ratio, settings, table
+from tables import (
+    KEYS,
+    MEASURES,
+    Record,
+    judged,
+    key,
+    measures,
+    nfe,
+    number,
+    ratio,
+    settings,
+    table,
+)
 
 from selfspec.files import write_bytes
 
@@ -248,15 +260,8 @@ def antibodies(report: Mapping[str, Any]) -> str:
 
 def protein_measures(row: Record) -> list[str]:
     """Settings, cost, quality and diversity of a row of proteins."""
-    return [
-        settings(row),
-        f"{nfe(row):.1f}",
-        f"{row['judge']:.3f} ({row['judge_low']:.3f}–{row['judge_high']:.3f})",
-        number(row["second_judge"], 3),
-        number(row["heldout_bits"], 3),
-        number(row["novelty"], 2),
-        number(row["distinct_kmers"], 2),
-    ]
+    found = {"second_judge": 3, "heldout_bits": 3, "novelty": 2, "distinct_kmers": 2}
+    return [*judged(row), *(number(row[name], digits) for name, digits in found.items())]
 
 
 def best_of(row: Record | None, best: float | None) -> str:

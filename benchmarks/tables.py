@@ -19,12 +19,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def judged(row: Record) -> list[str]:
+    """Settings, cost and the judge's score of a row."""
+    interval = f"{row['judge_low']:.3f}–{row['judge_high']:.3f}"
+    return [settings(row), f"{nfe(row):.1f}", f"{row['judge']:.3f} ({interval})"]
+
+
 def measures(row: Record) -> list[str]:
     """Settings, cost and quality of a row."""
     return [
-        settings(row),
-        f"{nfe(row):.1f}",
-        f"{row['judge']:.3f} ({row['judge_low']:.3f}–{row['judge_high']:.3f})",
+        *judged(row),
         number(row["heldout_bits"], 3),
         number(row["spelling"], 3),
         number(row["word_entropy"], 2),
