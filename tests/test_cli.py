@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -177,6 +178,17 @@ def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_sample_writes_to_a_pipe_and_does_not_replace_it(tmp_path: Path):
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main(["sample", "--length", "9", "--out", str(pipe)]) == 0
+        assert len(os.read(reader, 100)) == 9 + len("\n")
+    finally:
+        os.close(reader)
+
+
 def test_sample_writes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "shards"
     asked = ["sample", "--num", "5", "--length", "9", "--dtau", "0.3", "--out", str(out)]
@@ -189,6 +201,8 @@ def test_sample_writes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert report(capsys, *asked)["n"] == 0
     assert main([*asked, "--seed", "1"]) == 2
     assert "`seed` must be 0, as in" in capsys.readouterr().err
+    assert main([*asked, "--checkpoint", str(checkpoint.BUNDLED / "books27")]) == 2
+    assert "`checkpoint` must be 'books27', as in" in capsys.readouterr().err
 
 
 def test_infill_keeps_what_is_given(capsys: pytest.CaptureFixture[str]):
@@ -244,6 +258,10 @@ def test_evaluate_prints_every_metric(corpus: Path, capsys: pytest.CaptureFixtur
     assert told["heldout"] > 0
     assert told["heldout_exact"] is False  # the table's balanced row has a re-chosen order
     assert told["kl"] > 0
+    one = ["--metrics", "bound", "--num", "1", "--data", str(corpus), "--heldout-blocks", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert report(capsys, "evaluate", "books27", *one)["bound_stderr"] is None
     assert main(["evaluate", "books27", "--num", "2", "--metrics", "entropy"]) == 0
     assert "entropy" in capsys.readouterr().out
 
@@ -440,6 +458,13 @@ def test_watch_prints_frames_without_control_codes(capsys: pytest.CaptureFixture
     assert out.splitlines()[-1] in out.splitlines()[-4]  # the text, and the last frame
 
 
+def test_watch_leaves_standard_output_to_json(capsys: pytest.CaptureFixture[str]):
+    assert main(["sample", "--watch", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["samples"]) == 1
+    assert "trunk passes   1" in err
+
+
 def test_watch_redraws_in_place_in_a_terminal(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
 
@@ -518,6 +543,7 @@ def test_broken_checkpoints(
         ("sample --length 99", "`length` must be in 1..24, the model's, got 99"),
         ("sample --temperature 0", "`temperature` must be above 0"),
         ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),
+        ("sample --device meta", "`device` must be one of this machine, got 'meta'"),
         ("sample --nfe 9 --out {folder}", "`folder` must be empty or hold a run.json"),
         ("sample --num 0 --out shards", "`num` must be at least 1, got 0"),
         ("sample --watch --out shards", "`watch` goes with texts"),
@@ -529,6 +555,10 @@ def test_broken_checkpoints(
         ("score {empty}", "`file` must hold at least one character"),
         ("score {empty} --orders 1", "`orders` must be at least 2, got 1"),
         ("score {empty} --limit 0", "`limit` must be at least 1, got 0"),
+        ("score {packed}", "`file` must be text in UTF-8, got {packed}"),
+        ("evaluate books27 --num 0", "`num` must be at least 1, got 0"),
+        ("evaluate books27 --heldout-blocks 0", "`heldout_blocks` must be at least 1, got 0"),
+        ("evaluate books27 --metrics", "`metrics` must name at least one, got none"),
         ("evaluate books27 --metrics kl", "`data` must be a corpus"),
         ("evaluate books27 --metrics hf-judge --hf-judge ./nowhere", "`hf_judge`"),
         ("evaluate books27 --judge books27", "must be an autoregressive judge"),
@@ -553,10 +583,11 @@ def test_bad_input_is_one_line(
 ):  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("")
-    places = {"empty": tmp_path / "empty", "folder": tmp_path, "corpus": corpus}
+    places = {"empty": tmp_path / "empty", "folder": tmp_path, "corpus": corpus,
+              "packed": checkpoint.BUNDLED / "books27" / "vocabulary.txt.xz"}  # fmt: skip
     assert main(command.format(**places).split()) == 2
     out, err = capsys.readouterr()
-    assert message.replace("{folder}", str(tmp_path)) in err
+    assert message.format(**places) in err
     assert (out, err.count("\n")) == ("", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
@@ -576,6 +607,9 @@ def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = str(tmp_path / "data")
     assert main(["prepare", "jsonl", "--source", str(tmp_path), "--out", out]) == 2
     assert "must hold at least one document" in capsys.readouterr().err
+    (tmp_path / "train.jsonl").write_text('{"text": "..."}')
+    assert main(["prepare", "jsonl", "--source", str(tmp_path), "--out", out]) == 2
+    assert "`chunks` must hold at least one token for train.bin" in capsys.readouterr().err
 
 
 def test_failures_outside_leave_no_traceback():
@@ -585,6 +619,14 @@ def test_failures_outside_leave_no_traceback():
     assert done.stderr.startswith("selfspec: `checkpoint` must be a folder")
     assert done.stderr.count("\n") == 1
     assert outside("sample", "--nmu", "3").returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "selfspec", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENV)
+    assert (done.returncode, done.stderr) == (2, "selfspec: No space left on device\n")
 
 
 def test_a_reader_that_leaves_is_no_error(folder: Path):

@@ -252,5 +252,7 @@ def test_a_negative_step_is_refused(root):
 
 
 def test_blocks_longer_than_the_store_are_refused(root):
-    with pytest.raises(ValueError, match="`length`"):
+    with pytest.raises(
+        ValueError, match=r"`length` must be in 1..10, the tokens of .*10\.bin, got 11"
+    ):
         numbered(root, 10).blocks(11)

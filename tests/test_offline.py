@@ -2,12 +2,13 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from selfspec.api import generate
-from selfspec.engine import Engine, draw_shards, read_shards
+from selfspec.engine import Engine, draw_shards, offline, read_shards
 from selfspec.interfaces import Samples
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD
@@ -76,6 +77,28 @@ def test_another_run_is_refused(sampler: SpeculativeSampler, tmp_path: Path):
         run(sampler, tmp_path, num=0)
     with pytest.raises(ValueError, match=r"`folder` must hold a run\.json"):
         next(read_shards(tmp_path / "other"))
+
+
+def test_a_broken_description_is_named(sampler: SpeculativeSampler, tmp_path: Path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: not a readable JSON file"):
+        run(sampler, tmp_path)
+
+
+def test_processes_may_begin_together(
+    sampler: SpeculativeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    about = offline._about
+
+    def read_before_another_began(folder: Path) -> dict[str, Any] | None:
+        monkeypatch.undo()
+        known = about(folder)
+        run(sampler, folder, rank=1, world=2)
+        return known
+
+    monkeypatch.setattr(offline, "_about", read_before_another_began)
+    assert run(sampler, tmp_path, rank=0, world=2) == 5 + 5 + 3
+    assert len(whole(tmp_path)) == ROWS
 
 
 def test_rows_are_those_of_generate(ternary: SSMD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -88,10 +88,11 @@ def all_verbs() -> dict[str, Callable[..., int | None]]:
 
 def explain(error: Exception) -> str:
     """The message of an error; of a failed system call without its number."""
-    if isinstance(error, OSError) and error.filename is not None:
-        # Of a rename the second name is the file that the user knows.
-        return f"{error.filename2 or error.filename}: {error.strerror}"
-    return str(error)
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    # Of a rename the second name is the file that the user knows; a stream has none.
+    name = error.filename2 or error.filename
+    return error.strerror if name is None else f"{name}: {error.strerror}"
 
 
 def complain(message: str, code: int) -> int:

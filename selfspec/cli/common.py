@@ -43,7 +43,8 @@ class Run:
                 return "cpu"
             return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
         try:
-            torch.empty(0, device=self.device, dtype=torch.float64)  # in which laws are computed
+            # Laws are computed in float64; results come back.
+            torch.empty(0, device=self.device, dtype=torch.float64).cpu()
         except (AssertionError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
@@ -170,6 +171,9 @@ def write(text: str, out: Path | None) -> None:
     """To a file, whole or not at all, or else to standard output."""
     if out is None:
         print(text)
+        return
+    if out.exists() and not out.is_file():  # a device or a pipe: it stays what it is
+        out.write_text(f"{text}\n", encoding="utf-8")
         return
     from selfspec.files import write_bytes
 

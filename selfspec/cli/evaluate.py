@@ -83,6 +83,11 @@ def evaluate(
     from selfspec.interfaces import Samples
     from selfspec.train.parallel import group, processes, share
 
+    if not metrics:
+        raise ValueError("`metrics` must name at least one, got none")
+    for name, value in {"num": num, "heldout_blocks": heldout_blocks}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
     with processes(run.where()):
         model = loading.model(checkpoint, run.where())
         sampler = sampling.sampler(model)
@@ -299,7 +304,7 @@ class Task:
         bits = nats / math.log(2)
         return {
             "bound": float(bits.mean()),
-            "bound_stderr": float(bits.std() / len(bits) ** 0.5),
+            "bound_stderr": float(bits.std(correction=0) / (len(bits) - 1) ** 0.5),
             "bound_per_character": float(bits.mean()) * blocks.size / characters,
         }
 

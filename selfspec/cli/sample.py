@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,12 +47,18 @@ def sample(
     if out is not None and not out.suffix:
         if watch:
             raise ValueError("`watch` goes with texts: give `out` as a file, got a folder")
-        return draw_to_folder(model, sampling, run, out, num, length)
+        return draw_to_folder(model, checkpoint, sampling, run, out, num, length)
     draw(model, sampling, run, format, watch, out, num=num, length=length)
 
 
 def draw_to_folder(
-    model: SSMD, sampling: Sampling, run: Run, out: Path, num: int, length: int | None
+    model: SSMD,
+    checkpoint: str,
+    sampling: Sampling,
+    run: Run,
+    out: Path,
+    num: int,
+    length: int | None,
 ) -> None:
     """Draw shards of tokens, by as many processes as there are."""
     from selfspec.calibration import describe
@@ -64,8 +71,8 @@ def draw_to_folder(
     slots = max(1, min(num, 256 if cuda else 64))
     framed = None if length is None else length + sum(map(len, model.frame))
     engine = Engine(model, slots, framed, compile=cuda)
-    about = {"sampler": describe(sampler), "temperature": sampler.temperature,
-             "top_p": sampler.top_p}  # fmt: skip
+    about = {"checkpoint": checkpoint, "sampler": describe(sampler),
+             "temperature": sampler.temperature, "top_p": sampler.top_p}  # fmt: skip
     rank, world = (int(os.environ.get(name, default)) for name, default in
                    (("RANK", 0), ("WORLD_SIZE", 1)))  # fmt: skip
     start = time.perf_counter()
@@ -102,7 +109,7 @@ def draw(
     )
     seconds = time.perf_counter() - start
     if watch:
-        play(model, samples)
+        play(model, samples, sys.stderr if run.json else sys.stdout)
     report = {"sampler": describe(sampler), "seed": run.seed, **account(samples, seconds)}
     texts = samples.text or [" ".join(map(str, row)) for row in samples.tokens.tolist()]
     if run.json:

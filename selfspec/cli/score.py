@@ -87,7 +87,10 @@ def score(
 
 def read(file: str, normalise: bool) -> str:
     """The text of a file or of standard input, without the line break at its end."""
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`file` must be text in UTF-8, got {file} ({error})") from error
     if normalise:
         from selfspec.data.tokenizers import normalise as to_symbols
 

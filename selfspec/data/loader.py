@@ -112,7 +112,7 @@ def write_store(
             digest.update(data)
             count += file.write(data) // dtype.itemsize
         if not count:
-            raise ValueError("`chunks` must hold at least one token, got none")
+            raise ValueError(f"`chunks` must hold at least one token for {path.name}, got none")
         _header_path(path).unlink(missing_ok=True)  # never an old header beside a new file
     header = {"format": _FORMAT, "vocab_size": vocab_size, "tokens": count, "dtype": dtype.str}
     write_json(_header_path(path), header | {"sha256": digest.hexdigest()})
@@ -202,7 +202,9 @@ def check_shares(batch_size: int, seed: int, rank: int, world: int) -> None:
 
 def _check_length(store: TokenStore, length: int) -> None:
     if not 1 <= length <= len(store):
-        raise ValueError(f"`length` must be in 1..{len(store)}, the store's tokens, got {length}")
+        raise ValueError(
+            f"`length` must be in 1..{len(store)}, the tokens of {store.path}, got {length}"
+        )
 
 
 def _as_tokens(chunk: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.integer]:

@@ -134,10 +134,11 @@ def _write(path: Path, samples: Samples, seeds: Tensor) -> None:
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     """Say what the folder holds, or check that it already says so."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Listed before it is read: another process may begin the same run in between.
+    empty = all(path.suffix == ".part" for path in folder.iterdir())
     known, about = _about(folder), json.loads(json.dumps(about))
     if known is None:
-        others = [path for path in folder.iterdir() if path.suffix != ".part"]
-        if others:
+        if not empty:
             raise ValueError(f"`folder` must be empty or hold a run.json, got {str(folder)!r}")
         return write_json(folder / "run.json", about)
     for name in about.keys() | known.keys():
@@ -148,7 +149,10 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 def _about(folder: Path) -> dict[str, Any] | None:
     path = folder / "run.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from error
 
 
 def _path(folder: Path, number: int) -> Path:
