@@ -49,7 +49,8 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = "the one before it is intact" if path.exists() else "there is none before it"
+        before = any(entry.suffix != ".part" for entry in path.glob("*"))
+        kept = "the one before it is intact" if before else "there is none before it"
         raise CheckpointError(f"{path} could not be written ({error}); {kept}") from error
 
 

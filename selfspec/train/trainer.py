@@ -416,10 +416,12 @@ def initialise(model: Any, source: Any) -> None:
 
 
 def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
-    try:
-        target.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"`source` must have the model's {name}, got another: {error}") from error
+    shapes, others = ({key: weight.shape for key, weight in module.state_dict().items()}
+                      for module in (target, source))  # fmt: skip
+    if odd := sorted(shapes.items() ^ others.items()):
+        raise ValueError(f"`source` must have the model's {name}, got another: "
+                         f"they differ in {odd[0][0]!r}")  # fmt: skip
+    target.load_state_dict(source.state_dict())
 
 
 def _forked_rng(device: torch.device) -> Any:
