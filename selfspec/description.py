@@ -12,7 +12,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import torch
 from torch import nn
 
 from selfspec.data.tokenizers import Tokenizer, tokenizer_from
@@ -20,6 +19,7 @@ from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.weights import shapes_only
 
 __all__ = ["KINDS", "Description", "Model", "Reunite", "build", "describe", "is_head_only"]
 
@@ -74,7 +74,7 @@ def build(config: Description, path: Path, reunite: Reunite | None = None) -> Mo
             raise ValueError(f"{path}: its trunk is a model of the Hub: use `selfspec.load`")
         trunk, tokenizer = reunite(config, path.parent)
     else:
-        with torch.device("meta"):
+        with shapes_only():
             trunk = Trunk(_parsed(TrunkConfig, described, f"{path}: trunk"))
         trunk = trunk.to_empty(device="cpu")
         if config.get("tokenizer"):
@@ -104,7 +104,7 @@ def _around(trunk: nn.Module, config: Description, path: Path) -> Model:
     if config.get("head") is None:
         return SSMD(trunk)
     shape = _parsed(HeadConfig, config["head"], f"{path}: head")
-    with torch.device("meta"):
+    with shapes_only():
         head = CausalHead(shape, trunk.width)  # type: ignore[arg-type]
     return SSMD(trunk, head.to_empty(device="cpu"))
 

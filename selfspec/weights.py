@@ -1,17 +1,19 @@
-"""Weights as they are stored, and what identifies them.
+"""Weights as they are stored, what identifies them, and layers that have none yet.
 
 With `dtype="int8"` a matrix row w is stored as round(w / s) with s = max|w| / 127 in float32: a
 quarter of the size, and a rounding error of at most s/2 a weight.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["StorageType", "fingerprint", "restored", "stored"]
+__all__ = ["StorageType", "fingerprint", "restored", "shapes_only", "stored"]
 
 StorageType = Literal["float32", "bfloat16", "int8"]
 
@@ -50,6 +52,22 @@ def fingerprint(weights: Iterable[Tensor]) -> str:
     """
     digests = sorted(map(_digest, weights))
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within the block layers are made without weights, which are still to come."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Nothing is drawn: to draw what has no memory PyTorch would load its compiler, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _digest(weight: Tensor) -> bytes:

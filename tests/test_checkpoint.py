@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from selfspec import checkpoint
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.transformer import Trunk, TrunkConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def autoregressive() -> AutoregressiveModel:
@@ -231,6 +235,16 @@ def test_a_full_disk_leaves_no_part_of_a_new_checkpoint(
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(whole(), tmp_path)
     assert files(tmp_path) == set()
+
+
+def test_loading_does_not_load_the_compiler(folder: Path):
+    code = (
+        "import sys; from selfspec import checkpoint; checkpoint.load(sys.argv[1]);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_checkpoint_can_be_replaced(folder: Path):

@@ -23,13 +23,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
 from selfspec.recipes.openwebtext import HEAD, TRUNK
 from selfspec.recipes.recipe import Recipe
 from selfspec.train import Diffusion
+from selfspec.weights import shapes_only
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "training-h200.json"
 """In a checkout of the repository: what `benchmarks/training.py` measured."""
@@ -57,7 +56,7 @@ class Cost:
 
 def cost(recipe: Recipe) -> Cost:
     """The cost of a recipe, validation not counted."""
-    with torch.device("meta"):
+    with shapes_only():
         parameters = sum(p.numel() for p in recipe.build().parameters())
     tokens = recipe.train.steps * recipe.train.batch_size * recipe.trunk.length
     frozen = isinstance(recipe.objective, Diffusion) and recipe.objective.freeze_trunk
