@@ -45,6 +45,7 @@ from selfspec.schedules import (
     LinearWindow,
     UnboundedWindow,
     Window,
+    as_window,
 )
 
 __all__ = [
@@ -161,7 +162,7 @@ def choose(
     table = [p for p in table if order is None or type(p.order) is type(order)]
     if nfe is None and quality is None and (raw or not table):
         rounds = USUAL_ROUNDS if rounds is None else rounds
-        return SpeculativeSampler(model, order, _window(window), rounds, temperature, top_p)
+        return SpeculativeSampler(model, order, as_window(window), rounds, temperature, top_p)
     if not table:
         raise ValueError(
             f"`{'quality' if nfe is None else 'nfe'}` needs a calibration table"
@@ -303,11 +304,3 @@ def _name(value: object, names: Mapping[str, Any]) -> str:
     """The name of a value's class in a table, or else the class's own."""
     kind = type(value)
     return next((name for name, known in names.items() if known is kind), kind.__name__)
-
-
-def _window(window: Window | int | None) -> Window | None:
-    if isinstance(window, int):
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
-        return ConstantWindow(window)
-    return window

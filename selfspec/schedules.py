@@ -38,6 +38,7 @@ __all__ = [
     "ScheduleWindow",
     "UnboundedWindow",
     "Window",
+    "as_window",
     "stacked_tables",
 ]
 
@@ -163,6 +164,21 @@ class ScheduleWindow:
         cuts = np.unique(n - masked)
         i = np.arange(n)
         return cuts[np.searchsorted(cuts, i, side="right")] - i
+
+
+def as_window(window: Window | int | None) -> Window:
+    """A window; a number of tokens stands for a constant one, None for the usual one.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    if window is None:
+        return USUAL_WINDOW
+    if not isinstance(window, int):
+        return window
+    if window < 1:
+        raise ValueError(f"`window` must be at least 1, got {window}")
+    return ConstantWindow(window)
 
 
 def stacked_tables(window: Window, counts: Sequence[int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import draw
 from selfspec.orders import Order, initial_order, rearranged
-from selfspec.schedules import Window, stacked_tables
+from selfspec.schedules import Window, as_window, stacked_tables
 
 __all__ = ["estimate_log_likelihood"]
 
@@ -28,7 +28,7 @@ def estimate_log_likelihood(
     model: SSMD,
     tokens: Tensor,
     order: Order,
-    window: Window,
+    window: Window | int,
     rounds: int,
     pad: Tensor | None = None,
     observed: Tensor | None = None,
@@ -44,7 +44,7 @@ def estimate_log_likelihood(
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
         order: any rule that does not read the drafts of a pass.
-        window: W, likewise.
+        window: W, likewise, or a constant number of tokens.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
@@ -56,6 +56,7 @@ def estimate_log_likelihood(
             not know, a setting out of range, or a wrong shape or type.
     """
     check_rounds(model, rounds)
+    window = as_window(window)
     check_known("order", order)
     check_known("window", window)
     pad = mask_of("pad", pad, tokens)

@@ -18,11 +18,11 @@ from selfspec.noise import row_seeds
 from selfspec.orders import Order, UniformOrder
 from selfspec.schedules import (
     USUAL_ROUNDS,
-    USUAL_WINDOW,
     CosineSchedule,
     Schedule,
     ScheduleWindow,
     Window,
+    as_window,
 )
 
 __all__ = ["ELBO", "ancestral_log_likelihood", "elbo", "log_likelihood", "one_pass_score"]
@@ -39,7 +39,7 @@ def log_likelihood(
     model: SSMD,
     tokens: Tensor,
     order: Order | None = None,
-    window: Window | None = None,
+    window: Window | int | None = None,
     rounds: int = USUAL_ROUNDS,
     pad: Tensor | None = None,
     observed: Tensor | None = None,
@@ -55,7 +55,8 @@ def log_likelihood(
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
         order: a rule that is fixed in advance; uniform by default.
-        window: W; `LinearWindow(0.045)` by default, as for `SpeculativeSampler`.
+        window: W, or a constant number of tokens; `LinearWindow(0.045)` by default, as for
+            `SpeculativeSampler`.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
@@ -66,12 +67,13 @@ def log_likelihood(
         (B,) nats, at most 0.
 
     Raises:
-        ValueError: a rule that is re-chosen between passes, `rounds` that the model cannot do,
-            tokens that it does not know, or a wrong shape or type.
+        ValueError: a rule that is re-chosen between passes, `rounds` that the model cannot do, a
+            `window` below 1, tokens that it does not know, or a wrong shape or type.
     """
     check_rounds(model, rounds)
+    widths = as_window(window)  # raises on bad values
     table = _table(model, tokens, order, pad, observed, seeds, **options)
-    return chain(table, window or USUAL_WINDOW, rounds)
+    return chain(table, widths, rounds)
 
 
 def ancestral_log_likelihood(

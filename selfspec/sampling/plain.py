@@ -12,7 +12,7 @@ from selfspec.interfaces import Trace
 from selfspec.model import SSMD
 from selfspec.orders import Order
 from selfspec.sampling.base import Sampler, State
-from selfspec.schedules import USUAL_WINDOW, Window
+from selfspec.schedules import Window, as_window
 
 __all__ = ["PlainSampler"]
 
@@ -26,7 +26,8 @@ class PlainSampler(Sampler):
     Args:
         model: an `SSMD`, with or without a head.
         order: the rule for σ; uniform by default.
-        window: W, how many tokens a pass reveals; `LinearWindow(0.045)` by default.
+        window: W, how many tokens a pass reveals, or a constant number of them;
+            `LinearWindow(0.045)` by default.
         temperature, top_p: as in `Sampler`.
     """
 
@@ -34,12 +35,12 @@ class PlainSampler(Sampler):
         self,
         model: SSMD,
         order: Order | None = None,
-        window: Window | None = None,
+        window: Window | int | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
         super().__init__(model, order, temperature, top_p)
-        self.window = window if window is not None else USUAL_WINDOW
+        self.window = as_window(window)
 
     def step(self, state: State, trace: Trace | None) -> None:
         """One trunk pass; every draft of the window stands."""

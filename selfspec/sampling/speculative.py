@@ -22,7 +22,7 @@ from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.orders import Order
 from selfspec.sampling.base import Drafts, Sampler, State
-from selfspec.schedules import USUAL_ROUNDS, USUAL_WINDOW, Window
+from selfspec.schedules import USUAL_ROUNDS, Window, as_window
 from selfspec.verification import Verdict, accept_draft
 
 __all__ = ["SpeculativeSampler"]
@@ -36,7 +36,8 @@ class SpeculativeSampler(Sampler):
     Args:
         model: an `SSMD` with a head.
         order: the rule for σ; uniform by default.
-        window: W, the most tokens that a pass reveals; `LinearWindow(0.045)` by default.
+        window: W, the most tokens that a pass reveals, or a constant number of them;
+            `LinearWindow(0.045)` by default.
         rounds: R ≥ 1, the most head passes per trunk pass.
         temperature, top_p: as in `Sampler`.
 
@@ -50,7 +51,7 @@ class SpeculativeSampler(Sampler):
         self,
         model: SSMD,
         order: Order | None = None,
-        window: Window | None = None,
+        window: Window | int | None = None,
         rounds: int = USUAL_ROUNDS,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -60,7 +61,7 @@ class SpeculativeSampler(Sampler):
             raise ValueError("`model` must have a causal head to verify drafts, got head=None")
         if rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {rounds}")
-        self.window = window if window is not None else USUAL_WINDOW
+        self.window = as_window(window)
         self.rounds = rounds
 
     def step(self, state: State, trace: Trace | None) -> None:
