@@ -4,6 +4,7 @@ A reader finds the old content or the new, never a part of either, whatever ends
 error, a full disk, a killed process. What a killed process leaves beside ends in `.part`.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with _named(path), part.open("wb") as file:
             yield file
             _to_disk(file)
         part.replace(path)
@@ -36,8 +37,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     with ExitStack() as renames:  # which happen last in, first out
         parts = {path: renames.enter_context(replacing(path)) for path in reversed(list(files))}
         for path, blob in files.items():
-            parts[path].write(blob)
-            _to_disk(parts[path])
+            with _named(path):
+                parts[path].write(blob)
+                _to_disk(parts[path])
 
 
 def write_bytes(path: Path, blob: bytes) -> None:
@@ -48,6 +50,17 @@ def write_bytes(path: Path, blob: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Replaces one file by `value` as JSON."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Where the disk is full, the system does not say for which file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _to_disk(file: BinaryIO) -> None:

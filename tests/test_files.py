@@ -41,8 +41,9 @@ def test_a_full_disk_leaves_all_old_files(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_together(dict.fromkeys(old, b"new"))
+    assert caught.value.filename == str(list(old)[room])
     assert contents(tmp_path) == {"a": b"old", "b": b"old"}
 
 
