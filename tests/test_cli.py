@@ -547,6 +547,7 @@ def test_broken_checkpoints(
         ("sample --nfe 9 --out {folder}", "`folder` must be empty or hold a run.json"),
         ("sample --num 0 --out shards", "`num` must be at least 1, got 0"),
         ("sample --watch --out shards", "`watch` goes with texts"),
+        ("sample --format fasta --out shards", "`format` goes with texts"),
         ("infill whole", "`text` must have a '_' to fill"),
         ("infill Ab_", "got 'A' at index 0"),
         ("infill a__b --mask-char __", "`mask_char` must be one character outside the alphabet"),

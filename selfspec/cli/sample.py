@@ -45,8 +45,9 @@ def sample(
     """
     model = loading.model(checkpoint, run.where())
     if out is not None and not out.suffix:
-        if watch:
-            raise ValueError("`watch` goes with texts: give `out` as a file, got a folder")
+        for name, asked in {"watch": watch, "format": format != "text"}.items():
+            if asked:
+                raise ValueError(f"`{name}` goes with texts: give `out` as a file, got a folder")
         return draw_to_folder(model, checkpoint, sampling, run, out, num, length)
     draw(model, sampling, run, format, watch, out, num=num, length=length)
 
