@@ -46,6 +46,14 @@ def test_temperature_raises_probabilities_to_its_inverse(temperature: float):
     torch.testing.assert_close(log_probs(p.log(), temperature).exp(), expected)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+def test_extreme_temperatures_leave_the_likeliest_or_all(temperature: float):
+    logits = torch.tensor([30.0, -torch.inf, 29.0, 30.0], dtype=torch.float64)
+    share = 1 / 2 if temperature < 1 else 1 / 3
+    expected = torch.tensor([share, 0, 0 if temperature < 1 else share, share])
+    torch.testing.assert_close(log_probs(logits, temperature).exp(), expected.double())
+
+
 @pytest.mark.parametrize(
     ("top_p", "kept"),
     [(1.0, [0.1, 0.2, 0.4, 0.3]), (0.95, [0.1, 0.2, 0.4, 0.3]), (0.89, [0, 0.2, 0.4, 0.3]),
@@ -73,8 +81,9 @@ def test_log_probabilities_are_float64_whatever_the_logits_are():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0.0, 1.0), "`temperature` must be above 0, got 0.0"),
-     ((float("nan"), 1.0), "`temperature` must be above 0, got nan"),
+    [((0.0, 1.0), "`temperature` must be above 0 and finite, got 0.0"),
+     ((float("nan"), 1.0), "`temperature` must be above 0 and finite, got nan"),
+     ((float("inf"), 1.0), "`temperature` must be above 0 and finite, got inf"),
      ((1.0, 0.0), r"`top_p` must be in \(0, 1\], got 0.0"),
      ((1.0, 1.1), r"`top_p` must be in \(0, 1\], got 1.1")],
 )  # fmt: skip
