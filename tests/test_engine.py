@@ -534,6 +534,22 @@ def test_a_law_is_right_at_every_temperature(
     torch.testing.assert_close(law.at(torch.ones(3).long()), expected[:, 1], rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("part", ["trunk.norm.weight", "head.norm.weight"])
+def test_a_model_that_gives_no_numbers_is_noticed(part: str):
+    model, tokens = make_toy(), torch.full((3, 6), 3)
+    with torch.no_grad():
+        model.get_parameter(part)[0] = torch.nan
+    samplers = [SpeculativeSampler(model, window=UnboundedWindow(), rounds=2)]
+    samplers += [FixedCountSampler(model, steps=2)] if part.startswith("trunk") else []
+    for sampler in samplers:
+        with pytest.raises(ValueError, match="`model` must give logits that are numbers, got NaN"):
+            sampler.sample(tokens)
+        engine = Engine(model, 2)
+        with pytest.raises(ValueError, match="`model` must give logits that are numbers, got NaN"):
+            engine.sample(sampler, tokens)
+        assert engine.idle
+
+
 def test_a_low_temperature_rejects_no_draft_that_is_certain():
     model = make_toy().float()
     torch.nn.init.zeros_(model.head.project.weight)  # type: ignore[union-attr]
