@@ -218,7 +218,7 @@ class Step:
         if last:
             return tracks, tally
         embedded = self.model.trunk.embed(redrawn)  # type: ignore[operator]
-        return replace_token(self._head, tracks, column + 1, embedded, rejected), tally
+        return replace_token(self._head, tracks, column + 1, embedded), tally
 
     def _finish(self, pool: Pool, rows: Rows, drafts: Drafts, stop: Tensor, tally: Tally) -> None:
         """Reveal what is decided, keep the account, hand finished rows' slots on."""
