@@ -149,6 +149,7 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
         ({"window": 0}, "`window` must be at least 1, got 0"),
         ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
         ({"temperature": 0.0}, "`temperature` must be above 0"),
+        ({"engine": "fast"}, "`engine` must be an Engine, \"reference\" or None, got 'fast'"),
         ({"nfe": 4, "rounds": 2}, "give one of"),
         ({"nfe": 4}, "`nfe` needs a calibration table, which this checkpoint lacks"),
         ({"quality": "fast"}, "`quality` needs a calibration table"),

@@ -21,7 +21,7 @@ from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
 from selfspec.ops import draw, log_probs, take
-from selfspec.orders import Order
+from selfspec.orders import Order, RespacedOrder
 from selfspec.sampling import (
     AncestralSampler,
     AnyOrderSampler,
@@ -125,6 +125,23 @@ def test_slots_serve_requests_of_every_kind(ternary: SSMD, slots: int, waiting: 
     assert drain(engine) == {}
     again = requests(engine, ternary)
     assert list(drain(engine).values()) or again
+
+
+class Tilted(RespacedOrder):
+    """A rule with a tensor, which has no truth."""
+
+    def __init__(self, tilt: list[float]):
+        vars(self)["tilt"] = torch.tensor(tilt)
+
+    def keys(self, masked, window, u, u_row):
+        return (u + vars(self)["tilt"]) / 2
+
+
+def test_rules_that_cannot_be_compared_are_different(ternary: SSMD):
+    tokens, engine = torch.full((20, 6), 3), Engine(ternary, 4)
+    for tilt in ([0.9, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.9]):
+        sampler = SpeculativeSampler(ternary, Tilted(tilt), ConstantWindow(2), 1)
+        assert same(engine.sample(sampler, tokens, 0), sampler.sample(tokens, 0))
 
 
 def test_what_is_submitted_meanwhile_is_run_too(ternary: SSMD):

@@ -369,7 +369,7 @@ class Engine:
     def _known(self, rule: Any) -> Any:
         """The first rule seen that equals this one, so that equal rules share a step."""
         for known in self._rules:
-            if type(known) is type(rule) and (rule is None or vars(known) == vars(rule)):
+            if _equal(known, rule):
                 return known
         self._rules.append(rule)
         return rule
@@ -401,6 +401,14 @@ class Engine:
     def _wait_for(arrived: torch.cuda.Event | None) -> None:
         if arrived is not None:
             arrived.synchronize()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two rules are surely the same; fields may be such as cannot be compared, tensors."""
+    try:
+        return one is other or (type(one) is type(other) and vars(one) == vars(other))
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def pass_bounds(rows: Rows) -> tuple[int, float]:
