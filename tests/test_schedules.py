@@ -95,6 +95,7 @@ def test_schedule_windows_follow_the_schedule(schedule: Schedule, n: int):
     [(ConstantWindow(3), [3, 3, 3, 2, 1]), (UnboundedWindow(), [5, 4, 3, 2, 1]),
      (LinearWindow(0.4), [2, 2, 2, 2, 1]), (LinearWindow(0.41), [3, 3, 3, 2, 1]),
      (CosineWindow(1.0), [5, 4, 3, 2, 1]), (CosineWindow(1e-9), [1, 1, 1, 1, 1]),
+     (LinearWindow(0.2 + 2e-16), [1, 1, 1, 1, 1]),  # 0.2, but for its rounding
      (ScheduleWindow(LinearSchedule(), 5), [1, 1, 1, 1, 1]),
      (ScheduleWindow(LinearSchedule(), 1), [5, 4, 3, 2, 1])],
     ids=str,
