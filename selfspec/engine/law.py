@@ -35,7 +35,7 @@ class Law(NamedTuple):
     logits: Tensor
     """(B, W, V); -inf outside the nucleus."""
     top: Tensor
-    """(B, W) m, as the logits."""
+    """(B, W) m, of the type of the logits."""
     log_z: Tensor
     """(B, W) float64."""
     temperature: Tensor
