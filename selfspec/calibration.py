@@ -14,9 +14,9 @@ with `judge` in bits per token, lower is better. A request picks one row:
                 judge ≤ judge(best) + (judge(fast) - judge(best)) / 4
 
 The table is measured on sequences of the model's full length, or of the lengths of its training
-data where these had their own. The cosine window is a share of the
-tokens to generate, so a shorter text takes fewer passes, but only slightly, until there are about
-as many tokens as passes: a budget that holds at full length holds there too.
+data where these had their own. Its windows are shares of the tokens to generate, so a shorter text
+takes fewer passes, but only slightly, until there are about as many tokens as passes: a budget that
+holds at full length holds there too.
 """
 
 import math

@@ -87,6 +87,8 @@ def generate(
     elif any(knob is not None for knob in knobs):
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
+    if not isinstance(engine, Engine) and engine not in (None, "reference"):
+        raise ValueError(f'`engine` must be an Engine, "reference" or None, got {engine!r}')
     texts = [prompt] if isinstance(prompt, str) else prompt
     rows = num * (1 if texts is None else len(texts))
     seeds = row_seeds(seed, rows, model.device, first)
@@ -98,7 +100,7 @@ def generate(
         masks = prompts.layout(
             texts, model.tokenizer, model.mask_id, model.length, mask_char, length, model.frame
         )
-        tokens, pad = (rows.repeat_interleave(num, dim=0).to(model.device) for rows in masks)
+        tokens, pad = (mask.repeat_interleave(num, dim=0).to(model.device) for mask in masks)
     samples = draw(sampler, tokens, seeds, pad, batch_size, engine, trace, progress)
     if model.tokenizer is not None:
         samples.text = prompts.decode(model.tokenizer, samples.tokens, pad, mask_char, model.frame)

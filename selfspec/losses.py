@@ -145,7 +145,12 @@ def draft_bounds(
         first: the number of the first row.
         pad: (B, L) bool, True at pads.
         draws: of each sequence; one trunk pass each.
+
+    Raises:
+        ValueError: `draws` below 1.
     """
+    if draws < 1:
+        raise ValueError(f"`draws` must be at least 1, got {draws}")
     trunk, bounds = SSMD(model.trunk), []
     for row, key in enumerate(row_seeds(seed, len(tokens), first=first).tolist()):
         generator = torch.Generator().manual_seed(key & 0x7FFFFFFFFFFFFFFF)
@@ -208,5 +213,5 @@ def next_token_loss(
     """
     pad = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
     tokens = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    weight = (~pad).double() / ((~pad).sum(dim=1, keepdim=True) * len(tokens))
+    weight = (~pad).double() / ((~pad).sum(dim=1, keepdim=True).clamp(min=1) * len(tokens))
     return WeightedNLL(weight)(model.trunk, model.encode(tokens), tokens)

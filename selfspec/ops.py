@@ -9,12 +9,13 @@ so that P(x = v) is p(v) to within 2⁻⁵². Gumbel noise in float32 has its up
 -log(2⁻²⁴) ≈ 16.6, which lowers the effective temperature and flatters a sampler's perplexity.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["draw", "inverse_order", "log_probs", "reorder", "take", "take_along"]
+__all__ = ["draw", "inverse_order", "log_probs", "outside", "reorder", "take", "take_along"]
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
@@ -22,7 +23,7 @@ def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> T
 
     Args:
         logits: (..., V).
-        temperature: logits are divided by it; above 0.
+        temperature: logits are divided by it; above 0 and finite.
         top_p: the smallest set of most likely tokens whose mass reaches `top_p` is kept, ties in
             favour of the smaller token; in (0, 1].
 
@@ -32,17 +33,32 @@ def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> T
     Raises:
         ValueError: `temperature` or `top_p` out of range.
     """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` must be above 0 and finite, got {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must be in (0, 1], got {top_p}")
-    logp = torch.log_softmax(logits.double() / temperature, dim=-1)
+    precise = logits.double()
+    # Divided before, the likeliest could be infinite.
+    below = precise - precise.amax(-1, keepdim=True)
+    logp = torch.log_softmax(below / temperature, dim=-1)
     if top_p == 1:
         return logp
+    return torch.log_softmax(logp.masked_fill(outside(logp, top_p), -torch.inf), dim=-1)
+
+
+def outside(logp: Tensor, top_p: float | Tensor) -> Tensor:
+    """What is not in the nucleus: the smallest set of most likely tokens whose mass reaches top_p.
+
+    Args:
+        logp: (..., V) log-probabilities.
+        top_p: one for all, or (..., 1); infinite for no nucleus.
+
+    Returns:
+        (..., V) bool; of equally likely tokens the smaller ones are in the nucleus.
+    """
     ranked, tokens = logp.sort(dim=-1, descending=True, stable=True)
     mass_before = ranked.exp().cumsum(-1) - ranked.exp()
-    outside = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, tokens, mass_before >= top_p)
-    return torch.log_softmax(logp.masked_fill(outside, -torch.inf), dim=-1)
+    return torch.zeros_like(logp, dtype=torch.bool).scatter(-1, tokens, mass_before >= top_p)
 
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:

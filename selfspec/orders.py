@@ -30,6 +30,7 @@ __all__ = [
     "VanDerCorputOrder",
     "initial_order",
     "rearranged",
+    "rotated_ranks",
 ]
 
 
@@ -79,7 +80,7 @@ class VanDerCorputOrder:
 
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
         """Bit-reversed rotated ranks."""
-        shifted = _rotated_ranks(masked, u_row)
+        shifted = rotated_ranks(masked, u_row)
         bits = max(1, (masked.shape[1] - 1).bit_length())
         reversed_ = torch.zeros_like(shifted)
         for bit in range(bits):
@@ -102,12 +103,12 @@ class RespacedOrder:
         count = masked.sum(dim=1, keepdim=True)
         window = window.unsqueeze(1).clamp(min=1)
         stride = (count // window).clamp(min=1)
-        rank = _rotated_ranks(masked, u_row)
+        rank = rotated_ranks(masked, u_row)
         chosen = (rank % stride == 0) & (rank // stride < window)
         return torch.where(chosen, u, 1 + u) / 2
 
 
-def _rotated_ranks(masked: Tensor, u_row: Tensor) -> Tensor:
+def rotated_ranks(masked: Tensor, u_row: Tensor) -> Tensor:
     """Rank of each masked position among the masked, rotated by a uniform offset: (B, L) int64."""
     count = masked.sum(dim=1, keepdim=True)
     return (masked.long().cumsum(dim=1) - 1 + (u_row * count).long()) % count.clamp(min=1)

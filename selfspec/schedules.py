@@ -184,14 +184,27 @@ def as_window(window: Window | int | None) -> Window:
 def stacked_tables(window: Window, counts: Sequence[int]) -> np.ndarray:
     """The tables of rows with these numbers n of tokens to generate: (B, max n + 1), padded by 1.
 
+    Raises:
+        ValueError: a table that breaks the rule of `Window.table`: samplers would reveal places
+            that a row does not have.
+
     >>> stacked_tables(ConstantWindow(2), [3, 0, 1])
     array([[2, 2, 1, 1],
            [1, 1, 1, 1],
            [1, 1, 1, 1]])
     """
-    tables = {n: window.table(n) for n in set(counts) if n}
+    tables = {n: _checked_table(window, n) for n in set(counts) if n}
     stacked = np.ones((len(counts), max(counts) + 1), dtype=np.int64)
     for row, n in enumerate(counts):
         if n:
             stacked[row, :n] = tables[n]
     return stacked
+
+
+def _checked_table(window: Window, n: int) -> np.ndarray:
+    table = np.asarray(window.table(n))
+    bounds = n - np.arange(n)
+    allowed = (table >= 1) & (table <= bounds) & (table % 1 == 0) if len(table) == n else np.False_
+    if not allowed.all():
+        raise ValueError(f"`window` must have {n} whole numbers in 1..n-i for n = {n}, got {table}")
+    return table

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from selfspec.ops import inverse_order
-from selfspec.orders import Order, UniformOrder
+from selfspec.orders import Order, UniformOrder, rotated_ranks
 from selfspec.schedules import UnboundedWindow, Window
 
 __all__ = [
@@ -197,7 +197,7 @@ class CellOrder(DraftOrder):
         """u/2 for the surest of each cell, (1 + u)/2 for the others."""
         count = masked.sum(1, keepdim=True).clamp(min=1)
         window = torch.minimum(window.unsqueeze(1).clamp(min=1), count)
-        rank = (masked.long().cumsum(1) - 1 + (u_row * count).long()) % count
+        rank = rotated_ranks(masked, u_row)
         cell = torch.where(masked, rank * window // count, masked.shape[1])
         # By cell, and within it by score: the first of each cell is its surest.
         by_score = (-self.score(logp)).argsort(dim=1, stable=True)

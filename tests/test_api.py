@@ -59,6 +59,14 @@ def test_a_row_is_the_same_in_any_run(model: ss.SSMD):
     assert not torch.equal(many, ss.generate(model, 5, seed=4).tokens)
 
 
+def test_processes_share_a_run(model: ss.SSMD):
+    whole = ss.generate(model, 5, seed=3, window=4, rounds=2)
+    parts = [
+        ss.generate(model, n, seed=3, first=at, window=4, rounds=2) for n, at in ((2, 0), (3, 2))
+    ]
+    assert [text for part in parts for text in part] == whole.text
+
+
 def test_prompts_stay_and_gaps_are_filled(model: ss.SSMD):
     samples = ss.generate(model, 2, prompt=["ab__e", "the ___ sat on it"])
     assert samples.text is not None
@@ -149,6 +157,7 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
         ({"window": 0}, "`window` must be at least 1, got 0"),
         ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
         ({"temperature": 0.0}, "`temperature` must be above 0"),
+        ({"engine": "fast"}, "`engine` must be an Engine, \"reference\" or None, got 'fast'"),
         ({"nfe": 4, "rounds": 2}, "give one of"),
         ({"nfe": 4}, "`nfe` needs a calibration table, which this checkpoint lacks"),
         ({"quality": "fast"}, "`quality` needs a calibration table"),
@@ -198,6 +207,26 @@ def test_an_order_restricts_the_table(calibrated: ss.SSMD):
 def test_a_budget_below_the_table_names_the_lowest(calibrated: ss.SSMD):
     with pytest.raises(ValueError, match="`nfe` must be at least 8 for this checkpoint, got 3"):
         ss.generate(calibrated, nfe=3)
+
+
+def test_three_quarters_of_the_way_are_balanced():
+    model = tiny.model()
+    model.calibration = [tiny.row(8, 5.0), tiny.row(12, 4.3), tiny.row(16, 4.2), tiny.row(20, 4.0)]
+    table = [calibration.Point.from_row(row) for row in model.calibration]
+    assert calibration.by_quality(table, "balanced").nfe == 16
+
+
+@pytest.mark.parametrize(
+    ("head", "asked"),
+    [(True, {}), (True, {"nfe": 12}), (True, {"quality": "best"}), (True, {"window": 3}),
+     (False, {}), (False, {"nfe": 12}), (False, {"nfe": 1000})],
+)  # fmt: skip
+def test_temperature_and_nucleus_reach_every_sampler(
+    calibrated: ss.SSMD, head: bool, asked: dict[str, Any]
+):
+    model = calibrated if head else tiny.model(head=False)
+    sampler = calibration.choose(model, **asked, temperature=0.7, top_p=0.9)
+    assert (sampler.temperature, sampler.top_p) == (0.7, 0.9)
 
 
 def test_the_named_qualities(calibrated: ss.SSMD):

@@ -21,7 +21,7 @@ from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
 from selfspec.ops import draw, log_probs, take
-from selfspec.orders import Order
+from selfspec.orders import Order, RespacedOrder
 from selfspec.sampling import (
     AncestralSampler,
     AnyOrderSampler,
@@ -125,6 +125,23 @@ def test_slots_serve_requests_of_every_kind(ternary: SSMD, slots: int, waiting: 
     assert drain(engine) == {}
     again = requests(engine, ternary)
     assert list(drain(engine).values()) or again
+
+
+class Tilted(RespacedOrder):
+    """A rule with a tensor, which has no truth."""
+
+    def __init__(self, tilt: list[float]):
+        vars(self)["tilt"] = torch.tensor(tilt)
+
+    def keys(self, masked, window, u, u_row):
+        return (u + vars(self)["tilt"]) / 2
+
+
+def test_rules_that_cannot_be_compared_are_different(ternary: SSMD):
+    tokens, engine = torch.full((20, 6), 3), Engine(ternary, 4)
+    for tilt in ([0.9, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.9]):
+        sampler = SpeculativeSampler(ternary, Tilted(tilt), ConstantWindow(2), 1)
+        assert same(engine.sample(sampler, tokens, 0), sampler.sample(tokens, 0))
 
 
 def test_what_is_submitted_meanwhile_is_run_too(ternary: SSMD):
@@ -507,13 +524,55 @@ def test_weights_are_right_to_rounding_however_small(dtype: torch.dtype):
     law = law_of(logits, temperature)
     expected = (logits.double() / temperature[:, None, None]).log_softmax(-1)
     within = 1e-12 if dtype == torch.float64 else 2e-5
-    assert (
-        law.log_z - (logits.double() / temperature[:, None, None]).logsumexp(-1)
-    ).abs().max() < within
     weights = law._weights(logits)
     assert weights.dtype == torch.float64
     assert bool((weights[..., 8] == 0).all())
-    torch.testing.assert_close(weights, expected.exp(), rtol=within, atol=0)
+    shares = weights / law.log_z.exp().unsqueeze(-1)
+    torch.testing.assert_close(shares, expected.exp(), rtol=within, atol=2.0**-149)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6, 1e-3, 0.01, 0.1, 10.0, 1e300])
+@pytest.mark.parametrize("top_p", [None, 0.8])
+def test_a_law_is_right_at_every_temperature(
+    dtype: torch.dtype, temperature: float, top_p: float | None
+):
+    torch.manual_seed(0)
+    logits = (torch.randn(3, 5, 50) * 8 + 20).to(dtype)
+    logits[..., 8] = -torch.inf
+    heat = torch.full((3,), temperature, dtype=torch.float64)
+    law = law_of(logits, heat, None if top_p is None else torch.full_like(heat, top_p))
+    expected = log_probs(logits, temperature, 1.0 if top_p is None else top_p)
+    for token in (8, *range(5)):
+        tokens = torch.full((3, 5), token)
+        torch.testing.assert_close(law.of(tokens), expected[..., token], rtol=2e-6, atol=2e-6)
+    best = logits.argmax(-1)
+    torch.testing.assert_close(law.of(best), take(expected, best), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(law.at(torch.ones(3).long()), expected[:, 1], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("part", ["trunk.norm.weight", "head.norm.weight"])
+def test_a_model_that_gives_no_numbers_is_noticed(part: str):
+    model, tokens = make_toy(), torch.full((3, 6), 3)
+    with torch.no_grad():
+        model.get_parameter(part)[0] = torch.nan
+    samplers = [SpeculativeSampler(model, window=UnboundedWindow(), rounds=2)]
+    samplers += [FixedCountSampler(model, steps=2)] if part.startswith("trunk") else []
+    for sampler in samplers:
+        with pytest.raises(ValueError, match="`model` must give logits that are numbers, got NaN"):
+            sampler.sample(tokens)
+        engine = Engine(model, 2)
+        with pytest.raises(ValueError, match="`model` must give logits that are numbers, got NaN"):
+            engine.sample(sampler, tokens)
+        assert engine.idle
+
+
+def test_a_low_temperature_rejects_no_draft_that_is_certain():
+    model = make_toy().float()
+    torch.nn.init.zeros_(model.head.project.weight)  # type: ignore[union-attr]
+    sampler = SpeculativeSampler(model, window=UnboundedWindow(), rounds=1, temperature=1e-6)
+    drawn = Engine(model, 64).sample(sampler, torch.full((500, 6), 3), 0)
+    assert drawn.acceptance == 1
 
 
 def test_the_nucleus_of_each_row_is_its_own():

@@ -51,6 +51,20 @@ def test_an_output_depends_on_hidden_states_up_to_its_own_place(
 
 
 @torch.no_grad()
+def test_a_track_holds_one_position_and_predicts_the_next(
+    head: CausalHead, inputs: tuple[Tensor, Tensor, Tensor]
+):
+    hidden, embedded, order = inputs
+    tracks = head.tracks(hidden, embedded, order)
+    for row, sigma in enumerate(order.tolist()):
+        for j in range(LENGTH - 1):
+            parts = [head.token_norm(embedded[row, sigma[j]]),
+                     head.held_norm(hidden[row, sigma[j]]),
+                     head.predicted_norm(hidden[row, sigma[j + 1]])]  # fmt: skip
+            torch.testing.assert_close(tracks[row, j], head.fuse(torch.cat(parts)))
+
+
+@torch.no_grad()
 def test_a_fresh_head_adds_nothing_to_the_state_at_the_place_it_predicts(
     inputs: tuple[Tensor, Tensor, Tensor],
 ):

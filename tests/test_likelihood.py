@@ -43,7 +43,7 @@ from selfspec.likelihood import (
 )
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
-from selfspec.orders import Order
+from selfspec.orders import Order, RespacedOrder
 from selfspec.sampling import EntropyBoundWindow, PlainSampler, SpeculativeSampler
 from selfspec.schedules import (
     ConstantWindow,
@@ -259,6 +259,24 @@ def test_the_estimate_is_unbiased(
 
     assert standard_errors(draws, law).max() < 4.5
     assert standard_errors(draws.sum(1), 1.0) < 4
+
+
+class Noted(RespacedOrder):
+    """Notes the numbers that it is given before every pass."""
+
+    def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
+        vars(self).setdefault("given", []).append(torch.cat([u, u_row], 1))
+        return super().keys(masked, window, u, u_row)
+
+
+def test_the_estimate_draws_the_orders_of_the_sampler_anew_in_every_pass(ternary: SSMD):
+    ours, theirs, window = Noted(), Noted(), ConstantWindow(1)
+    estimate_log_likelihood(ternary, PLAIN.completions[:5], ours, window, rounds=1, seeds=3)
+    SpeculativeSampler(ternary, theirs, window).sample(torch.full((5, 4), 3), seeds=3)
+    first, *later = vars(theirs)["given"]  # before there is a state, and then once a pass
+    assert torch.equal(torch.stack(later), torch.stack(vars(ours)["given"][1:]))
+    assert torch.equal(first, later[0])
+    assert len(torch.stack(later).unique()) == 4 * 5 * 5
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_p": 0.9}])

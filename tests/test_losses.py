@@ -148,6 +148,25 @@ def test_next_token_loss_is_the_mean_over_rows_of_tokens_that_are_no_pads():
     assert gradients(model) == set(dict(model.named_parameters()))
 
 
+def test_a_row_of_pads_alone_counts_nothing(ternary: SSMD):
+    tokens, order = torch.tensor([[0, 2, 1], [-7, -7, -7]]), torch.arange(3).expand(2, -1)
+    pad, revealed = tokens < 0, torch.tensor([1, 0])
+    alone = ssmd_loss(ternary, tokens[:1], order[:1], revealed[:1])
+    assert ssmd_loss(ternary, tokens, order, revealed, pad).total == alone.total / 2
+    torch.manual_seed(0)
+    trunk = Trunk(TrunkConfig(3, length=4, width=8, blocks=1, heads=1, causal=True))
+    model = AutoregressiveModel(trunk).double()
+    loss = next_token_loss(model, tokens, pad)
+    assert loss == next_token_loss(model, tokens[:1]) / 2
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_bound_needs_a_draw(ternary: SSMD):
+    with pytest.raises(ValueError, match="`draws` must be at least 1, got 0"):
+        draft_bounds(ternary, torch.tensor([[0, 1]]), draws=0)
+
+
 def test_a_row_of_one_token_has_a_draft_and_nothing_to_verify(ternary: SSMD):
     zero = torch.zeros(1, 1, dtype=torch.int64)
     loss = ssmd_loss(ternary, zero, zero, zero[0])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec.ops import draw, inverse_order, log_probs, reorder, take, take_along
+from selfspec.ops import draw, inverse_order, log_probs, outside, reorder, take, take_along
 
 EDGES = [0, 1, 2**51 - 1, 2**51, 2**52 - 1]
 bits = st.sampled_from(EDGES) | st.integers(0, 2**52 - 1)
@@ -46,6 +46,14 @@ def test_temperature_raises_probabilities_to_its_inverse(temperature: float):
     torch.testing.assert_close(log_probs(p.log(), temperature).exp(), expected)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+def test_extreme_temperatures_leave_the_likeliest_or_all(temperature: float):
+    logits = torch.tensor([30.0, -torch.inf, 29.0, 30.0], dtype=torch.float64)
+    share = 1 / 2 if temperature < 1 else 1 / 3
+    expected = torch.tensor([share, 0, 0 if temperature < 1 else share, share])
+    torch.testing.assert_close(log_probs(logits, temperature).exp(), expected.double())
+
+
 @pytest.mark.parametrize(
     ("top_p", "kept"),
     [(1.0, [0.1, 0.2, 0.4, 0.3]), (0.95, [0.1, 0.2, 0.4, 0.3]), (0.89, [0, 0.2, 0.4, 0.3]),
@@ -57,6 +65,21 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens_of_that_mass(
     logits = torch.tensor([0.1, 0.2, 0.4, 0.3], dtype=torch.float64).log() + 5
     expected = torch.tensor(kept, dtype=torch.float64)
     torch.testing.assert_close(log_probs(logits, top_p=top_p).exp(), expected / expected.sum())
+
+
+def test_a_mass_that_is_reached_exactly_is_enough():
+    logp = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64).log()
+    limits = torch.tensor([[0.5], [0.75], [torch.inf]])
+    kept = [[False, True, False], [True, True, False], [True, True, True]]
+    assert (~outside(logp.expand(3, -1), limits)).tolist() == kept
+    assert torch.equal(outside(logp, 0.5), outside(logp, limits[0]))
+
+
+def test_the_nucleus_is_that_of_the_tempered_law():
+    logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+    assert log_probs(logits, 1.0, 0.6).isfinite().tolist() == [True, True, False]
+    assert log_probs(logits, 0.1, 0.6).isfinite().tolist() == [True, False, False]
+    assert log_probs(logits, 9.0, 0.7).isfinite().tolist() == [True, True, True]
 
 
 def test_ties_at_the_edge_of_the_nucleus_go_to_the_smaller_token():
@@ -73,8 +96,9 @@ def test_log_probabilities_are_float64_whatever_the_logits_are():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0.0, 1.0), "`temperature` must be above 0, got 0.0"),
-     ((float("nan"), 1.0), "`temperature` must be above 0, got nan"),
+    [((0.0, 1.0), "`temperature` must be above 0 and finite, got 0.0"),
+     ((float("nan"), 1.0), "`temperature` must be above 0 and finite, got nan"),
+     ((float("inf"), 1.0), "`temperature` must be above 0 and finite, got inf"),
      ((1.0, 0.0), r"`top_p` must be in \(0, 1\], got 0.0"),
      ((1.0, 1.1), r"`top_p` must be in \(0, 1\], got 1.1")],
 )  # fmt: skip

@@ -115,6 +115,15 @@ def test_rearranging_keeps_what_is_revealed_and_pads(rule: Order):
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_orders_of_different_passes_are_independent(rule: Order):
+    before = drawn(rule, Puzzle("????"), 12_000)
+    zero, seeds = torch.zeros(12_000, dtype=torch.int64), row_seeds(0, 12_000)
+    passes = [rearranged(rule, before, zero, zero + 4, zero + 2, seeds, zero + k) for k in (1, 2)]
+    firsts = [sigma[:, 0].tolist() for sigma in (before, *passes)]
+    assert fair(Counter(zip(*firsts, strict=True)), 4**3)
+
+
 def test_before_the_first_pass_rearranging_changes_nothing():
     rule, zero = RespacedOrder(), torch.zeros(50, dtype=torch.int64)
     sigma = drawn(rule, MIXED, 50)

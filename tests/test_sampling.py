@@ -516,7 +516,7 @@ TOKENS = torch.full((2, 4), 3)
     [(lambda m: SpeculativeSampler(SSMD(m.trunk)), "`model` must have a causal head"),
      (lambda m: SpeculativeSampler(m, window=0), "`window` must be at least 1, got 0"),
      (lambda m: SpeculativeSampler(m, rounds=0), "`rounds` must be at least 1, got 0"),
-     (lambda m: SpeculativeSampler(m, temperature=0.0), "`temperature` must be above 0, got 0.0"),
+     (lambda m: SpeculativeSampler(m, temperature=0.0), "`temperature` must be above 0 and finite"),
      (lambda m: FixedCountSampler(m, top_p=2.0), r"`top_p` must be in \(0, 1\], got 2.0"),
      (lambda m: FixedCountSampler(m, steps=0), "`steps` must be at least 1, got 0"),
      (lambda m: AncestralSampler(m, steps=0), "`steps` must be at least 1, got 0"),

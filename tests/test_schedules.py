@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from fractions import Fraction
 from math import cos, floor, pi
 
@@ -15,6 +16,7 @@ from selfspec.schedules import (
     ScheduleWindow,
     UnboundedWindow,
     Window,
+    stacked_tables,
 )
 
 PUBLISHED = [0.002, 0.005, 0.01, 0.02, 0.04, 0.083]
@@ -93,6 +95,7 @@ def test_schedule_windows_follow_the_schedule(schedule: Schedule, n: int):
     [(ConstantWindow(3), [3, 3, 3, 2, 1]), (UnboundedWindow(), [5, 4, 3, 2, 1]),
      (LinearWindow(0.4), [2, 2, 2, 2, 1]), (LinearWindow(0.41), [3, 3, 3, 2, 1]),
      (CosineWindow(1.0), [5, 4, 3, 2, 1]), (CosineWindow(1e-9), [1, 1, 1, 1, 1]),
+     (LinearWindow(0.2 + 2e-16), [1, 1, 1, 1, 1]),  # 0.2, but for its rounding
      (ScheduleWindow(LinearSchedule(), 5), [1, 1, 1, 1, 1]),
      (ScheduleWindow(LinearSchedule(), 1), [5, 4, 3, 2, 1])],
     ids=str,
@@ -113,3 +116,20 @@ def test_windows_of_five_tokens(window: Window, table: list[int]):
 def test_bad_settings_are_named(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@dataclass
+class Listed:
+    values: list[float]
+
+    def table(self, n: int) -> np.ndarray:
+        return np.array(self.values)
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 1], [1, 1, 1, 1], [0, 1, 1], [1, 3, 1], [1.5, 1, 1], [float("nan"), 1, 1]]
+)
+def test_a_window_that_breaks_its_rule_is_refused(values: list[float]):
+    assert stacked_tables(Listed([3, 2, 1]), [0, 3]).tolist() == [[1, 1, 1, 1], [3, 2, 1, 1]]
+    with pytest.raises(ValueError, match="`window` must have 3 whole numbers"):
+        stacked_tables(Listed(values), [0, 3])

@@ -98,29 +98,26 @@ def corrected(head: CausalHead, tracks: Tracks) -> Tensor:
     return head.add_residual(tracks.states, head.project(head.norm(x)))
 
 
-def replace_token(
-    head: CausalHead, tracks: Tracks, column: Tensor, embedded: Tensor, where: Tensor
-) -> Tracks:
-    """The tracks after a token of the window was replaced.
+def replace_token(head: CausalHead, tracks: Tracks, column: Tensor, embedded: Tensor) -> Tracks:
+    """The tracks after a token of the window was replaced, in every row.
+
+    A row without a rejection is settled, and so is one whose last place was rejected: nobody reads
+    their tracks again, and what is written there does not matter.
 
     Args:
         head: of one block.
         tracks: their keys and values are written to.
         column: (B,) place of the token in the window; the last is held by no track of it.
         embedded: (B, C) embedding of the new token.
-        where: (B,) bool, rows where it was replaced.
     """
     rows = torch.arange(len(column), device=column.device)
-    where = where & (column < tracks.x.shape[1])
     column = column.clamp(max=tracks.x.shape[1] - 1)
     track = (tracks.first + column).clamp(max=tracks.keys.shape[2] - 1)
     x = (tracks.context[rows, column] + _token_part(head, embedded)).unsqueeze(1)
     turn = Rotation(*(part[rows, :, column].unsqueeze(2) for part in tracks.key_rotation))
     for kept, new in zip((tracks.keys, tracks.values), _keys_and_values(head, x, turn)):  # noqa: B905
-        old = kept[rows, :, track]
-        kept[rows, :, track] = torch.where(where[:, None, None], new.squeeze(2).to(old.dtype), old)
-    hit = where.unsqueeze(1) & (torch.arange(tracks.x.shape[1], device=rows.device)
-                                == column.unsqueeze(1))  # fmt: skip
+        kept[rows, :, track] = new.squeeze(2).to(kept.dtype)
+    hit = torch.arange(tracks.x.shape[1], device=rows.device) == column.unsqueeze(1)
     x = torch.where(hit.unsqueeze(-1), x.to(tracks.x.dtype), tracks.x)
     return Tracks(tracks.context, x, *tracks[2:])  # torch 2.11 does not compile `_replace`
 

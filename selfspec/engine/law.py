@@ -1,16 +1,16 @@
 """Categorical laws that are never written out in float64.
 
-With logits z (as the network made them) and a temperature T a row,
+With logits z (as the network made them), the largest of them m, and a temperature T a row,
 
-    log p(v) = z_v / T - log Z,   log Z = log Σ_v exp(z_v / T),
+    log p(v) = (z_v - m) / T - log Z,   log Z = log Σ_v exp((z_v - m) / T),
 
 and only what is asked for is computed: log p of given tokens, the whole law at one place a row, and
 exact draws by inversion (`ops.draw`). For a large vocabulary a draw has two steps, first the chunk
 of tokens that holds it, then the token: one pass over the logits, no table of V partial sums.
 
 All is in float64 but the exponentials of half-precision and float32 logits, V a place: those are in
-float32, right to about 1e-5 of themselves, and are added up in float64. What they cut off is below
-1e-38, where float32 noise cuts off at 1e-7.
+float32, right to about 1e-5 of themselves at any T, as m is subtracted first, and are added up in
+float64. What they cut off is below 1e-38, where float32 noise cuts off at 1e-7.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfspec.ops import log_probs, take
+from selfspec.ops import outside, take
 
 __all__ = ["Law", "draw_of", "law_of"]
 
@@ -34,6 +34,8 @@ class Law(NamedTuple):
 
     logits: Tensor
     """(B, W, V); -inf outside the nucleus."""
+    top: Tensor
+    """(B, W) m, of the type of the logits."""
     log_z: Tensor
     """(B, W) float64."""
     temperature: Tensor
@@ -41,37 +43,42 @@ class Law(NamedTuple):
 
     def of(self, tokens: Tensor) -> Tensor:
         """Log p of `tokens` (B, W): (B, W) nats, float64."""
-        return take(self.logits, tokens) / self.temperature.unsqueeze(1) - self.log_z
+        below = take(self.logits, tokens).double() - self.top.double()
+        return below / self.temperature.unsqueeze(1) - self.log_z
 
     def at(self, column: Tensor) -> Tensor:
         """The law at one place a row, (B,) columns: (B, V) nats, float64."""
         rows = torch.arange(len(column), device=column.device)
-        logp = self.logits[rows, column] / self.temperature.unsqueeze(1)
-        return logp - self.log_z[rows, column].unsqueeze(1)
+        top, log_z = (x[rows, column].double().unsqueeze(1) for x in (self.top, self.log_z))
+        below = self.logits[rows, column].double() - top
+        return below / self.temperature.unsqueeze(1) - log_z
 
     def draw(self, u: Tensor) -> Tensor:
         """Tokens (B, W) from uniform numbers (B, W); a token of probability zero is never drawn."""
         return draw_of(self.logits, u, self._weights)
 
     def _weights(self, logits: Tensor) -> Tensor:
-        scaled = _scaled(logits, self.temperature)
-        return (scaled - self.log_z.unsqueeze(-1).to(scaled.dtype)).exp().double()
+        """Z · p."""
+        return _scaled(logits, self.top, self.temperature).exp().double()
 
 
 def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Law:
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
+    top = logits.amax(-1)
     if top_p is not None:
-        logits = torch.where(_outside(logits, temperature, top_p), -torch.inf, logits)
-    scaled = _scaled(logits, temperature)
-    top = scaled.amax(-1, keepdim=True)
-    total = (scaled - top).exp().sum(-1, dtype=torch.float64)
-    return Law(logits, top.squeeze(-1).double() + total.log(), temperature)
+        logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
+        limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
+        logits = logits.masked_fill(outside(logp, limit), -torch.inf)
+    total = _scaled(logits, top, temperature).exp().sum(-1, dtype=torch.float64)
+    return Law(logits, top, total.log(), temperature)
 
 
-def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
-    """z / T of (B, W, ...), in float32 at least."""
+def _scaled(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
+    """(z - m) / T of (B, W, ...), in float32 at least."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype) / temperature[:, None, None].to(dtype)
+    range_ = torch.finfo(dtype)
+    divisor = temperature.clamp(range_.tiny, range_.max)[:, None, None].to(dtype)
+    return (logits.to(dtype) - top.unsqueeze(-1).to(dtype)) / divisor
 
 
 def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
@@ -117,12 +124,3 @@ def _first_above(sums: Tensor, goal: Tensor) -> Tensor:
     """The first of (..., n) above (...), which some are."""
     index = torch.arange(sums.shape[-1], device=sums.device)
     return torch.where(sums > goal.unsqueeze(-1), index, len(index) - 1).amin(-1)
-
-
-def _outside(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
-    """Tokens outside each row's nucleus, as in `ops.log_probs`; none where `top_p` is 1."""
-    logp = log_probs(logits.double() / temperature[:, None, None])
-    ranked, tokens = logp.sort(dim=-1, descending=True, stable=True)
-    mass_before = ranked.exp().cumsum(-1) - ranked.exp()
-    limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
-    return torch.zeros_like(logp, dtype=torch.bool).scatter(-1, tokens, mass_before >= limit)

@@ -26,6 +26,7 @@ from selfspec.inputs import checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.sampling import Sampler
+from selfspec.sampling.base import NOT_NUMBERS
 
 __all__ = ["Engine"]
 
@@ -368,7 +369,7 @@ class Engine:
     def _known(self, rule: Any) -> Any:
         """The first rule seen that equals this one, so that equal rules share a step."""
         for known in self._rules:
-            if type(known) is type(rule) and (rule is None or vars(known) == vars(rule)):
+            if _equal(known, rule):
                 return known
         self._rules.append(rule)
         return rule
@@ -402,6 +403,14 @@ class Engine:
             arrived.synchronize()
 
 
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two rules are surely the same; fields may be such as cannot be compared, tensors."""
+    try:
+        return one is other or (type(one) is type(other) and vars(one) == vars(other))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
 def pass_bounds(rows: Rows) -> tuple[int, float]:
     """The fewest and the most passes after which some, and all, of these rows are finished.
 
@@ -417,7 +426,11 @@ def pass_bounds(rows: Rows) -> tuple[int, float]:
 
 
 def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor | None) -> Samples:
-    """Finished rows of one call, in the order of their requests, on the device of `tokens`."""
+    """Finished rows of one call, in the order of their requests, on the device of `tokens`.
+
+    Raises:
+        ValueError: the model's logits were NaN.
+    """
     order = torch.cat([rows.index for rows in parts]).argsort()
     names = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
     columns = {
@@ -426,6 +439,8 @@ def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor |
     }
     drawn = columns["tokens"][:, : tokens.shape[1]]
     pad = torch.zeros_like(drawn, dtype=torch.bool) if pad is None else pad.to(tokens.device)
+    if bool(((drawn == model.mask_id) & ~pad).any()):
+        raise ValueError(NOT_NUMBERS)
     columns |= {"tokens": torch.where(pad, tokens, drawn), "pad": pad}
     blocks: dict[str, Any] = {
         "trunk_blocks": model.num_trunk_blocks,

@@ -109,6 +109,8 @@ class Tally(NamedTuple):
     """(S,) head passes."""
     rejections: Tensor
     """(S,)."""
+    broken: Tensor
+    """(S,) bool: something that was read is NaN."""
 
 
 class Step:
@@ -173,7 +175,8 @@ class Step:
         drafts = Drafts(places, positions, inside, law, tokens, rows.top_p, *numbers)
         verified = (rows.rounds > 0) & (first < stop)
         decided = torch.where(verified, first + 1, stop)  # the tie accepts the first place
-        tally = Tally(tokens, decided, torch.zeros_like(first), torch.zeros_like(first))
+        broken = (law.log_z.isnan() & inside).any(1)
+        tally = Tally(tokens, decided, torch.zeros_like(first), torch.zeros_like(first), broken)
         if not self.variant.verifies:
             return drafts, None, tally
         embedded = self.model.trunk.embed(_written(rows.tokens, positions, tokens, inside))  # type: ignore[operator]
@@ -210,18 +213,21 @@ class Step:
             decided=torch.where(may, behind, tally.decided),
             heads=tally.heads + may.long(),
             rejections=tally.rejections + rejected.long(),
+            broken=tally.broken | (target.log_z.isnan() & open_).any(1),
         )
         if last:
             return tracks, tally
         embedded = self.model.trunk.embed(redrawn)  # type: ignore[operator]
-        return replace_token(self._head, tracks, column + 1, embedded, rejected), tally
+        return replace_token(self._head, tracks, column + 1, embedded), tally
 
     def _finish(self, pool: Pool, rows: Rows, drafts: Drafts, stop: Tensor, tally: Tally) -> None:
         """Reveal what is decided, keep the account, hand finished rows' slots on."""
         began, revealed = drafts.places[:, 0], tally.decided
         kept = drafts.inside & (drafts.places < revealed.unsqueeze(1))
         active = (began < stop).long()
-        rows.tokens = _written(rows.tokens, drafts.positions, tally.tokens, kept)
+        # The mask stays where there were no numbers, for the host to notice.
+        drawn = torch.where(tally.broken.unsqueeze(1), self.model.mask_id, tally.tokens)
+        rows.tokens = _written(rows.tokens, drafts.positions, drawn, kept)
         rows.revealed = revealed
         rows.passes = rows.passes + active
         rows.trunk_passes = rows.passes

@@ -28,7 +28,9 @@ from selfspec.orders import Order, UniformOrder, initial_order, rearranged
 from selfspec.schedules import Window, stacked_tables
 from selfspec.selection import DraftOrder, DraftWindow
 
-__all__ = ["Sampler", "State"]
+__all__ = ["NOT_NUMBERS", "Sampler", "State"]
+
+NOT_NUMBERS = "`model` must give logits that are numbers, got NaN"
 
 Rows = TypeVar("Rows", bound="State")
 
@@ -86,7 +88,7 @@ class Sampler(ABC):
     """Draws sequences from a model.
 
     Args:
-        model: an `SSMD`.
+        model: an `SSMD`, in evaluation mode: with dropout no seed gives the same row twice.
         order: the rule for σ.
         temperature: divides the logits of draft and target alike.
         top_p: nucleus, on draft and target alike.
@@ -141,7 +143,8 @@ class Sampler(ABC):
             `Samples`. With the same seed, a row is the same alone and in any batch.
 
         Raises:
-            ValueError: shapes, tokens outside the vocabulary, or a length beyond the model's.
+            ValueError: shapes, tokens outside the vocabulary, a length beyond the model's, or a
+                model whose logits are NaN.
         """
         state = self.start(*checked_rows(self.model, tokens, seeds, pad))
         passes: Trace | None = [[] for _ in range(len(tokens))] if trace else None
@@ -194,7 +197,10 @@ class Sampler(ABC):
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """(…, V) normalised float64 log-probabilities after temperature and nucleus."""
-        return log_probs(logits, self.temperature, self.top_p)
+        logp = log_probs(logits, self.temperature, self.top_p)
+        if bool(logp[..., 0].isnan().any()):  # one NaN makes all of its place NaN
+            raise ValueError(NOT_NUMBERS)
+        return logp
 
     def draw_drafts(self, state: State) -> "Drafts":
         """One trunk pass, σ and window where the pass chooses them, draws for the window."""
