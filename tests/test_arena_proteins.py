@@ -12,7 +12,7 @@ import torch
 from test_readme import load_script
 
 from selfspec.arena import ProteinReference, Setting, Sweep, accounts, reductions, write_report
-from selfspec.arena.figures import diversity_figure, heldout_figure
+from selfspec.arena.figures import diversity_figure, heldout_figure, relatives_figure
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import ProteinTokenizer
 from selfspec.files import write_json
@@ -118,9 +118,12 @@ def test_a_sweep_resumes_and_draws_its_figures(model: SSMD, sweep: Sweep, tmp_pa
     assert [ax.get_title("left") for ax in diversity_figure(report).axes] == [
         "Novelty, share of 6-mers", "Distinct 6-mers, share", "Composition, JSD from data, nats",
     ]  # fmt: skip
-    rows = [row | {"heldout_bits": 4.0 + i} for i, row in enumerate(report["rows"])]
-    figure = heldout_figure(report | {"rows": rows})
-    assert figure.axes[0].get_title("left").startswith("Held-out proteins, bits")
+    names = {"heldout_bits": heldout_figure, "relatives_bits": relatives_figure}
+    titles = []
+    for name, draw in names.items():
+        rows = [row | {name: 4.0 + i} for i, row in enumerate(report["rows"])]
+        titles.append(draw(report | {"rows": rows}).axes[0].get_title("left"))
+    assert [title.split(", ")[0] for title in titles] == ["Held-out proteins", "Held-out relatives"]
 
 
 def test_the_quality_benchmark_runs_on_proteins(
