@@ -1,13 +1,13 @@
 """Train the models of `proteins` one after another, as books27.py does those of `books27`.
 
     selfspec prepare proteins --source uniprot.fasta.gz --relatives 0.05 --out DATA
-    python benchmarks/proteins.py --data DATA --runs RUNS trunk=8000 head=3000 windows=2000@head
-    python benchmarks/proteins.py --data DATA --runs RUNS judge=1200
+    python benchmarks/proteins.py --data DATA --runs RUNS trunk=4000 head=1600 windows=800@head
+    python benchmarks/proteins.py --data DATA --runs RUNS judge=800
 
 The trunk stays frozen in `head` and `windows`; `joint` trains both. The quality curve of a model:
 
     python benchmarks/quality.py --model RUNS/windows/model --judge RUNS/judge/model --data DATA \\
-        --orders uniform --n 2048 --batch-size 512 --heldout 128 --relatives 128 --optimal 64 \\
+        --orders uniform --n 2048 --batch-size 512 --heldout 256 --relatives 256 --optimal 64 \\
         --most 100 --out benchmarks/results/proteins-quality.json
 
 The judge has read the same training proteins as the model. So a sample scores well if it is like

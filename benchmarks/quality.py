@@ -187,6 +187,10 @@ def main() -> None:
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
     tokenizer, stores = open_corpus(args.data)
+    if isinstance(stores["test"], RaggedStore):
+        torch.backends.cuda.enable_cudnn_sdp(
+            False
+        )  # it plans anew for every shape: many, with pads
     models = [load(name, device) for name in (args.model, args.plain) if name]
     length = args.length or models[0].length
     reference = make_reference(tokenizer, stores, length)
