@@ -8,7 +8,7 @@ The trunk stays frozen in `head` and `windows`; `joint` trains both. The quality
 
     python benchmarks/quality.py --model RUNS/windows/model --judge RUNS/judge/model --data DATA \\
         --orders uniform --n 2048 --batch-size 512 --heldout 256 --relatives 256 --optimal 64 \\
-        --most 100 --out benchmarks/results/proteins-quality.json
+        --most 70 --out benchmarks/results/proteins-quality.json
 
 The judge has read the same training proteins as the model. So a sample scores well if it is like
 them, by whatever share of it is copied: read `judge` beside `novelty`. pLDDT, which would not know
