@@ -2,7 +2,7 @@
 
     selfspec prepare proteins --source uniprot.fasta.gz --relatives 0.05 --out DATA
     python benchmarks/proteins.py --data DATA --runs RUNS trunk=4000 head=1600 windows=800@head
-    python benchmarks/proteins.py --data DATA --runs RUNS judge=800
+    python benchmarks/proteins.py --data DATA --runs RUNS judge=600
 
 The trunk stays frozen in `head` and `windows`; `joint` trains both. The quality curve of a model:
 

@@ -85,7 +85,7 @@ def windows(steps: int = 800, **changes: Any) -> Recipe:
     return replace(recipe, needs_start=True)
 
 
-def judge(steps: int = 800, **changes: Any) -> Recipe:
+def judge(steps: int = 600, **changes: Any) -> Recipe:
     """The judge: an autoregressive model of 8 blocks of width 320."""
     shape = replace(TRUNK, blocks=8, causal=True, dropout=0.2)
     return _recipe("judge", NextToken(), steps, 2e-3, changes, shape)
