@@ -78,6 +78,7 @@ OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 SEPARATE = "plain, separate model"
 SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
 SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
+Drawn = Sequence[tuple[Sweep, Setting, Result]]
 
 
 def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
@@ -188,9 +189,8 @@ def main() -> None:
     assert isinstance(judge, AutoregressiveModel)
     tokenizer, stores = open_corpus(args.data)
     if isinstance(stores["test"], RaggedStore):
-        torch.backends.cuda.enable_cudnn_sdp(
-            False
-        )  # it plans anew for every shape: many, with pads
+        # It plans anew for every shape, and with pads there are many.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     models = [load(name, device) for name in (args.model, args.plain) if name]
     length = args.length or models[0].length
     reference = make_reference(tokenizer, stores, length)
@@ -213,23 +213,35 @@ def main() -> None:
     ]
     if args.part:
         return
-    data = sweeps[0].measure_data(stores["test"].excerpt(length, args.n))
-    blocks = accounts(models[0].num_trunk_blocks, models[0].num_head_blocks)
-    facts = {
-        "judge": judge_facts(args.judge, tokenizer),
-        "data": {"split": "test", "rows": data.row.n},
-        "heldout": {"split": "test", "rows": args.heldout},
-    }
+    facts = {"judge": judge_facts(args.judge, tokenizer)}
+    report(args, facts, stores, length, sweeps[0], drawn)
+
+
+def report(
+    args: argparse.Namespace,
+    facts: dict[str, dict],
+    stores: Mapping[str, Store],
+    length: int,
+    sweep: Sweep,
+    drawn: Drawn,
+) -> None:
+    """Writes and prints what was drawn, with real data measured by `sweep`."""
+    model = sweep.model
+    assert isinstance(model, SSMD)
+    data = sweep.measure_data(stores["test"].excerpt(length, args.n))
+    facts["data"] = {"split": "test", "rows": data.row.n}
+    facts["heldout"] = {"split": "test", "rows": args.heldout}
     results, marks = [result for *_, result in drawn], None
     if args.relatives:
         rows = stores["relatives"].excerpt(length, max(args.n, args.relatives))
-        results = with_relatives(drawn, rows, args.relatives, args.seed)
+        results = with_relatives(drawn, spread(rows, args.relatives), args.seed)
         marks = [{"relatives_bits": mean(r.arrays.get("relatives_bits"))} for r in [*results, data]]
-        facts["relatives"] = relatives_facts(sweeps[0].measure_data(rows), args.relatives)
+        facts["relatives"] = relatives_facts(sweep.measure_data(rows), args.relatives)
+    blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
     found = compare(results, {"same trunk": blocks["same trunk"]}, args.seed)
     everything = [*results, data]
-    report = write_report(args.out, everything, found, args.seed, facts, args.command, marks)
-    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+    about = write_report(args.out, everything, found, args.seed, facts, args.command, marks)
+    print(row_table(about["rows"]), reduction_table(about["reduction"]), sep="\n\n")
 
 
 def points(args: argparse.Namespace, model: SSMD) -> list[Setting]:
@@ -241,15 +253,13 @@ def points(args: argparse.Namespace, model: SSMD) -> list[Setting]:
     return found
 
 
-def with_relatives(
-    drawn: Sequence[tuple[Sweep, Setting, Result]], rows: np.ndarray, num: int, seed: int
-) -> list[Result]:
-    """The results with the bits of `num` of the rows under each setting's exact law."""
+def with_relatives(drawn: Drawn, rows: np.ndarray, seed: int) -> list[Result]:
+    """The results with the bits of these rows under each setting's exact law."""
     laws: dict[int, Heldout] = {}
     found = []
     for sweep, setting, result in drawn:
         assert isinstance(sweep.model, SSMD)
-        law = laws.setdefault(id(sweep), Heldout(sweep.model, spread(rows, num), seed))
+        law = laws.setdefault(id(sweep), Heldout(sweep.model, rows, seed))
         bits = law(setting)
         more = {} if bits is None else {"relatives_bits": bits}
         found.append(replace(result, arrays=result.arrays | more))
