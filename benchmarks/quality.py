@@ -205,7 +205,7 @@ def main() -> None:
     if args.finished:
         jobs = [(sweep, setting) for sweep, setting in jobs if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
-    deadline = time.monotonic() + (args.seconds or math.inf)
+    deadline = time.monotonic() + (math.inf if args.seconds is None else args.seconds)
     drawn = [
         (sweep, setting, result)
         for sweep, setting in jobs[part::parts]
