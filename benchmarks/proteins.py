@@ -1,7 +1,7 @@
 """Train the models of `proteins` one after another, as books27.py does those of `books27`.
 
     selfspec prepare proteins --source uniprot.fasta.gz --relatives 0.05 --out DATA
-    python benchmarks/proteins.py --data DATA --runs RUNS trunk=4000 head=1600 windows=800@head
+    python benchmarks/proteins.py --data DATA --runs RUNS trunk=3000 head=2000 windows=800@head
     python benchmarks/proteins.py --data DATA --runs RUNS judge=600
 
 The trunk stays frozen in `head` and `windows`; `joint` trains both. The quality curve of a model:

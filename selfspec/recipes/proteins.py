@@ -60,12 +60,12 @@ def _recipe(
     )
 
 
-def trunk(steps: int = 4000, **changes: Any) -> Recipe:
+def trunk(steps: int = 3000, **changes: Any) -> Recipe:
     """The trunk alone, by the masked-diffusion bound."""
     return _recipe("trunk", Diffusion(), steps, 2e-3, changes)
 
 
-def head(steps: int = 1600, **changes: Any) -> Recipe:
+def head(steps: int = 2000, **changes: Any) -> Recipe:
     """The causal head on a frozen trunk, which must be given as the start."""
     recipe = _recipe("head", Diffusion(freeze_trunk=True), steps, 3e-3, changes, head=HEAD)
     return replace(recipe, needs_start=True)
