@@ -36,7 +36,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from quality import Heldout, compare, cost, judge_facts, plain, settings
+from quality import Heldout, compare, cost, judge_facts, optimal, plain, settings
 from torch import Tensor, nn
 
 import selfspec as ss
@@ -57,14 +57,12 @@ from selfspec.data.fasta import write_fasta
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import AMINO_ACIDS, ProteinTokenizer
 from selfspec.files import replacing, write_json
-from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.lengths import Lengths
 from selfspec.likelihood import information_profile
 from selfspec.model import SSMD
 from selfspec.prompts import blank
 from selfspec.recipes import proteins
 from selfspec.recipes.attach import settings as head_settings
-from selfspec.sampling import PlainSampler, SpeculativeSampler
 from selfspec.train import AdamWConfig, Diffusion, MuonConfig, Trainer, WarmupStableDecay
 
 LENGTH = 160
@@ -75,7 +73,6 @@ MODELS = {"AntiBERTy": "head", "AntiBERTy, fine-tuned": "finetuned"}
 SEED = 0
 OFTEN: dict[str, Any] = {"save_every": 500, "valid_every": 500}
 """So that little is lost where a run is cut off, and the judge has a loss."""
-OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 REPORT_EVERY = 60
 """Seconds between two reports while the curves fill."""
 
@@ -409,15 +406,7 @@ def report(
 def points(model: SSMD, longest: int, profile: np.ndarray) -> list[Setting]:
     """Those of quality.py, one token a pass, and the optimal schedule, unverified and verified."""
     found = [*settings(model, ["uniform"], longest), plain(model, "uniform", "linear", longest)]
-    losses = profile_losses(profile)
-    for steps in OPTIMAL_STEPS:
-        window = CutWindow(optimal_cuts(losses, steps))
-        knobs: dict[str, Any] = {"schedule": "optimal", "steps": steps}
-        found.append(Setting("plain", "uniform", knobs, PlainSampler(model, None, window)))
-        for rounds in OPTIMAL_ROUNDS:
-            verified, own = SpeculativeSampler(model, None, window, rounds), {"rounds": rounds}
-            found.append(Setting("self-speculative", "uniform", own | knobs, verified))
-    return found
+    return found + optimal(model, profile)
 
 
 def kept_profile(model: SSMD, store: RaggedStore, num: int, path: Path) -> np.ndarray:

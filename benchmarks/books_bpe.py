@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from books27 import affordable
 from quality import Heldout, compare, cost, judge_facts, load, plain, speculative
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ from selfspec.data.bpe import BPETokenizer
 from selfspec.data.corpus import Store, open_corpus
 from selfspec.data.tokenizers import CharTokenizer, normalise
 from selfspec.files import write_json
-from selfspec.metrics import load_vocabulary, median_seconds, ngram_counts, ngram_kl
+from selfspec.metrics import load_vocabulary, ngram_counts, ngram_kl
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.recipes import Recipe, books_bpe
 from selfspec.schedules import CosineWindow, LinearWindow
@@ -141,14 +142,6 @@ def train(args: argparse.Namespace, size: Size, stage: str) -> None:
     print(stage, f"{trainer.step} of {steps} steps", json.dumps(trainer.validation), flush=True)
     if not finished:
         raise SystemExit(f"stage {stage}: stopped; run it again to go on")
-
-
-def affordable(trainer: Any, seconds: float, began: float) -> int:
-    """Steps that end `seconds` after `began`, at the speed of some that are thrown away."""
-    with trainer.prepared():
-        step = median_seconds(trainer.update, trainer.device, repeats=8, warmup=4).median
-    trainer.feed.close()
-    return max(1, int((seconds - (time.monotonic() - began)) / step))
 
 
 class Text:

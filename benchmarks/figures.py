@@ -10,6 +10,7 @@ from selfspec.arena.figures import (
     diversity_figure,
     heldout_figure,
     quality_figure,
+    relatives_figure,
     save_figure,
     second_figure,
 )
@@ -23,6 +24,8 @@ def main() -> None:
     for path in sorted((ROOT / "benchmarks/results").glob("*-quality.json")):
         report, data = json.loads(path.read_text()), path.stem.removesuffix("-quality")
         second = {"second-judge": second_figure} if "second_judge" in report["judges"] else {}
+        if "relatives" in report["judges"]:
+            second["relatives"] = relatives_figure
         for name, draw in (FIGURES | second).items():
             save_figure(draw(report), ROOT / f"docs/figures/{data}-{name}")
     latency = ROOT / "benchmarks/results/latency-h200.json"

@@ -8,14 +8,26 @@ follows from it. Every setting below is drawn from the same weights with the sam
 scored by the same judge; beside the samples stands the exact likelihood of held-out rows under the
 very law that drew them, where σ is fixed in advance. A finished setting is kept in --folder and not
 drawn again; to use several devices, start one process a device with --part 0/2, --part 1/2 and so
-on, and then once without --part, which writes the report.
+on, and then once without --part, which writes the report. With --seconds the cheap settings come
+first, and none begins after that time.
+
+--optimal N adds the optimal schedule of both samplers (`selfspec.information`), by the information
+profile of N samples of the model's own, drawn one token a pass. It is kept in --folder.
+
+Proteins are held out by cluster, so that `heldout_bits` says little of what a model has learned of
+the families it was trained on. With --relatives R every row has `relatives_bits` too: the same of R
+proteins of the split that `selfspec prepare proteins --relatives` holds out.
 """
 
 import argparse
+import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,16 +45,26 @@ from selfspec.arena import (
     row_table,
     write_report,
 )
+from selfspec.arena.sweep import fingerprint
 from selfspec.calibration import ORDERS, knobs
 from selfspec.checkpoint import BUNDLED
 from selfspec.data.corpus import Store, open_corpus
+from selfspec.data.loader import spread
 from selfspec.data.ragged import RaggedStore
 from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer, Tokenizer
-from selfspec.likelihood import Scores, chain, draw_order, scores
+from selfspec.files import write_json
+from selfspec.information import CutWindow, optimal_cuts, profile_losses
+from selfspec.likelihood import Scores, chain, draw_order, information_profile, scores
 from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.noise import row_seeds
 from selfspec.prompts import blank
-from selfspec.sampling import FixedCountSampler, PlainSampler, SpeculativeSampler
+from selfspec.sampling import (
+    AnyOrderSampler,
+    FixedCountSampler,
+    PlainSampler,
+    SpeculativeSampler,
+)
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, LinearWindow
 
 COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
@@ -52,8 +74,11 @@ PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083
 FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01), (1, 0.04), (2, 0.16))
 LINEAR = ((3, 0.125), (2, 0.125), (2, 0.09), (1, 0.09), (1, 0.06), (1, 0.045), (1, 0.03), (1, 0.02))
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
+OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 SEPARATE = "plain, separate model"
+SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
 SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
+Drawn = Sequence[tuple[Sweep, Setting, Result]]
 
 
 def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
@@ -89,6 +114,33 @@ def settings(model: SSMD, orders: list[str], longest: int | None = None) -> list
             for rounds, dtau in LINEAR:
                 found.append(speculative(model, order, rounds, LinearWindow(dtau)))
     return found
+
+
+def optimal(model: SSMD, profile: np.ndarray) -> list[Setting]:
+    """The optimal schedule of an information profile, unverified and verified."""
+    found, losses = [], profile_losses(profile)
+    for steps in OPTIMAL_STEPS:
+        window = CutWindow(optimal_cuts(losses, steps))
+        values: dict[str, Any] = {"schedule": "optimal", "steps": steps}
+        found.append(Setting("plain", "uniform", values, PlainSampler(model, None, window)))
+        for rounds in OPTIMAL_ROUNDS if model.head is not None else ():
+            verified, own = SpeculativeSampler(model, None, window, rounds), {"rounds": rounds}
+            found.append(Setting("self-speculative", "uniform", own | values, verified))
+    return found
+
+
+def own_profile(model: SSMD, num: int, seed: int, path: Path) -> np.ndarray:
+    """The information profile of the model's own samples of full length, kept in a file."""
+    if not path.exists():
+        seeds = row_seeds(seed, num, model.device)
+        text = model.length - sum(map(len, model.frame))
+        tokens, _ = blank(torch.full_like(seeds, text), model.mask_id, frame=model.frame)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            drawn = AnyOrderSampler(model).sample(tokens, seeds).tokens
+            profile = information_profile(model, drawn, seed, tokens != model.mask_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, profile.tolist())
+    return np.array(json.loads(path.read_text()))
 
 
 def cost(setting: Setting) -> float:
@@ -136,6 +188,9 @@ def main() -> None:
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
     tokenizer, stores = open_corpus(args.data)
+    if isinstance(stores["test"], RaggedStore):
+        # It plans anew for every shape, and with pads there are many.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     models = [load(name, device) for name in (args.model, args.plain) if name]
     length = args.length or models[0].length
     reference = make_reference(tokenizer, stores, length)
@@ -143,26 +198,83 @@ def main() -> None:
     jobs = [
         (sweep, setting)
         for model, sweep in zip(models, sweeps, strict=True)
-        for setting in settings(model, args.orders)
+        for setting in points(args, model)
         if cost(setting) <= args.most
     ]
-    jobs.sort(key=lambda job: -cost(job[1]))
+    jobs.sort(key=lambda job: cost(job[1]), reverse=args.seconds is None)
     if args.finished:
         jobs = [(sweep, setting) for sweep, setting in jobs if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
-    results = [result for sweep, s in jobs[part::parts] for result in sweep.run([s])]
+    deadline = time.monotonic() + (math.inf if args.seconds is None else args.seconds)
+    drawn = [
+        (sweep, setting, result)
+        for sweep, setting in jobs[part::parts]
+        for result in sweep.run([setting], stop_after=deadline - time.monotonic())
+    ]
     if args.part:
         return
-    data = sweeps[0].measure_data(stores["test"].excerpt(length, args.n))
-    blocks = accounts(models[0].num_trunk_blocks, models[0].num_head_blocks)
+    facts = {"judge": judge_facts(args.judge, tokenizer)}
+    report(args, facts, stores, length, sweeps[0], drawn)
+
+
+def report(
+    args: argparse.Namespace,
+    facts: dict[str, dict],
+    stores: Mapping[str, Store],
+    length: int,
+    sweep: Sweep,
+    drawn: Drawn,
+) -> None:
+    """Writes and prints what was drawn, with real data measured by `sweep`."""
+    model = sweep.model
+    assert isinstance(model, SSMD)
+    data = sweep.measure_data(stores["test"].excerpt(length, args.n))
+    facts["data"] = {"split": "test", "rows": data.row.n}
+    facts["heldout"] = {"split": "test", "rows": args.heldout}
+    results, marks = [result for *_, result in drawn], None
+    if args.relatives:
+        rows = stores["relatives"].excerpt(length, max(args.n, args.relatives))
+        results = with_relatives(drawn, spread(rows, args.relatives), args.seed)
+        marks = [{"relatives_bits": mean(r.arrays.get("relatives_bits"))} for r in [*results, data]]
+        facts["relatives"] = relatives_facts(sweep.measure_data(rows), args.relatives)
+    blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
     found = compare(results, {"same trunk": blocks["same trunk"]}, args.seed)
-    facts = {
-        "judge": judge_facts(args.judge, tokenizer),
-        "data": {"split": "test", "rows": data.row.n},
-        "heldout": {"split": "test", "rows": args.heldout},
-    }
-    report = write_report(args.out, [*results, data], found, args.seed, facts, args.command)
-    print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
+    everything = [*results, data]
+    about = write_report(args.out, everything, found, args.seed, facts, args.command, marks)
+    print(row_table(about["rows"]), reduction_table(about["reduction"]), sep="\n\n")
+
+
+def points(args: argparse.Namespace, model: SSMD) -> list[Setting]:
+    """Every setting that is asked for."""
+    found = settings(model, args.orders)
+    if args.optimal:
+        path = args.folder / f"profile-{fingerprint(model)}-{args.optimal}.json"
+        found += optimal(model, own_profile(model, args.optimal, args.seed, path))
+    return found
+
+
+def with_relatives(drawn: Drawn, rows: np.ndarray, seed: int) -> list[Result]:
+    """The results with the bits of these rows under each setting's exact law."""
+    laws: dict[int, Heldout] = {}
+    found = []
+    for sweep, setting, result in drawn:
+        assert isinstance(sweep.model, SSMD)
+        law = laws.setdefault(id(sweep), Heldout(sweep.model, rows, seed))
+        bits = law(setting)
+        more = {} if bits is None else {"relatives_bits": bits}
+        found.append(replace(result, arrays=result.arrays | more))
+    return found
+
+
+def relatives_facts(data: Result, num: int) -> dict[str, Any]:
+    """What judge and reference say of relatives of training proteins."""
+    names = ("judge", "judge_low", "judge_high", "novelty", "composition", "distinct_kmers")
+    measured = {name: getattr(data.row, name) for name in names}
+    return {"split": "relatives", "rows": data.row.n, "likelihood": num, **measured}
+
+
+def mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
 def load(name: str, device: str) -> SSMD:
@@ -213,7 +325,7 @@ def compare(results: list[Result], costs: dict[str, float], seed: int) -> list[d
         ours = [r for r in results if r.row.order == order and r.row.sampler != SEPARATE]
         plain = [r for r in ours if r.row.sampler == "plain"]
         methods = [r for r in ours if r.row.sampler == "self-speculative"]
-        for score in ("judge", "second_judge", "heldout_bits"):
+        for score in SCORES:
             found += reductions(plain, methods, costs, f"plain {order}", score, seed)
             own = {"separate model": 1.0}
             found += reductions(separate, methods, own, SEPARATE, score, seed)
@@ -244,6 +356,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=512, help="held-out sequences")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--relatives", type=int, default=0, metavar="R", help="see above")
+    parser.add_argument("--optimal", type=int, default=0, metavar="N", help="see above")
+    parser.add_argument("--seconds", type=float, help="after which no setting begins")
     parser.add_argument("--most", type=float, default=math.inf, help="leave out longer samplers")
     parser.add_argument("--part", default=None, metavar="k/n")
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from test_readme import load_script
 
 from selfspec.arena import ProteinReference, Setting, Sweep, accounts, reductions, write_report
-from selfspec.arena.figures import diversity_figure, heldout_figure
+from selfspec.arena.figures import diversity_figure, heldout_figure, relatives_figure
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import ProteinTokenizer
 from selfspec.files import write_json
@@ -41,7 +42,7 @@ def judge() -> AutoregressiveModel:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of twenty residues, some commoner than others."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split, size in (("train", 40), ("test", 12)):
+    for split, size in (("train", 40), ("test", 12), ("relatives", 6)):
         rows = [
             rng.choice(20, n, p=np.arange(1, 21) / 210) for n in rng.integers(8, tiny.LENGTH, size)
         ]
@@ -117,9 +118,12 @@ def test_a_sweep_resumes_and_draws_its_figures(model: SSMD, sweep: Sweep, tmp_pa
     assert [ax.get_title("left") for ax in diversity_figure(report).axes] == [
         "Novelty, share of 6-mers", "Distinct 6-mers, share", "Composition, JSD from data, nats",
     ]  # fmt: skip
-    rows = [row | {"heldout_bits": 4.0 + i} for i, row in enumerate(report["rows"])]
-    figure = heldout_figure(report | {"rows": rows})
-    assert figure.axes[0].get_title("left").startswith("Held-out proteins, bits")
+    names = {"heldout_bits": heldout_figure, "relatives_bits": relatives_figure}
+    titles = []
+    for name, draw in names.items():
+        rows = [row | {name: 4.0 + i} for i, row in enumerate(report["rows"])]
+        titles.append(draw(report | {"rows": rows}).axes[0].get_title("left"))
+    assert [title.split(", ")[0] for title in titles] == ["Held-out proteins", "Held-out relatives"]
 
 
 def test_the_quality_benchmark_runs_on_proteins(
@@ -134,9 +138,13 @@ def test_the_quality_benchmark_runs_on_proteins(
     monkeypatch.setattr(script, "load", lambda name, device: checkpoint.load(name, device))
     arguments = {"model": tmp_path / "model", "judge": tmp_path / "judge", "data": data, "n": 4,
                  "heldout": 3, "most": 8, "batch-size": 4, "folder": tmp_path / "rows",
-                 "out": tmp_path / "report.json"}  # fmt: skip
+                 "out": tmp_path / "report.json", "relatives": 2, "optimal": 3}  # fmt: skip
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["quality.py", *flags, "--orders", "uniform"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--seconds", "0"])
+    script.main()  # no setting begins
+    assert len(json.loads((tmp_path / "report.json").read_text())["rows"]) == 1
+    sys.argv[-1] = "1000"
     script.main()
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["judges"]["judge"]["unit"] == "bits per residue"
@@ -147,3 +155,17 @@ def test_the_quality_benchmark_runs_on_proteins(
     bits = (-nats / (~pad).sum(1) / np.log(2)).mean().item()
     assert found[0]["heldout_bits"] == pytest.approx(bits, rel=2e-2)  # the script is in bfloat16
     assert all(row["composition"] > 0 for row in found)
+    rows = RaggedStore(data / "relatives.bin").excerpt(tiny.LENGTH, 2)
+    law = script.Heldout(model, rows, 0)(
+        script.speculative(model, "uniform", 10, CosineWindow(0.16))
+    )
+    assert found[0]["relatives_bits"] == pytest.approx(law.mean(), rel=1e-3)
+    assert report["judges"]["relatives"]["rows"] == 4
+    assert {r["score_name"] for r in report["reduction"]} == {
+        "judge", "heldout_bits", "relatives_bits"
+    }  # fmt: skip
+    profile = json.loads(next((tmp_path / "rows").glob("profile-*-3.json")).read_text())
+    assert len(profile) == tiny.LENGTH
+    assert all(a >= b for a, b in pairwise(profile))
+    steps = {r["settings"]["steps"] for r in report["rows"] if "optimal" in r["settings"].values()}
+    assert steps == {6, 8}

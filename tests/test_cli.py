@@ -133,6 +133,12 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source, out = str(tmp_path / "a.fasta"), str(tmp_path / "out")
     told = report(capsys, "prepare", "proteins", "--source", source, "--out", out)
     assert told["sequences"] == {"train": 54, "valid": 3, "test": 3}
+    write_fasta(tmp_path / "b.fasta", [(str(i), text) for i, text in enumerate(texts + texts[:30])])
+    twice = ["prepare", "proteins", "--source", str(tmp_path / "b.fasta"), "--relatives", "0.1"]
+    told = report(capsys, *twice, "--out", str(tmp_path / "twice"))
+    assert told["sequences"] == {"train": 73, "valid": 4, "test": 4, "relatives": 9}
+    assert main([*twice, "--out", out, "--relatives", "2"]) == 2
+    assert "`relatives` must be at least 0 and below 1, got 2" in capsys.readouterr().err
     folder = tmp_path / "splits"
     folder.mkdir()
     shutil.copy(source, folder / "train-0.fasta")

@@ -120,6 +120,26 @@ def test_a_split_holds_whole_clusters_out_and_fills_its_share(proteins):
         split(np.zeros(50, np.int64), {"test": 0.1})
 
 
+def test_relatives_come_from_training_and_leave_one_of_each_cluster(proteins):
+    label = cluster(proteins[0], 20)
+    held_out = {"valid": 0.2, "test": 0.1}
+    plain = split(label, held_out)
+    parts = split(label, held_out, relatives=0.1)
+    assert [*parts] == ["train", "valid", "test", "relatives"]
+    assert all(np.array_equal(parts[name], plain[name]) for name in held_out)
+    both = np.concatenate([parts["train"], parts["relatives"]])
+    assert sorted(both.tolist()) == plain["train"].tolist()
+    assert len(parts["relatives"]) == round(0.1 * len(label))
+    most = split(label, held_out, relatives=0.99)
+    assert sorted(label[most["train"]].tolist()) == sorted({*label[plain["train"]].tolist()})
+    other = split(label, held_out, relatives=0.1, seed=1)
+    assert not np.array_equal(parts["relatives"], other["relatives"])
+    with pytest.raises(ValueError, match="`relatives` must be at least 0 and below 1, got 1"):
+        split(label, held_out, relatives=1)
+    with pytest.raises(ValueError, match="for a split 'relatives'"):
+        split(np.arange(50), held_out, relatives=0.1)
+
+
 def test_prepare_holds_clusters_out(proteins, tmp_path):
     rows, _ = proteins
     texts = ["".join(AMINO_ACIDS[i] for i in row) for row in rows]

@@ -1,7 +1,10 @@
 import gzip
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hubs
@@ -11,6 +14,8 @@ import torch
 from test_readme import load_script
 
 import selfspec as ss
+from selfspec import checkpoint
+from selfspec.arena.sweep import fingerprint
 from selfspec.cli import main
 from selfspec.data.loader import TokenStore, spread, write_store
 from selfspec.data.ragged import RaggedStore, write_sequences
@@ -83,6 +88,35 @@ def test_the_protein_models_have_their_sizes():
         sizes[name.split(".")[0]] += weight.numel()
     assert 10e6 < sizes["trunk"] < 20e6
     assert 0 < sizes["head"] < sizes["trunk"] / 8
+
+
+def test_a_stage_has_the_steps_that_its_time_allows(ragged, tmp_path, monkeypatch):
+    script = load_script("books27")
+    made = {name: getattr(proteins, name) for name in ("trunk", "head", "windows")}
+    tiny = {name: lambda steps, f=f: shrunk(f(steps)).override(steps=steps, muon=None)
+            for name, f in made.items()}  # fmt: skip
+    shutil.copytree(ragged.path.parent, data := tmp_path / "data")
+    for name in ("train.bin", "train.bin.json", "train.lengths", "train.lengths.json"):
+        shutil.copy(data / name, data / name.replace("train", "valid"))
+    planned = []
+    monkeypatch.setattr(script, "affordable", lambda t, *a: planned.append((t.folder, *a)) or 3)
+    stages = ["trunk=2s", "head=2s", "windows=4@head"]
+    for _ in range(2):  # the second time all are finished, and nothing is planned again
+        monkeypatch.setattr(
+            sys, "argv", ["x", "--data", str(data), "--runs", str(tmp_path), *stages]
+        )
+        script.main(SimpleNamespace(**tiny))
+    assert [(folder, seconds, ragged) for folder, seconds, _, ragged in planned] == 2 * [
+        (None, 1.8, True)
+    ]  # fmt: skip
+    runs = {name: ss.load(tmp_path / name / "model", "cpu") for name in tiny}
+    about = {n: checkpoint.load_config(tmp_path / n / "model")["training"] for n in tiny}
+    assert {name: each["step"] for name, each in about.items()} == {
+        "trunk": 3, "head": 3, "windows": 4
+    }  # fmt: skip
+    assert about["windows"]["validation"].keys() == {"draft", "target", "window"}
+    for name in ("head", "windows"):  # frozen
+        assert fingerprint(runs[name].trunk) == fingerprint(runs["trunk"].trunk)
 
 
 # UniRef50, on a stand-in for its trunk

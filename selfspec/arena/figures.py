@@ -29,6 +29,7 @@ __all__ = [
     "diversity_figure",
     "heldout_figure",
     "quality_figure",
+    "relatives_figure",
     "save_figure",
     "second_figure",
 ]
@@ -128,6 +129,12 @@ def heldout_figure(report: Mapping[str, Any]) -> "Figure":
     return _figure(
         report, "heldout_bits", f"Held-out {_kind(report['rows'])}, {unit}: lower is better"
     )
+
+
+def relatives_figure(report: Mapping[str, Any]) -> "Figure":
+    """As `heldout_figure`, of proteins that have relatives among those of training."""
+    unit = report["judges"].get("judge", {}).get("unit", "bits per token")
+    return _figure(report, "relatives_bits", f"Held-out relatives, {unit}: lower is better")
 
 
 def diversity_figure(report: Mapping[str, Any]) -> "Figure":

@@ -44,7 +44,7 @@ class Row:
     """Accepted drafts / drafts verified."""
     seconds: float | None
     """Wall-clock a sample at the sweep's batch size: median over its full batches without the
-    first, which warms up; None where fewer than five are left."""
+    first, which warms up; None where fewer than five are left, or rows have their own lengths."""
     composition: float | None = None
     """Of proteins: nats from the data's frequencies of residues, see `metrics.proteins`."""
     distinct_kmers: float | None = None

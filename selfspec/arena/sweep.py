@@ -18,7 +18,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,11 +220,11 @@ class Sweep:
         frame = getattr(self.model, "frame", NO_FRAME)
         text = (self.length or self.model.length) - len(frame[0]) - len(frame[1])
         sizes = self.lengths.draw(seeds) if self.lengths else torch.full_like(seeds, text)
-        masked, pad = blank(sizes, self.model.mask_id, frame=frame)
-        parts, seconds = [], []
-        for index in torch.arange(self.n, device=device).split(self.batch_size):
-            rows = {"tokens": masked[index], "seeds": seeds[index]}
-            rows |= {"pad": pad[index]} if self.lengths else {}
+        order, parts, seconds = sizes.argsort(stable=True), [], []  # like lengths: few pads
+        for index in order.split(self.batch_size):
+            masked, pad = blank(sizes[index], self.model.mask_id, frame=frame)
+            rows = {"tokens": masked, "seeds": seeds[index]}
+            rows |= {"pad": pad} if self.lengths else {}
             synchronize(device)
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
@@ -234,8 +234,10 @@ class Sweep:
             if bar is not None:
                 bar.update(len(index))
         # The first batch warms up, and a smaller last one would be slower a sample.
-        timed = seconds[1 : self.n // self.batch_size]
-        return Samples.concatenate(parts), statistics.median(timed) if len(timed) >= 5 else None
+        timed = [] if self.lengths else seconds[1 : self.n // self.batch_size]
+        samples, back = Samples.concatenate(parts), order.argsort()
+        tensors = {k: v[back] for k, v in vars(samples).items() if isinstance(v, Tensor)}
+        return replace(samples, **tensors), statistics.median(timed) if len(timed) >= 5 else None
 
     def _result(self, arrays: dict[str, np.ndarray], account: dict[str, Any]) -> Result:
         tokens = arrays.pop("tokens")

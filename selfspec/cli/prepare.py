@@ -100,6 +100,7 @@ def prepare(
     source: str | None = None,
     alphabet: Literal["amino-acids", "esm"] = "amino-acids",
     unknown: Literal["skip", "refuse", "as-x"] = "skip",
+    relatives: float = 0.0,
 ) -> None:
     """Turn a corpus into token files for training: train.bin, valid.bin, test.bin.
 
@@ -118,12 +119,14 @@ def prepare(
             several. Only openwebtext needs none.
         alphabet: of proteins: the twenty amino acids, or the vocabulary of ESM-2.
         unknown: what becomes of a protein with a residue outside the alphabet.
+        relatives: of proteins: this share of all is held out at random too, each with relatives in
+            training: relatives.bin.
     """
     if source is None and corpus != "openwebtext":
         raise ValueError(f"`source` must be given for {corpus}, got none")
     text.check(corpus)
     if corpus in ("proteins", "fasta"):
-        return prepare_proteins(corpus, run, str(source), out, alphabet, unknown)
+        return prepare_proteins(corpus, run, str(source), out, alphabet, unknown, relatives)
     if corpus != "text8":
         return prepare_documents(corpus, run, text, source, out)
     from selfspec.data import text8
@@ -184,7 +187,7 @@ def per_token(tokenizer: BPETokenizer, stores: dict[str, TokenStore]) -> dict[st
 
 
 def prepare_proteins(
-    corpus: str, run: Run, source: str, out: Path, alphabet: str, unknown: str
+    corpus: str, run: Run, source: str, out: Path, alphabet: str, unknown: str, relatives: float
 ) -> None:
     """FASTA to ragged stores."""
     from selfspec.data import fasta
@@ -194,7 +197,7 @@ def prepare_proteins(
     policy = fasta.Policy(unknown=fasta.Unknown(unknown))
     if corpus == "proteins":
         stores, skipped = fasta.prepare_clustered(
-            source, out, tokenizer, policy, run.seed, watched()
+            source, out, tokenizer, policy, run.seed, watched(), relatives
         )
     else:
         splits = find_splits(Path(source), "fasta")

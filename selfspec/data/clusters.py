@@ -5,6 +5,9 @@ and 3 % of those of the one with fewer, which relatives of about 55 % identity d
 connected components of the links. They come in a random order that the seed fixes, and the first
 ones fill the held-out splits; a cluster with more than a tenth of a split stays in training. So any
 two sequences in different splits are certainly not linked.
+
+What a model has learned of the families that it was trained on is another question, and `relatives`
+answers it: sequences that are held out at random, each with relatives in training.
 """
 
 from __future__ import annotations
@@ -56,7 +59,10 @@ def components(n: int, first: np.ndarray, second: np.ndarray) -> npt.NDArray[np.
 
 
 def split(
-    label: npt.NDArray[np.int64], held_out: Mapping[str, float] = HELD_OUT, seed: int = 0
+    label: npt.NDArray[np.int64],
+    held_out: Mapping[str, float] = HELD_OUT,
+    seed: int = 0,
+    relatives: float = 0.0,
 ) -> dict[str, npt.NDArray[np.int64]]:
     """The sequences of each split, "train" first: whole clusters, in rising order.
 
@@ -65,12 +71,17 @@ def split(
         held_out: splits and the share of the sequences that each is to have, as near as the
             clusters allow.
         seed: of the order of the clusters.
+        relatives: share of the sequences in one more split, "relatives", drawn from those of
+            training; one of each cluster stays there.
 
     Raises:
-        ValueError: a split gets no sequence.
+        ValueError: a split gets no sequence, or `relatives` is no share.
     """
+    if not 0 <= relatives < 1:
+        raise ValueError(f"`relatives` must be at least 0 and below 1, got {relatives}")
     names, sizes = np.unique(label, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(names))
     rest = np.ones(len(names), bool)
     parts = {}
     for name, share in held_out.items():
@@ -79,6 +90,12 @@ def split(
         rest[chosen] = False
         parts[name] = np.flatnonzero(np.isin(label, names[chosen]))
     parts = {"train": np.flatnonzero(np.isin(label, names[rest])), **parts}
+    if relatives:
+        shuffled = rng.permutation(parts["train"])
+        one_of_each = np.unique(label[shuffled], return_index=True)[1]
+        chosen = np.delete(shuffled, one_of_each)[: round(relatives * len(label))]
+        parts["train"] = np.setdiff1d(parts["train"], chosen)
+        parts["relatives"] = np.sort(chosen)
     for name, part in parts.items():
         if not len(part):
             raise ValueError(f"`label` must have enough clusters for a split {name!r}, "

@@ -189,6 +189,7 @@ def prepare_clustered(
     policy: Policy | None = None,
     seed: int = 0,
     progress: bool = True,
+    relatives: float = 0.0,
 ) -> tuple[dict[str, RaggedStore], dict[str, int]]:
     """Writes the ragged stores train, valid and test of FASTA files, held out by cluster.
 
@@ -196,6 +197,7 @@ def prepare_clustered(
         paths: the files, which are split by `clusters`.
         folder, tokenizer, policy, progress: as in `prepare`.
         seed: decides which clusters are held out.
+        relatives: share of the sequences in a store of that name, relatives of training sequences.
 
     Returns:
         The stores, and how many sequences were left out of all.
@@ -207,7 +209,7 @@ def prepare_clustered(
     cleaner = Cleaner(tokenizer.residues, policy or Policy())
     texts = list(cleaner(read_fasta(paths, progress)))
     rows = [tokenizer.encode(text) for text in texts]
-    parts = split(cluster(rows, tokenizer.vocab_size), seed=seed)
+    parts = split(cluster(rows, tokenizer.vocab_size), seed=seed, relatives=relatives)
     splits = {name: [texts[i] for i in index] for name, index in parts.items()}
     stores = write_corpus(folder, splits, tokenizer, write_sequences)
     return stores, {"all": cleaner.skipped}
