@@ -9,15 +9,15 @@ exact draws by inversion (`ops.draw`). For a large vocabulary a draw has two ste
 of tokens that holds it, then the token: one pass over the logits, no table of V partial sums.
 
 All is in float64 but the exponentials of half-precision and float32 logits, V a place: those are in
-float32, right to about 1e-5 of themselves at any T, as m is subtracted first, and are added up in
-float64. What they cut off is below 1e-38, where float32 noise cuts off at 1e-7.
+float32, right to about 1e-5 of themselves at any T, as m is subtracted first. They are added up in
+float64; where V is large, chunks of them in float32, which moves log Z by less than 1e-6. What is
+cut off is below 1e-38, where float32 noise cuts off at 1e-7.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec.ops import outside, take
@@ -36,6 +36,8 @@ class Law(NamedTuple):
     """(B, W, V); -inf outside the nucleus."""
     top: Tensor
     """(B, W) m, of the type of the logits."""
+    mass: Tensor
+    """(B, W, C) float64: Z · p of C chunks of tokens, one chunk where V is small."""
     log_z: Tensor
     """(B, W) float64."""
     temperature: Tensor
@@ -55,7 +57,7 @@ class Law(NamedTuple):
 
     def draw(self, u: Tensor) -> Tensor:
         """Tokens (B, W) from uniform numbers (B, W); a token of probability zero is never drawn."""
-        return draw_of(self.logits, u, self._weights)
+        return draw_of(self.logits, u, self._weights, self.mass)
 
     def _weights(self, logits: Tensor) -> Tensor:
         """Z · p."""
@@ -69,8 +71,8 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
         logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
         limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
         logits = logits.masked_fill(outside(logp, limit), -torch.inf)
-    total = _scaled(logits, top, temperature).exp().sum(-1, dtype=torch.float64)
-    return Law(logits, top, total.log(), temperature)
+    mass = _masses(_scaled(logits, top, temperature).exp())
+    return Law(logits, top, mass, mass.sum(-1).log(), temperature)
 
 
 def _scaled(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
@@ -81,7 +83,12 @@ def _scaled(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
     return (logits.to(dtype) - top.unsqueeze(-1).to(dtype)) / divisor
 
 
-def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+def draw_of(
+    x: Tensor,
+    u: Tensor,
+    weights: Callable[[Tensor], Tensor] = lambda x: x,
+    mass: Tensor | None = None,
+) -> Tensor:
     """The draw of `ops.draw(weights(x), u)`, in two steps where V is large.
 
     Args:
@@ -89,6 +96,7 @@ def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x
         u: (...) float64 in (0, 1).
         weights: gives each entry of (..., n), independent of the others, a weight in float64;
             compiled, the V weights are not written out.
+        mass: (..., C) the weights of the chunks, if they are known.
 
     Returns:
         (...) int64. In exact arithmetic that of `ops.draw`; of positive weight, whatever rounding
@@ -98,17 +106,30 @@ def draw_of(x: Tensor, u: Tensor, weights: Callable[[Tensor], Tensor] = lambda x
     if size <= SMALL:
         cdf, total = _cumulated(weights(x))
         return _first_above(cdf, u * total)
-    mass = F.pad(weights(x), (0, -size % CHUNK)).unflatten(-1, (-1, CHUNK)).sum(-1)
+    mass = _masses(weights(x)) if mass is None else mass
     cdf, total = _cumulated(mass)
     goal = u * total
     chunk = _first_above(cdf, goal)
     tokens = chunk.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=u.device)
     part = weights(x.gather(-1, tokens.clamp(max=size - 1)))
     inner, total = _cumulated(torch.where(tokens < size, part, 0.0))
-    # Rounding may put the goal a little outside of the chunk that holds it.
-    goal = goal - (take(cdf, chunk) - take(mass, chunk))
+    # Rounding may make the mass of a chunk another, and put the goal a little outside of it.
+    held = take(mass, chunk)
+    goal = (goal - (take(cdf, chunk) - held)) * (total / held)
     goal = torch.minimum(goal.clamp(min=0), total * (1 - 2.0**-52))
     return chunk * CHUNK + _first_above(inner, goal)
+
+
+def _masses(weights: Tensor) -> Tensor:
+    """(..., V) → (..., C) float64. A chunk is added up in the type of its weights, which are no
+    better, and a device converts few numbers then.
+    """
+    size = weights.shape[-1]
+    if size <= SMALL:
+        return weights.sum(-1, keepdim=True, dtype=torch.float64)
+    whole = size - size % CHUNK
+    chunks = weights[..., :whole].unflatten(-1, (-1, CHUNK)).sum(-1)
+    return torch.cat([chunks, weights[..., whole:].sum(-1, keepdim=True)], -1).double()
 
 
 def _cumulated(weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -451,5 +451,5 @@ def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor |
 
 def _rounded_up(width: int, length: int) -> int:
     """The next of a few window sizes."""
-    larger = next((w for w in WIDTHS if w >= width), -(-width // 16) * 16)
+    larger = next((w for w in WIDTHS if w >= width), -(-width // 8) * 8)
     return min(larger, length)
