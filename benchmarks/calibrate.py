@@ -1,13 +1,13 @@
 """Give a checkpoint the calibration table of a finished benchmark, without drawing anything again.
 
-    python benchmarks/calibrate.py [REPORT] [CHECKPOINT]
+    python benchmarks/calibrate.py --report benchmarks/results/books27-quality.json books27
 
 The table is that of `selfspec benchmark CHECKPOINT --calibrate`, with the report's samples and
 judge.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from selfspec import calibration
 REPORT = Path(__file__).parent / "results" / "books27-quality.json"
 
 
-def main(report: str | Path = REPORT, checkpoint: str = "books27") -> None:
-    rows = table(json.loads(Path(report).read_text()))
-    print(f"{len(rows)} rows written to {calibration.store(checkpoint, rows)}")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", nargs="?", default="books27", help="a folder or a name")
+    parser.add_argument("--report", type=Path, default=REPORT, help="of `quality.py`")
+    args = parser.parse_args()
+    rows = table(json.loads(args.report.read_text()))
+    print(f"{len(rows)} rows written to {calibration.store(args.checkpoint, rows)}")
 
 
 def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -45,4 +49,4 @@ def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from selfspec import calibration, prompts
+from selfspec.checks import whole
 from selfspec.engine import Engine, engine_for, unsupported
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
@@ -78,9 +79,10 @@ def generate(
     Raises:
         ValueError: a bad argument, named with its rule and value.
     """
-    for name, value in {"num": num, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("first", first, 0)):
+        whole(name, value, least)
+    if length is not None:
+        whole("length", length)
     knobs = (nfe, quality, order, window, rounds)
     if sampler is None:
         sampler = calibration.choose(model, *knobs, temperature, top_p)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 
@@ -80,8 +81,8 @@ def seeds_of(seeds: Tensor | int, tokens: Tensor) -> Tensor:
     Raises:
         ValueError: `seeds` is neither a whole number nor one whole number a row.
     """
-    if isinstance(seeds, int):
-        return row_seeds(seeds, len(tokens), tokens.device)
+    if not isinstance(seeds, Tensor):
+        return row_seeds(whole("seeds", seeds), len(tokens), tokens.device)
     if seeds.shape != tokens.shape[:1] or seeds.dtype != torch.int64:
         raise ValueError(f"`seeds` must have one int64 a row, ({len(tokens)},), "
                          f"got {tuple(seeds.shape)} {seeds.dtype}")  # fmt: skip

@@ -15,6 +15,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
+
 __all__ = ["Purpose", "row_seeds", "uniform"]
 
 
@@ -70,8 +72,9 @@ def row_seeds(
         first: the number of the first row.
 
     Raises:
-        ValueError: `seed` has more than 64 bits.
+        ValueError: `seed` is no whole number, or has more than 64 bits.
     """
+    seed = whole("seed", seed)
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"`seed` must fit into 64 bits with its sign, got {seed}")
     numbers = torch.arange(first, first + rows)

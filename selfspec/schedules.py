@@ -22,9 +22,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from selfspec.checks import whole
 
 __all__ = [
     "USUAL_ROUNDS",
@@ -69,6 +71,7 @@ class CosineSchedule:
         return np.where(t >= 1, 0.0, np.cos(np.pi / 2 * np.minimum(t, 1.0)))
 
 
+@runtime_checkable
 class Window(Protocol):
     """How many tokens one trunk pass may reveal."""
 
@@ -126,8 +129,7 @@ class ConstantWindow:
     size: int
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"`size` must be at least 1, got {self.size}")
+        whole("size", self.size, least=1)
 
     def table(self, n: int) -> np.ndarray:
         """min(size, n - i)."""
@@ -154,8 +156,7 @@ class ScheduleWindow:
     steps: int
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"`steps` must be at least 1, got {self.steps}")
+        whole("steps", self.steps, least=1)
 
     def table(self, n: int) -> np.ndarray:
         """From i to the next cut point of the schedule."""
@@ -170,15 +171,13 @@ def as_window(window: Window | int | None) -> Window:
     """A window; a number of tokens stands for a constant one, None for the usual one.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: neither a window nor a whole number from 1.
     """
     if window is None:
         return USUAL_WINDOW
-    if not isinstance(window, int):
+    if isinstance(window, Window):
         return window
-    if window < 1:
-        raise ValueError(f"`window` must be at least 1, got {window}")
-    return ConstantWindow(window)
+    return ConstantWindow(whole("window", window, least=1))
 
 
 def stacked_tables(window: Window, counts: Sequence[int]) -> np.ndarray:

@@ -142,6 +142,13 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
     [
         ({"num": 0}, "`num` must be at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"num": 1.5}, r"`num` must be a whole number, got 1\.5"),
+        ({"batch_size": 2.5}, r"`batch_size` must be a whole number, got 2\.5"),
+        ({"seed": 1.5}, r"`seed` must be a whole number, got 1\.5"),
+        ({"rounds": 1.5}, r"`rounds` must be a whole number, got 1\.5"),
+        ({"window": 3.5}, r"`window` must be a whole number, got 3\.5"),
+        ({"length": 3.5}, r"`length` must be a whole number, got 3\.5"),
+        ({"first": -1}, r"`first` must be at least 0, got -1"),
         ({"length": 25}, r"`length` must be in 1\.\.24, the model's, got 25"),
         ({"length": 0}, r"`length` must be in 1\.\.24, the model's, got 0"),
         (

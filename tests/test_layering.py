@@ -12,6 +12,7 @@ import selfspec
 
 ROOT = Path(selfspec.__file__).parent
 LAYERS = [
+    {"checks"},
     {
         "causal_lm",
         "cross_entropy",

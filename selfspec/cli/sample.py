@@ -119,9 +119,10 @@ def draw(
         return write(to_json(report), out)
     fasta = format == "fasta"
     write(as_fasta(model, samples, run.seed) if fasta else "\n".join(texts), out)
+    judged = " · acceptance {acceptance:.2f}" if samples.drafted.any() else ""
     note(
-        "{n} samples · {nfe:.1f} NFE ({trunk_passes:.1f} trunk and {head_passes:.1f} head passes) "
-        "· acceptance {acceptance:.2f} · {seconds:.1f} s".format(**report)
+        "{n} samples · {nfe:.1f} NFE ({trunk_passes:.1f} trunk and {head_passes:.1f} head passes)"
+        f"{judged} · {{seconds:.1f}} s".format(**report)
     )
     note(one_line(report["sampler"]))
 

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.interfaces import Round, Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
@@ -59,10 +60,8 @@ class SpeculativeSampler(Sampler):
         super().__init__(model, order, temperature, top_p)
         if self.needs_head and model.head is None:
             raise ValueError("`model` must have a causal head to verify drafts, got head=None")
-        if rounds < 1:
-            raise ValueError(f"`rounds` must be at least 1, got {rounds}")
         self.window = as_window(window)
-        self.rounds = rounds
+        self.rounds = whole("rounds", rounds, least=1)
 
     def step(self, state: State, trace: Trace | None) -> None:
         """One trunk pass and up to R head passes."""
