@@ -7,11 +7,7 @@ that was stopped is resumed. `head` starts from `trunk`, `joint` from `head`, `w
 `joint`; `stage=steps@other` starts from RUNS/other instead, also where a stage would start afresh.
 `stage=300s` has as many steps as end about 300 seconds later, at the speed of the first ones, so
 that the learning rate comes down in time; how many is kept in RUNS/stage/steps.json.
-A trunk with fewer blocks than the recipe's is deepened by blocks that add nothing at first, one
-with more is cut at its end: 10+2 blocks, say, against 11+1 at equal training, are
-
-    python benchmarks/books27.py … --blocks 10 --head '{"heads": 8, "blocks": 2}' joint=3000@trunk
-    python benchmarks/books27.py … joint=3000@trunk
+A trunk with fewer blocks than the recipe's is deepened by blocks that add nothing at first.
 """
 
 import argparse
@@ -33,7 +29,6 @@ from selfspec.data.ragged import RaggedStore
 from selfspec.files import write_json
 from selfspec.metrics import median_seconds
 from selfspec.model import SSMD
-from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import Trunk, is_output
 from selfspec.recipes import Recipe, books27
 from selfspec.train import Trainer
@@ -42,7 +37,7 @@ START = {"head": "trunk", "joint": "head", "windows": "joint"}
 
 
 def with_blocks(trunk: Trunk, blocks: int) -> Trunk:
-    """The trunk cut after some blocks, or with more that write nothing yet: then its law stays."""
+    """The trunk with more blocks, which write nothing yet, so that its law stays."""
     other = Trunk(replace(trunk.config, blocks=blocks))
     other.load_state_dict(trunk.state_dict(), strict=False)
     for block in other.blocks[trunk.config.blocks :]:
@@ -94,8 +89,6 @@ def main(recipes: ModuleType = books27, about: str | None = __doc__) -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--device", default=None)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON, over the recipe's")
-    parser.add_argument("--blocks", type=int, help="of the trunk, other than the recipe's")
-    parser.add_argument("--head", type=json.loads, help="JSON of another HeadConfig")
     parser.add_argument("stages", nargs="+", metavar="stage=steps[@start]")
     args = parser.parse_args()
     stores = [open_store(args.data / f"{split}.bin") for split in ("train", "valid")]
@@ -113,10 +106,6 @@ def run_stage(
 
     def make(steps: int, folder: Path | None = None) -> Trainer:
         recipe = getattr(recipes, stage.replace("-", "_"))(steps=steps, **args.settings)
-        if args.blocks:
-            recipe = replace(recipe, trunk=replace(recipe.trunk, blocks=args.blocks))
-        if args.head and recipe.head:
-            recipe = replace(recipe, head=HeadConfig(**args.head))
         start = source(args.runs / other / "model", recipe) if other else None
         return recipe.trainer(folder, train, valid, start, args.device)
 
