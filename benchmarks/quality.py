@@ -68,7 +68,7 @@ from selfspec.sampling import (
 from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, LinearWindow
 
 COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
-LINEAR_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+LINEAR_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 SPACED_STEPS = (4, 6, 8, 12, 16, 24, 32, 64)
 PUBLISHED = ((1, 0.002), (2, 0.005), (3, 0.01), (4, 0.02), (8, 0.04), (10, 0.083))
 FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01), (1, 0.04), (2, 0.16))
