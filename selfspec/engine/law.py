@@ -10,8 +10,8 @@ of tokens that holds it, then the token: one pass over the logits, no table of V
 
 All is in float64 but the exponentials of half-precision and float32 logits, V a place: those are in
 float32, right to about 1e-5 of themselves at any T, as m is subtracted first. They are added up in
-float64; where V is large, chunks of them in float32, which moves log Z by less than 1e-6. What is
-cut off is below 1e-38, where float32 noise cuts off at 1e-7.
+float64; where V is large and the logits are in half precision, chunks of them in float32, which
+moves log Z by less than 1e-6. What is cut off is below 1e-38, where float32 noise cuts off at 1e-7.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,9 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
         logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
         limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
         logits = logits.masked_fill(outside(logp, limit), -torch.inf)
-    mass = _masses(_scaled(logits, top, temperature).exp())
+    # Few numbers are converted then, and half-precision logits are no better.
+    add = torch.float32 if logits.dtype.itemsize < 4 else torch.float64
+    mass = _masses(_scaled(logits, top, temperature).exp(), add)
     return Law(logits, top, mass, mass.sum(-1).log(), temperature)
 
 
@@ -106,7 +108,7 @@ def draw_of(
     if size <= SMALL:
         cdf, total = _cumulated(weights(x))
         return _first_above(cdf, u * total)
-    mass = _masses(weights(x)) if mass is None else mass
+    mass = _masses(weights(x), torch.float64) if mass is None else mass
     cdf, total = _cumulated(mass)
     goal = u * total
     chunk = _first_above(cdf, goal)
@@ -120,16 +122,15 @@ def draw_of(
     return chunk * CHUNK + _first_above(inner, goal)
 
 
-def _masses(weights: Tensor) -> Tensor:
-    """(..., V) → (..., C) float64. A chunk is added up in the type of its weights, which are no
-    better, and a device converts few numbers then.
-    """
+def _masses(weights: Tensor, add: torch.dtype) -> Tensor:
+    """(..., V) → (..., C) float64; a chunk of a large V is added up in the type `add`."""
     size = weights.shape[-1]
     if size <= SMALL:
         return weights.sum(-1, keepdim=True, dtype=torch.float64)
     whole = size - size % CHUNK
-    chunks = weights[..., :whole].unflatten(-1, (-1, CHUNK)).sum(-1)
-    return torch.cat([chunks, weights[..., whole:].sum(-1, keepdim=True)], -1).double()
+    chunks = weights[..., :whole].unflatten(-1, (-1, CHUNK)).sum(-1, dtype=add)
+    rest = weights[..., whole:].sum(-1, keepdim=True, dtype=add)
+    return torch.cat([chunks, rest], -1).double()
 
 
 def _cumulated(weights: Tensor) -> tuple[Tensor, Tensor]:
