@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 from runs import validations
-from windows import GAPS, gap, rows
+from windows import GAPS, exact_table, gap, rows
 
 from selfspec import checkpoint
 from selfspec.arena.report import commit, machine, running
 from selfspec.data.corpus import open_corpus
 from selfspec.files import write_json
-from selfspec.likelihood import Scores, draw_order, scores
+from selfspec.likelihood import Scores
 from selfspec.model import SSMD
-from selfspec.orders import UniformOrder
 from selfspec.recipes import Recipe, books27
 
 VARIANTS = {"11+1": (11, 1), "10+2": (10, 2)}
@@ -71,10 +70,8 @@ def table_of(model: SSMD, texts: Any, seed: int) -> Scores:
     """The exact scores under the uniform order, on the CPU."""
     device = model.device.type
     tokens = torch.from_numpy(texts.astype("int64")).to(device)
-    sigma, _ = draw_order(UniformOrder(), tokens, seed)
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        table = scores(model, tokens, sigma, batch_size=1024 if device == "cuda" else 64)
-    return Scores(*(x.cpu() for x in table))
+        return exact_table(model, tokens, "uniform", seed, 1024 if device == "cuda" else 64)
 
 
 def parse() -> argparse.Namespace:

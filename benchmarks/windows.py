@@ -172,13 +172,17 @@ def table_of(model: SSMD, tokens: Tensor, order: str, args: argparse.Namespace) 
     path = args.tables and args.tables / f"{order}.safetensors"
     if path and path.exists():
         return Scores(**load_file(path))
-    sigma, _ = draw_order(ORDERS[order](), tokens, args.seed)
-    table = scores(model, tokens, sigma, batch_size=args.batch_size)
-    table = Scores(*(x.cpu() for x in table))
+    table = exact_table(model, tokens, order, args.seed, args.batch_size)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(table._asdict(), path)
     return table
+
+
+def exact_table(model: SSMD, tokens: Tensor, order: str, seed: int, batch_size: int) -> Scores:
+    """Scores under one drawn order a text, on the CPU."""
+    sigma, _ = draw_order(ORDERS[order](), tokens, seed)
+    return Scores(*(x.cpu() for x in scores(model, tokens, sigma, batch_size=batch_size)))
 
 
 def parse() -> argparse.Namespace:
