@@ -45,7 +45,6 @@ from selfspec.schedules import (
     LinearWindow,
     UnboundedWindow,
     Window,
-    as_window,
 )
 
 __all__ = [
@@ -162,7 +161,7 @@ def choose(
     table = [p for p in table if order is None or type(p.order) is type(order)]
     if nfe is None and quality is None and (raw or not table):
         rounds = USUAL_ROUNDS if rounds is None else rounds
-        return SpeculativeSampler(model, order, as_window(window), rounds, temperature, top_p)
+        return SpeculativeSampler(model, order, window, rounds, temperature, top_p)
     if not table:
         raise ValueError(
             f"`{'quality' if nfe is None else 'nfe'}` needs a calibration table"

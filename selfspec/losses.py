@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from selfspec.checks import whole
 from selfspec.cross_entropy import WeightedNLL
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
@@ -149,8 +150,7 @@ def draft_bounds(
     Raises:
         ValueError: `draws` below 1.
     """
-    if draws < 1:
-        raise ValueError(f"`draws` must be at least 1, got {draws}")
+    whole("draws", draws, least=1)
     trunk, bounds = SSMD(model.trunk), []
     for row, key in enumerate(row_seeds(seed, len(tokens), first=first).tolist()):
         generator = torch.Generator().manual_seed(key & 0x7FFFFFFFFFFFFFFF)

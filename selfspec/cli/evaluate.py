@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selfspec.checks import whole
 from selfspec.cli.common import (
     Loading,
     Run,
@@ -86,8 +87,7 @@ def evaluate(
     if not metrics:
         raise ValueError("`metrics` must name at least one, got none")
     for name, value in {"num": num, "heldout_blocks": heldout_blocks}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+        whole(name, value, least=1)
     with processes(run.where()):
         model = loading.model(checkpoint, run.where())
         sampler = sampling.sampler(model)
