@@ -1,6 +1,7 @@
 """The arena: sweeps resume and never mix runs, reports can be read back, figures are legible."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -175,6 +176,22 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(model: SSMD, sweep: Sweep
     assert calls(given) == [0, 0, 1, 1]
     whole = replace(sweep, folder=sweep.folder / "whole").run(settings(model), progress=False)
     assert all(same(a, b) for a, b in zip(resumed, whole, strict=True))
+
+
+@pytest.mark.parametrize("damage", ["row cut", "arrays cut", "no arrays", "other fields"])
+def test_a_damaged_result_is_named(model: SSMD, sweep: Sweep, damage: str) -> None:
+    sweep.run(settings(model)[:1], progress=False)
+    (row,), (arrays,) = (list(sweep.folder.glob(f"*.{kind}")) for kind in ("json", "npz"))
+    if damage == "no arrays":
+        arrays.unlink()
+    elif damage == "other fields":
+        row.write_text('{"nfe": 3}')
+    else:
+        (row if damage == "row cut" else arrays).write_bytes(b"{")
+    with pytest.raises(ValueError, match=f"{re.escape(str(row))}: not a readable result"):
+        sweep.run(settings(model)[:1], progress=False)
+    row.unlink()
+    assert sweep.run(settings(model)[:1], progress=False)
 
 
 @pytest.mark.parametrize(
