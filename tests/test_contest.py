@@ -84,6 +84,14 @@ def test_settings_say_what_they_run(everything: list[Setting], model: SSMD):
                 assert (out.trunk_passes <= most).all()
 
 
+def test_another_profile_gives_other_settings(model: SSMD):
+    """So that none is taken for finished that was cut elsewhere."""
+    steep = np.r_[10.0, np.ones(tiny.LENGTH - 1)].tolist()
+    a, b = ([s.settings for s in contenders(model, ["optimal"], steps=(4,), profile=profile)]
+            for profile in (PROFILE, steep))  # fmt: skip
+    assert not [knobs for knobs in a if knobs in b]
+
+
 def row(sampler: str = "plain", order: str = "uniform", **values: Any) -> dict[str, Any]:
     given = {
         "sampler": sampler, "settings": {}, "nfe": 8.0, "trunk_passes": 8.0, "head_passes": 0.0,
@@ -115,6 +123,22 @@ REAL = row("data", "", judge=1.5, word_entropy=6.5, kl_4gram=0.0, distinct_4=0.9
 def test_diversity_is_compared_at_the_same_judge_score(values: dict[str, Any], expected: bool):
     rows = [*STANDARD, row("threshold", "", **values), REAL]
     assert diverse(rows, STANDARD) == [True, True, expected, False]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({"distinct_kmers": 0.9, "composition": 0.02}, True),
+     ({"distinct_kmers": 0.8, "composition": 0.02}, True),  # as varied as real proteins
+     ({"distinct_kmers": 0.79, "composition": 0.02}, False),
+     ({"distinct_kmers": 0.9, "composition": 0.023}, False)],
+)  # fmt: skip
+def test_proteins_are_as_diverse_as_their_kmers_and_composition(
+    values: dict[str, Any], expected: bool
+):
+    words: dict[str, Any] = {"word_entropy": None, "distinct_4": None, "kl_4gram": None}
+    standard = [row(**words, distinct_kmers=0.9, composition=0.02)]
+    real = row("data", "", **words, distinct_kmers=0.8, composition=0.0, nfe=0)
+    assert diverse([row("threshold", "", **words, **values), real], standard) == [expected, False]
 
 
 def test_without_a_standard_all_count():
@@ -169,6 +193,8 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
     assert sum(tag == "svg" for tag, _ in found.tags) == 2
     assert sum(tag == "tr" for tag, _ in found.tags) == 1 + 5
     assert "&lt;b&gt;&amp;" in text
+    assert "KL 4-grams" in text
+    assert "6-mers" not in text  # nobody has them
     assert "<b>" not in text
     assert not re.search(r'(src|href)="(?!#)', text.replace('xlink:href="#', ""))
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page"]
 
-COLUMNS = {
+COLUMNS = {  # those without content are left out
     "sampler": "sampler",
     "order": "order",
     "settings": "settings",
@@ -27,6 +27,9 @@ COLUMNS = {
     "word_entropy": "word entropy",
     "distinct_4": "distinct 4-grams",
     "kl_4gram": "KL 4-grams",
+    "distinct_kmers": "distinct 6-mers",
+    "composition": "composition",
+    "novelty": "novelty",
     "entropy": "entropy",
     "heldout_bits": "held-out",
     "acceptance": "accepted",
@@ -94,6 +97,8 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
         "less diverse than the standard sampler (plain, uniform order) at the same judge score; "
         "the others are faint."
     )
+    shown = [_shown(row) for row in report["rows"]]
+    columns = [name for name in COLUMNS if any(row[name] not in (None, "") for row, _ in shown)]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -110,9 +115,9 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
 <p><label><input type="checkbox" id="front"> only the front</label>
 <label><input type="checkbox" id="diverse"> only the diverse</label></p>
 <div class="table"><table>
-<thead><tr>{"".join(_head(name, title) for name, title in COLUMNS.items())}</tr></thead>
+<thead><tr>{"".join(_head(name, COLUMNS[name]) for name in columns)}</tr></thead>
 <tbody>
-{"".join(_row(row) for row in report["rows"])}</tbody>
+{"".join(_row(row, kind, columns) for row, kind in shown)}</tbody>
 </table></div>
 <script>{SCRIPT}</script>
 </body>
@@ -136,17 +141,21 @@ def _head(name: str, title: str) -> str:
     return f"<th{kind}><button>{html.escape(title)}</button></th>"
 
 
-def _row(row: Mapping[str, Any]) -> str:
+def _shown(row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The cells of a row by column, and its class."""
     fronts = [name for key, name in (("pareto_nfe", "NFE"), ("pareto_ms", "ms")) if row[key]]
     poor = not row["diverse"] and row["sampler"] != "data"
-    shown = {
+    cells = {
         **row,
         "settings": " ".join(f"{key}={value}" for key, value in row["settings"].items()),
         "interval": f"{row['judge_low']:.3f}–{row['judge_high']:.3f}",
         "front": " ".join(fronts) or ("less diverse" if poor else ""),
     }
-    kind = "front" if fronts else "poor" if poor else ""
-    return f'<tr class="{kind}">{"".join(_cell(name, shown[name]) for name in COLUMNS)}</tr>\n'
+    return {name: cells.get(name) for name in COLUMNS}, "front" if fronts else "poor" * poor
+
+
+def _row(cells: Mapping[str, Any], kind: str, columns: Sequence[str]) -> str:
+    return f'<tr class="{kind}">{"".join(_cell(name, cells[name]) for name in columns)}</tr>\n'
 
 
 def _cell(name: str, value: Any) -> str:
