@@ -205,6 +205,39 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
                        "seconds_x")  # fmt: skip
 
 
+def test_only_what_is_on_a_front_has_a_name_and_a_colour():
+    greedy = row("greedy", "", nfe=2, judge=1.0, word_entropy=2.0)
+    rows = [*STANDARD, REAL | {"judge": 0.5}, row("fast", "", nfe=4, judge=2.9), greedy,
+            row("slow", "", nfe=32, judge=3.5),
+            row("cheap", "", nfe=16, judge=2.95, seconds=0.001, head_passes=1.0)]  # fmt: skip
+    report = {"rows": [r | m for r, m in zip(rows, marks(results(*rows)), strict=True)],
+              "judges": {}}  # fmt: skip
+    colours = []
+    for cost in ("nfe", "ms_per_sample"):
+        ax = contest_figure(report, cost).axes[0]
+        curves = {str(line.get_gid())[6:]: line for line in ax.lines if line.get_gid()}
+        assert set(curves) == {"plain, uniform", "fast", "slow", "greedy", "cheap"}
+        named = {label for label, line in curves.items() if line.get_label() == label}
+        assert named == {"plain, uniform", "fast", "cheap"}
+        assert [curves["cheap"].get_linestyle(), curves["fast"].get_linestyle()] == ["-", "--"]
+        colours.append({label: curves[label].get_color() for label in named})
+        low, high = ax.get_ylim()
+        assert 1 < low < 2.9 < 4.0 < high
+        assert "real text: 0.5 ↓" in {text.get_text() for text in ax.texts}
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 3
+
+
+def test_curves_of_the_page_say_their_names(tmp_path: Path):
+    odd = row("a <b>", "", nfe=4, judge=2.9)
+    report = write_contest(tmp_path / "r.json", results(*STANDARD, odd), 0, {})
+    save_page(report, tmp_path / "r.html")
+    found = Page((tmp_path / "r.html").read_text())
+    assert sum(attrs.get("class") == "curve" for _, attrs in found.tags) == 2 * 2 * 2
+    assert sum(tag == "title" for tag, _ in found.tags) == 1 + 2 * 2 * 2
+    assert not [a for _, a in found.tags if a.get("id", "").startswith("curve ")]
+
+
 def test_a_tiny_arena_runs_and_resumes(model: SSMD, tmp_path: Path, everything: list[Setting]):
     some = [s for s in everything if s.sampler in ("plain", "punt", "remdm loop", "klass")]
     data = np.random.default_rng(0).integers(0, 27, (8, tiny.LENGTH))

@@ -37,6 +37,7 @@ __all__ = [
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 )  # fmt: skip
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 INK, FAINT, GRID = "#333333", "#8a8a8a", "#ececec"
 
 STYLE: Any = {
@@ -104,8 +105,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
         if row["sampler"] != "data":
             groups.setdefault((row["sampler"], row["order"], row.get("model")), []).append(row)
     kinds = list(dict.fromkeys(key[1:] for key in groups))
-    palette = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-    colours = {kind: palette[i % len(palette)] for i, kind in enumerate(kinds)}
+    colours = {kind: PALETTE[i % len(PALETTE)] for i, kind in enumerate(kinds)}
     return [Curve(*key, group, colours[key[1:]]) for key, group in groups.items()]
 
 

@@ -5,6 +5,7 @@ It needs no network, no library and no server: a browser opens the file.
 
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
 figure { margin: 1.5rem 0; background: white; padding: .5rem; overflow-x: auto }
 svg { max-width: 100%; height: auto }
+.curve:hover path { stroke: #d55e00 !important; stroke-width: 3 !important; opacity: 1 !important }
 .table { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap }
@@ -95,7 +97,7 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
         f"{report['machine']['device']}; commit {report['commit'] or 'unknown'}. Judge: {unit}, "
         "lower is better. The front is that of cost and judge score among the samplers that are no "
         "less diverse than the standard sampler (plain, uniform order) at the same judge score; "
-        "the others are faint."
+        "the others are faint. Point at a grey curve for its name."
     )
     shown = [_shown(row) for row in report["rows"]]
     columns = [name for name in COLUMNS if any(row[name] not in (None, "") for row, _ in shown)]
@@ -126,14 +128,15 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
 
 
 def _svg(figure: "Figure", index: int) -> str:
-    """A figure as an SVG element whose ids no other figure of the page has."""
+    """A figure as an SVG element that refers to ids of its own; its curves say their names."""
     import matplotlib.pyplot as plt
 
     text = io.StringIO()
     metadata: Any = {"Date": None}
     with plt.rc_context(STYLE | {"svg.hashsalt": f"selfspec {index}"}):
         figure.savefig(text, format="svg", metadata=metadata)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    return re.sub(r'<g id="curve ([^"]*)">', r'<g class="curve"><title>\1</title>', svg)
 
 
 def _head(name: str, title: str) -> str:
