@@ -17,6 +17,7 @@ from attribution import attribution, tuned
 from tables import (
     KEYS,
     MEASURES,
+    SEPARATE,
     Record,
     judged,
     key,
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGETS = (8, 15, 25, 45, 60, 120)
 DIVERSITY = {"word_entropy": 2, "distinct_4": 4, "kl_4gram": 3, "spelling": 3}
-BASELINES = {("plain uniform", "same trunk"), ("plain, separate model", "separate model")}
+BASELINES = {("plain uniform", "same trunk"), (SEPARATE, "separate model")}
 
 
 def main() -> None:
