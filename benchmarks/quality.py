@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import SEPARATE
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -74,7 +75,6 @@ FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01), (1, 0.04), (
 LINEAR = ((3, 0.125), (2, 0.125), (2, 0.09), (1, 0.09), (1, 0.06), (1, 0.045), (1, 0.03), (1, 0.02))
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
 OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
-SEPARATE = "plain, separate model"
 SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
 SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
 Drawn = Sequence[tuple[Sweep, Setting, Result]]

@@ -391,3 +391,20 @@ def test_a_curve_runs_along_its_best_settings(drawn: dict[str, Any]) -> None:
     curve = figures.curves(rows)[0]
     assert (curve.sampler, curve.order, curve.plain) == ("plain", "uniform", True)
     assert [row["nfe"] for row in curve.best("judge")] == [4, 8, 16, 32, 64]
+
+
+def test_many_curves_are_named_in_the_corner(drawn: dict[str, Any]) -> None:
+    """And a separately trained model has a colour of its own."""
+    pytest.importorskip("matplotlib")
+    plain = [row for row in drawn["rows"] if (row["sampler"], row["order"]) == ("plain", "uniform")]
+    more = [
+        row | {"sampler": sampler, "judge": row["judge"] + 0.1 * i}
+        for i, sampler in enumerate(("plain, separate model", "threshold", "lookahead"), start=1)
+        for row in plain
+    ]
+    figure = figures.quality_figure(drawn | {"rows": [*drawn["rows"], *more]})
+    legend = figure.axes[0].get_legend()
+    assert len(legend.get_texts()) == 7
+    assert not any("order" in text.get_text() for text in figure.axes[0].texts)
+    colours = {c.sampler: c.colour for c in figures.curves([*plain, *more])}
+    assert colours["plain, separate model"] != colours["plain"] == colours["threshold"]
