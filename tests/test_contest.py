@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import tiny
 import torch
 from conftest import make_scorer
+from test_readme import load_script
 
 import selfspec as ss
+from selfspec import checkpoint
 from selfspec.arena import CONTENDERS, PREPARED, Reference, Setting, Sweep, contenders, row_table
 from selfspec.arena.contenders import BASELINE
 from selfspec.arena.contest import contest_figure, marks, save_page, write_contest
@@ -253,6 +256,54 @@ def test_a_tiny_arena_runs_and_resumes(model: SSMD, tmp_path: Path, everything: 
     found = write_contest(tmp_path / "arena.json", [*first, sweep.measure_data(data)], 0, {})
     assert len(found["rows"]) == len(some) + 1
     assert contest_figure(found, "nfe").axes
+
+
+def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
+    model: SSMD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    text = "it was the best of times it was the worst of times " * 50
+    splits = {split: [text] for split in ("train", "test")}
+    write_corpus(tmp_path / "data", splits, ss.CharTokenizer())
+    checkpoint.save(model, tmp_path / "model")
+    checkpoint.save(tiny.judge(), tmp_path / "judge", training={"validation": {"judge": 3.0}})
+    script = load_script("arena")
+    monkeypatch.setattr(script, "load", checkpoint.load)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    values = {"model": "model", "judge": "judge", "data": "data", "folder": "rows", "out": "a.json"}
+    given = [
+        part for name, value in values.items() for part in (f"--{name}", str(tmp_path / value))
+    ]
+    given += ["--n", "3", "--batch-size", "2", "--length", "24", "--steps", "2", "24", "--orders",
+              "uniform", "--against", "plain", "optimal", "self-speculative"]  # fmt: skip
+
+    def run(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["arena.py", *given, *more])
+        script.main()
+
+    run("--profile", "2", "--part", "0/2")
+    half = {path.name for path in (tmp_path / "rows").iterdir()}
+    run("--profile", "2", "--part", "1/2")
+    run("--profile", "2")
+    report = json.loads((tmp_path / "a.json").read_text())
+    rows = [row for row in report["rows"] if row["sampler"] != "data"]
+    everything = {path.name for path in (tmp_path / "rows").iterdir()}
+    assert len(half) < len(everything) == 2 * len(rows) + 1
+    assert len(report["rows"]) == len(rows) + 1
+    assert (tmp_path / "figures" / "arena-nfe.svg").exists()
+    run("--profile", "3", "--against", "optimal")  # of another profile nothing is reused
+    assert len(list((tmp_path / "rows").glob("profile-*"))) == 2
+
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "samplers.md"
+    page.write_text("a\n<!-- arena -->\nold\n<!-- /arena -->\nb\n")
+    (tmp_path / "a.json").write_text(json.dumps(report))
+    run("--docs")
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("a", "b", False)
+    best = {row["nfe"]: row for row in rows if row["diverse"]}
+    told = next(line for line in lines if line.startswith("| 32 |"))
+    assert f"{min(row['judge'] for row in best.values()):.3f} (" in told
+    assert next(line for line in lines if line.startswith("| 8 |")).count("–") >= 1
 
 
 DOCS = Path(__file__).parents[1] / "docs" / "samplers.md"

@@ -84,7 +84,7 @@ def test_path_planning_masks_the_counts_of_its_schedule(rugged: SSMD):
 @pytest.mark.parametrize("rule", [ConfidenceRemasking(0.8), RescaleRemasking(0.8)])
 def test_the_unsure_are_taken_back_more_often(rugged: SSMD, rule: Any):
     """At one step, from tokens with known p when revealed."""
-    sampler, step = ReMDMSampler(rugged, rule, 5), 2
+    sampler, step = ReMDMSampler(rugged, rule, 5), 3
     tokens = torch.tensor([0, 1, 2, 0, 3, 3]).repeat(20_000, 1)
     state = sampler.start(tokens.clone(), row_seeds(0, len(tokens)), torch.zeros_like(tokens) > 0)
     assert isinstance(state, ReMDMState)
@@ -93,7 +93,7 @@ def test_the_unsure_are_taken_back_more_often(rugged: SSMD, rule: Any):
     state.confidence[:, 1:4] = psi.double()
     state.passes = torch.full_like(state.passes, step)
     outcome = sampler.move(state)
-    most = min(1, (1 - 0.6) / 0.4)
+    most = (1 - 0.8) / 0.6
     share = (-psi).exp() / (-psi).exp().sum() if rule.by_confidence else torch.ones(3)
     expected = 0.8 * most * share.double()
     assert outcome.remasked is not None
