@@ -311,6 +311,12 @@ def test_the_tables_align_and_say_what_is_only_a_bound() -> None:
     assert "accept" not in rows[0]  # no row has it
 
 
+@pytest.mark.parametrize("program", ["/env/bin/selfspec", "/src/selfspec/__main__.py"])
+def test_the_command_is_one_to_type(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "benchmark", "my model"])
+    assert report.running() == "selfspec benchmark 'my model'"
+
+
 def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("git") is None:
         pytest.skip("no git")
