@@ -608,7 +608,7 @@ def test_broken_checkpoints(
         ("benchmark books27 --num 0", "`num` must be at least 1, got 0"),
         ("benchmark books27 --calibrate --batch-size 0", "`batch_size` must be at least 1, got 0"),
         ("benchmark books27 --data {folder} --out x", "`folder` must hold a corpus"),
-        ("benchmark books27 --judge nowhere", "must be a folder with a config.json"),
+        ("benchmark books27 --judge nowhere", "`judge` cannot be loaded: `checkpoint` must be a"),
         ("prepare books27 --source x --bpe gpt2 --out x", "go with jsonl, texts, dataset, openweb"),
         ("prepare jsonl --source x --limit 0 --out x", "`limit` must be at least 1, got 0"),
         ("prepare texts --out x", "`source` must be given for texts, got none"),
