@@ -209,6 +209,8 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
 
 
 def test_only_what_is_on_a_front_has_a_name_and_a_colour():
+    from matplotlib.collections import LineCollection
+
     greedy = row("greedy", "", nfe=2, judge=1.0, word_entropy=2.0)
     rows = [*STANDARD, REAL | {"judge": 0.5}, row("fast", "", nfe=4, judge=2.9), greedy,
             row("slow", "", nfe=32, judge=3.5),
@@ -224,6 +226,10 @@ def test_only_what_is_on_a_front_has_a_name_and_a_colour():
         assert named == {"plain, uniform", "fast", "cheap"}
         assert [curves["cheap"].get_linestyle(), curves["fast"].get_linestyle()] == ["-", "--"]
         colours.append({label: curves[label].get_color() for label in named})
+        lines = [drawn for drawn in ax.collections if isinstance(drawn, LineCollection)]
+        bars = [np.asarray(bar).tolist() for drawn in lines for bar in drawn.get_segments()]
+        x = 4 if cost == "nfe" else 10
+        assert [[x, 2.9], [x, 3.1]] in bars  # the interval of "fast"
         low, high = ax.get_ylim()
         assert 1 < low < 2.9 < 4.0 < high
         assert "real text: 0.5 ↓" in {text.get_text() for text in ax.texts}

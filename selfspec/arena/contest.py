@@ -154,7 +154,8 @@ def _draw(
 ) -> None:
     """A line along the sampler's own front of cost and judge score; its other rows are dots.
 
-    Verified samplers are drawn solid and filled, the others dashed and hollow.
+    Verified samplers are drawn solid and filled, the others dashed and hollow; the scores of named
+    ones with their 95 % intervals.
     """
     points = frontier([row[cost] for row in rows], [row["judge"] for row in rows])
     kept = set(zip(points.cost.tolist(), points.score.tolist(), strict=True))
@@ -169,6 +170,9 @@ def _draw(
         markerfacecolor=ink if verified else "white", zorder=3 if look else 2,
     )  # fmt: skip
     ax.plot([r[cost] for r in behind], [r[name] for r in behind], ".", color=ink, alpha=0.3 * weak)
+    if look and name == "judge":
+        low, high = ([row[f"judge_{side}"] for row in best] for side in ("low", "high"))
+        ax.vlines([row[cost] for row in best], low, high, color=ink, linewidth=1)
 
 
 def _draw_front(ax: "Axes", rows: Sequence[Mapping[str, Any]], cost: str, name: str) -> None:
