@@ -312,6 +312,22 @@ def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
     assert next(line for line in lines if line.startswith("| 8 |")).count("–") >= 1
 
 
+def test_a_budget_buys_the_best_diverse_row_within_it():
+    rows = [row("cheap", "", nfe=8, judge=3.0), row("dear", "", nfe=16, judge=2.5),
+            row("verified", "spaced", nfe=12, judge=2.8, head_passes=3.0),
+            row("greedy", "", nfe=4, judge=1.0)]  # fmt: skip
+    marked = [r | {"diverse": r["sampler"] != "greedy"} for r in rows]
+    report = {"rows": marked, "n": 10, "machine": {"device": "CPU"},
+              "judges": {"judge": {"unit": "bits"}}}  # fmt: skip
+    table = load_script("arena").budgets(report).split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.split(" (")[0].strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert cells[:3] == [
+        ["8", "cheap", "cheap", "–"],
+        ["16", "dear", "dear", "verified, spaced"],
+        ["32", "dear", "dear", "verified, spaced"],
+    ]
+
+
 DOCS = Path(__file__).parents[1] / "docs" / "samplers.md"
 
 
