@@ -92,19 +92,19 @@ class VanDerCorputOrder:
 class RespacedOrder:
     """Spaced anew before every pass over the places still masked.
 
-    With n masked positions and a window of w, every ⌊n/w⌋-th of them from a random offset, in
-    random order among themselves, then the others in random order.
+    With n masked positions and a window of w, they are cut into w cells of n/w each, from a random
+    offset, and the first of every cell is taken, in random order among themselves, then the others
+    in random order. Where w does not divide n, cells differ by one: a stride of ⌊n/w⌋ throughout
+    would leave out up to w - 1 places in a row.
     """
 
     fixed: ClassVar[bool] = False
 
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
         """u/2 for the w chosen positions, (1 + u)/2 for the others."""
-        count = masked.sum(dim=1, keepdim=True)
-        window = window.unsqueeze(1).clamp(min=1)
-        stride = (count // window).clamp(min=1)
-        rank = rotated_ranks(masked, u_row)
-        chosen = (rank % stride == 0) & (rank // stride < window)
+        count = masked.sum(dim=1, keepdim=True).clamp(min=1)
+        # With each rank, rank · w/n grows by at most one: a cell begins where it passes a number.
+        chosen = rotated_ranks(masked, u_row) * window.unsqueeze(1) % count < window.unsqueeze(1)
         return torch.where(chosen, u, 1 + u) / 2
 
 

@@ -134,7 +134,8 @@ def respaced(masked: Sigma, window: int) -> Iterator[tuple[Sigma, float]]:
     """Every order of the masked positions before a pass, with its probability."""
     n = len(masked)
     for shift in range(n):
-        chosen = [masked[(k * (n // window) - shift) % n] for k in range(window)]
+        firsts = [min(r for r in range(n) if r * window // n == cell) for cell in range(window)]
+        chosen = [masked[(first - shift) % n] for first in firsts]
         heads = list(permutations(chosen))
         tails = list(permutations(p for p in masked if p not in chosen))
         for head, tail in product(heads, tails):
