@@ -17,7 +17,7 @@ from selfspec import inputs
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.engine.slots import pass_bounds
-from selfspec.engine.step import cheapest_blocks
+from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
@@ -345,7 +345,7 @@ def test_without_a_compiler_passes_run_as_they_are(
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Windows are judged by blocks of so many places."""
 
-    def blocks(places: int, rounds: int, _: int) -> tuple[int, int]:
+    def blocks(places: int, rounds: int, *_: int) -> tuple[int, int]:
         size = min(request.param, places)
         return size, (places + min(rounds, places) * (size - 1)) // size
 
@@ -378,7 +378,7 @@ def test_a_row_judged_by_blocks_is_the_same_whatever_its_neighbours_are(ternary:
 def test_windows_judged_by_blocks_have_the_law_of_the_likelihood(
     ternary: SSMD, monkeypatch: pytest.MonkeyPatch, rounds: int
 ):
-    monkeypatch.setattr("selfspec.engine.step.OVERHEAD", 0)
+    monkeypatch.setitem(OVERHEAD, "cpu", 0)
     law = likelihood_law(ternary, PLAIN, UNIFORM, UnboundedWindow(), rounds)
     sampler = SpeculativeSampler(ternary, UNIFORM, UnboundedWindow(), rounds)
     assert p_value(engine_counts(sampler, PLAIN), law) > 1e-3
@@ -392,23 +392,23 @@ def most_blocks(places: int, rounds: int, size: int) -> int:
     return max(-(-s // size) + most_blocks(places - s, rounds - 1, size) for s in ways)
 
 
-def test_blocks_are_enough_for_every_row_and_no_more(monkeypatch: pytest.MonkeyPatch):
+def test_blocks_are_enough_for_every_row_and_no_more():
     found = set()
     for overhead in (0, 1, 10, 100):
-        monkeypatch.setattr("selfspec.engine.step.OVERHEAD", overhead)
         for places in range(1, 9):
             for rounds in (1, 2, 3, 4, 9):
-                size, blocks = cheapest_blocks(places, rounds, logits=10)
+                size, blocks = cheapest_blocks(places, rounds, 10, overhead)
                 assert blocks == most_blocks(places, rounds, size)
                 found.add(size)
     assert {1, 2, 3, 8} <= found
 
 
 def test_the_cheapest_blocks():
-    assert cheapest_blocks(135, 4, logits=64 * 27)[1] == 4  # one a round
-    assert cheapest_blocks(135, 4, logits=50257)[1] == 4
-    assert cheapest_blocks(60, 1, logits=64 * 50257) == (60, 1)  # a round reads the window once
-    size, blocks = cheapest_blocks(135, 4, logits=64 * 50257)
+    launched = OVERHEAD["cuda"]
+    assert cheapest_blocks(135, 4, 64 * 27, launched)[1] == 4  # one a round
+    assert cheapest_blocks(135, 4, 50257, launched)[1] == 4
+    assert cheapest_blocks(60, 1, 64 * 50257, launched) == (60, 1)  # a round reads all places once
+    size, blocks = cheapest_blocks(135, 4, 64 * 50257, launched)
     assert size * blocks < 200  # instead of 540
 
 
@@ -418,7 +418,7 @@ def test_the_cheapest_blocks():
 def test_places_behind_a_rejection_are_not_unembedded_where_that_is_dear(
     ternary: SSMD, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("selfspec.engine.step.OVERHEAD", 0)
+    monkeypatch.setitem(OVERHEAD, "cpu", 0)
     seen: list[torch.Size] = []
     unembed = type(ternary.trunk).unembed
 

@@ -40,8 +40,8 @@ __all__ = ["Step", "Variant"]
 MOVES = ("tokens", "order", "revealed", "passes", "trunk_passes", "head_passes", "drafted",
          "accepted", "done")  # fmt: skip
 """The fields of a row that a pass may change."""
-OVERHEAD = 1 << 25
-"""What a block costs beside its logits, in logits: by an estimate, not measured."""
+OVERHEAD = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""What a block costs beside its logits, in logits; by estimates from timings of whole passes."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +151,20 @@ class Step:
         rows = self.take(pool)
         hidden = self.model.encode(rows.tokens, rows.pad if self.variant.padded else None)
         drafts, tracks, tally = self.draft(rows, hidden)
-        block, blocks = self._blocks(len(pool.slots))
+        block, blocks = self._blocks(pool)
         for index in range(blocks):
             if self.early and not bool(_open(rows, drafts, tally).any()):
                 break
             tally = self.judge(rows, drafts, tracks, tally, block, index + 1 == blocks)
         self.finish(pool, rows, drafts, tally)
 
-    def _blocks(self, slots: int) -> tuple[int, int]:
+    def _blocks(self, pool: Pool) -> tuple[int, int]:
         """K and M."""
         if not self.variant.verifies:
             return 0, 0
-        logits = slots * self.model.vocab_size
-        return cheapest_blocks(self.variant.width - 1, self.variant.rounds, logits)
+        logits = len(pool.slots) * self.model.vocab_size
+        overhead = OVERHEAD.get(pool.slots.device.type, OVERHEAD["cuda"])
+        return cheapest_blocks(self.variant.width - 1, self.variant.rounds, logits, overhead)
 
     def _take(self, pool: Pool) -> Rows:
         rows, rule = pool.rows.rows(pool.slots), self.variant.rule
@@ -263,15 +264,15 @@ def _open(rows: Rows, drafts: Drafts, tally: Tally) -> Tensor:
     return (tally.decided < drafts.stop) & (tally.rejections < rows.rounds)
 
 
-def cheapest_blocks(places: int, rounds: int, logits: int) -> tuple[int, int]:
+def cheapest_blocks(places: int, rounds: int, logits: int, overhead: int) -> tuple[int, int]:
     """K and M for T `places`, one of which has so many `logits` in all slots together.
 
-    >>> cheapest_blocks(39, 4, logits=64 * 27), cheapest_blocks(135, 4, logits=64 * 50257)
+    >>> cheapest_blocks(39, 4, 64 * 27, 1 << 25), cheapest_blocks(135, 4, 64 * 50257, 1 << 25)
     ((36, 4), (22, 9))
     """
     rounds = min(rounds, places)
     counts = {k: (places + rounds * (k - 1)) // k for k in range(places, 0, -1)}
-    return min(counts.items(), key=lambda item: item[1] * (OVERHEAD + item[0] * logits))
+    return min(counts.items(), key=lambda item: item[1] * (overhead + item[0] * logits))
 
 
 def _written(tokens: Tensor, positions: Tensor, drafted: Tensor, keep: Tensor) -> Tensor:
