@@ -9,7 +9,7 @@ behind is lost. Where unembedding is dear the window is therefore judged by bloc
 row without a rejection in its block goes on to the next one in the same round. Rounds of s_r places
 need Σ ⌈s_r / K⌉ blocks, and as Σ s_r ≤ T = W - 1, no row needs more than
 
-    M = ⌊(T + R (K - 1)) / K⌋,        R ≤ T,
+    M = ⌊(T + R (K - 1)) / K⌋,
 
 which is R for K = T. All blocks together have about T + R K places instead of R T.
 
@@ -270,7 +270,6 @@ def cheapest_blocks(places: int, rounds: int, logits: int, overhead: int) -> tup
     >>> cheapest_blocks(39, 4, 64 * 27, 1 << 25), cheapest_blocks(135, 4, 64 * 50257, 1 << 25)
     ((36, 4), (22, 9))
     """
-    rounds = min(rounds, places)
     counts = {k: (places + rounds * (k - 1)) // k for k in range(places, 0, -1)}
     return min(counts.items(), key=lambda item: item[1] * (overhead + item[0] * logits))
 
