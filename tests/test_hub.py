@@ -143,7 +143,8 @@ def test_shapes_are_read_from_the_model():
         model = attached(name)
         assert (model.length, model.num_trunk_blocks, model.vocab_size) == (length, 2, 25)
         assert model.trunk.width == 32
-    assert attach_head(hubs.bert(hidden_size=64), mask_id=4).head.config.heads == 2
+    for width, heads in {64: 2, 48: 1, 104: 2, 320: 10}.items():  # 104 are not cut into 3 · 2 parts
+        assert attach_head(hubs.bert(hidden_size=width), mask_id=4).head.config.heads == heads
     assert attached("BERT", length=12).length == 12
     assert attach_head(hubs.bert(), blocks=0, mask_id=MASK).head is None
 

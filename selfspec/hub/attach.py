@@ -72,7 +72,7 @@ def attach_head(
             or a model of `adapt_causal` or its checkpoint, of which only the arguments of the head
             apply.
         blocks: causal blocks of the head; 0 for none, to draft only.
-        heads: attention heads of the head; one for 32 channels by default.
+        heads: attention heads of the head; by default as many as leave each at least 32 channels.
         mlp_ratio, dropout: of the head, as in `HeadConfig`.
         tokenizer: of the `transformers` library, or its name; the model's own by default.
         mask_id: the mask token, where neither tokenizer nor config knows it.
@@ -153,11 +153,16 @@ def make_head(
     """A head of this shape in float32; its weights follow from the seed."""
     if blocks == 0:
         return None
-    heads = max(1, width // HEAD_CHANNELS) if heads is None else heads
-    config = HeadConfig(heads, blocks, mlp_ratio, dropout)
+    config = HeadConfig(heads_for(width) if heads is None else heads, blocks, mlp_ratio, dropout)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return CausalHead(config, width)
+
+
+def heads_for(width: int) -> int:
+    """The most attention heads of at least `HEAD_CHANNELS` channels, and an even number, each."""
+    fitting = (n for n in range(width // HEAD_CHANNELS, 1, -1) if width % (2 * n) == 0)
+    return next(fitting, 1)
 
 
 def adapter_of(model: Any) -> type[HubTrunk]:
