@@ -245,13 +245,6 @@ def test_only_rows_of_their_own_lengths_have_pads(
     trainer.feed.close()
 
 
-def test_a_trunk_that_sees_pads_is_trained_on_full_rows(tmp_path: Path):
-    made: Any = ss.attach_head(hubs.llada(), heads=2, tokenizer=hubs.tokenizer())
-    options: Any = {"num": 60, "length": 9, "steps": 2, "batch_size": 4, "device": "cpu"}
-    ss.train_head(made, "self", tmp_path, progress=False, **options)
-    assert ss.generate(made, 2, length=9, rounds=1).tokens.shape == (2, 9)
-
-
 def test_unknown_words_are_observed(tmp_path: Path):
     inner = hubs.tokenizer("A")  # [UNK] is what it makes of a word of two letters
     inner.add_tokens(["BB"])  # no tokenizer of characters any more
