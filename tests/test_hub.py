@@ -112,6 +112,22 @@ def test_a_padded_row_is_the_row_alone(name: str):
         torch.testing.assert_close(drafts[row : row + 1, :size], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "MDLM"])
+@torch.no_grad()
+def test_drafts_beside_pads_are_the_models_own_bit_for_bit(name: str, dtype: torch.dtype):
+    model = attach_head(MODELS[name]().to(dtype), heads=2, mask_id=MASK)
+    tokens, allowed = rows(model, num=3), ~model.trunk.forbidden
+    right = torch.arange(11) >= torch.tensor([[11], [8], [5]])
+    for pad in (right, right.flip(1)):
+        given = tokens.masked_fill(pad, model.trunk.vocabulary.pad)
+        own = model.trunk.model(input_ids=given, attention_mask=(~pad).long()).logits
+        if isinstance(model.trunk, DreamTrunk):
+            own = torch.cat([own[:, :1], own[:, :-1]], 1)
+        draft = model.draft(model.encode(tokens, pad))
+        assert draft[~pad][:, allowed].equal(own[~pad][:, allowed])
+
+
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_a_token_never_moves_the_target_at_its_own_or_an_earlier_place(name: str):
