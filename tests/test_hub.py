@@ -11,6 +11,7 @@ import transformers
 from hubs import CLS, MASK, PAD, SEP
 from safetensors.torch import save_file
 from scipy import stats
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 import selfspec as ss
@@ -235,6 +236,17 @@ def test_what_writes_specials_may_draft_them():
     assert kept.forbidden == (MASK, *range(25, 30))
     assert (kept.begin, kept.end, kept.pad) == ((), (), PAD)
     assert attached("MDLM").mask_id == 24  # the last, in the published vocabulary as here
+
+
+def test_what_a_tokenizer_puts_behind_a_text_alone_is_its_end():
+    inner = hubs.tokenizer()
+    inner._tokenizer.post_processor = TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", SEP)]
+    )
+    assert inner("A")["input_ids"] == [5, SEP]
+    found = read_vocabulary(25, SimpleNamespace(pad_token_id=7), inner)
+    assert (found.begin, found.end) == ((), (SEP,))
+    assert read_vocabulary(25, SimpleNamespace(pad_token_id=7), mask_id=MASK).forbidden == (MASK, 7)
 
 
 def test_the_mask_inside_the_vocabulary_is_no_text():
