@@ -158,6 +158,7 @@ def test_shapes_are_read_from_the_model():
         assert model.trunk.width == 32
     for width, heads in {64: 2, 48: 1, 104: 2, 320: 10}.items():  # 104 are not cut into 3 · 2 parts
         assert attach_head(hubs.bert(hidden_size=width), mask_id=4).head.config.heads == heads
+    assert attach_head(hubs.esm(pad_token_id=1), mask_id=MASK).length == 38
     assert attached("BERT", length=12).length == 12
     assert attach_head(hubs.bert(), blocks=0, mask_id=MASK).head is None
 
@@ -530,6 +531,54 @@ def test_the_published_layout_of_mdlm_is_loaded_without_remote_code(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_blocks": 3}))
     with pytest.raises(ValueError, match="weights do not fit the config"):
         attach_head(str(tmp_path))
+
+
+def dit_logits(weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Logits (B, L, V) of MDLM by the names of its published weights, written down once more."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", torch.zeros(1))
+
+    def read(x: Tensor, name: str, shift: Tensor, scale: Tensor) -> Tensor:
+        spread = x.var(-1, keepdim=True, correction=0) + 1e-5
+        normal = (x - x.mean(-1, keepdim=True)) / spread.sqrt()
+        return normal * weights[f"{name}.weight"] * (1 + scale) + shift
+
+    def turned(x: Tensor) -> Tensor:  # (B, L, H, 16)
+        angles = torch.arange(x.shape[1])[:, None] / 10000.0 ** (torch.arange(8).double() / 8)
+        turn = torch.polar(torch.ones(()).double(), angles)[:, None]
+        pairs = torch.complex(x[..., :8], x[..., 8:]) * turn
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    silu = nn.functional.silu
+    time = torch.cat([torch.ones(128), torch.zeros(128)]).double()  # cosines and sines of 0
+    c = silu(linear(silu(linear(time, "sigma_map.mlp.0")), "sigma_map.mlp.2"))
+    x = weights["vocab_embed.embedding"][tokens]
+    for n in range(2):
+        block = f"blocks.{n}"
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear(c, f"{block}.adaLN_modulation").chunk(
+            6
+        )
+        qkv = linear(read(x, f"{block}.norm1", shift1, scale1), f"{block}.attn_qkv")
+        q, k, v = qkv.unflatten(-1, (3, 2, 16)).unbind(2)
+        weight = torch.einsum("bihe,bjhe->bhij", turned(q), turned(k)) / 4
+        attended = torch.einsum("bhij,bjhe->bihe", weight.softmax(-1), v).flatten(2)
+        x = x + gate1 * linear(attended, f"{block}.attn_out")
+        inner = linear(read(x, f"{block}.norm2", shift2, scale2), f"{block}.mlp.0")
+        inner = inner / 2 * (1 + ((2 / torch.pi) ** 0.5 * (inner + 0.044715 * inner**3)).tanh())
+        x = x + gate2 * linear(inner, f"{block}.mlp.2")
+    shift, scale = linear(c, "output_layer.adaLN_modulation").chunk(2)
+    return linear(read(x, "output_layer.norm_final", shift, scale), "output_layer.linear")
+
+
+@torch.no_grad()
+def test_mdlm_is_what_its_paper_says():
+    model = attached("MDLM").double()
+    tokens, allowed = rows(model), ~model.trunk.forbidden
+    weights = dict(model.trunk.model.named_parameters())
+    draft = model.draft(model.encode(tokens))[..., allowed]
+    expected = dit_logits(weights, tokens)[..., allowed]
+    torch.testing.assert_close(draft, expected, rtol=1e-5, atol=1e-6)
 
 
 PUBLISHED = {
