@@ -156,7 +156,13 @@ def test_shapes_are_read_from_the_model():
         model = attached(name)
         assert (model.length, model.num_trunk_blocks, model.vocab_size) == (length, 2, 25)
         assert model.trunk.width == 32
-    for width, heads in {64: 2, 48: 1, 104: 2, 320: 10}.items():  # 104 are not cut into 3 · 2 parts
+    for width, heads in {
+        64: 2,
+        48: 1,
+        66: 1,
+        104: 2,
+        320: 10,
+    }.items():  # 104 are not cut into 3 · 2 parts
         assert attach_head(hubs.bert(hidden_size=width), mask_id=4).head.config.heads == heads
     assert attach_head(hubs.esm(pad_token_id=1), mask_id=MASK).length == 38
     assert attached("BERT", length=12).length == 12
@@ -168,6 +174,11 @@ def test_the_trunk_is_frozen_and_the_head_is_not():
     assert not any(p.requires_grad for p in model.trunk.parameters())
     assert all(p.requires_grad for p in model.head.parameters())
     assert not model.training
+
+
+def test_a_model_in_training_mode_is_compared_without_its_dropout():
+    model = attach_head(hubs.bert(hidden_dropout_prob=0.5).train(), heads=2, mask_id=MASK)
+    assert not model.trunk.model.training
 
 
 def test_the_seed_decides_the_head():
