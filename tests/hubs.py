@@ -1,12 +1,12 @@
-"""Tiny random models of the real classes of the Hub, and stand-ins where those are remote code."""
+"""Tiny random models of the real classes of the Hub, and one whose code is its owner's."""
 
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from selfspec.data.tokenizers import ESM_ALPHABET
 from selfspec.hub import mdlm
@@ -80,100 +80,65 @@ def dit() -> Any:
     return _random(mdlm.DiT, mdlm.DiTConfig(model_length=40, **shape))
 
 
-class Stranger(nn.Module):
-    """A bidirectional network with what LLaDA's and Dream's classes share."""
-
-    def __init__(self, **config: Any):
-        super().__init__()
-        self.config = SimpleNamespace(vocab_size=25, mask_token_id=MASK, pad_token_id=PAD, **config)
-        self.wte = nn.Embedding(25, 32)
-        self.mix = nn.Linear(32, 32)
-        self.lm_head = nn.Linear(32, 25, bias=False)
-
-    def states(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.wte(tokens) + torch.arange(tokens.shape[1], device=tokens.device)[:, None] / 7
-        real = torch.ones_like(tokens) if mask is None else mask[:, 0, 0].long()
-        real = real.unsqueeze(-1).to(x.dtype)
-        return self.mix(x + (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)).tanh()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.wte
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, module: nn.Module) -> None:
-        self.lm_head = module
-
-
-class LLaDA(Stranger):
-    """Logits wherever it is called."""
-
-    def forward(self, input_ids: Tensor) -> Any:
-        return SimpleNamespace(logits=self.lm_head(self.states(input_ids)))
-
-
-class Dream(Stranger):
-    """States of position ℓ predict ℓ + 1."""
-
-    def model(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
-        return (self.states(input_ids, attention_mask),)
-
-    def forward(self, input_ids: Tensor) -> Any:
-        return SimpleNamespace(logits=self.lm_head(self.model(input_ids)[0]))
-
-
 def llada() -> Any:
-    return _random(LLaDA, model_type="llada", d_model=32, n_layers=1, max_sequence_length=40)
+    return llama(architectures=["LLaDAModelLM"], mask_token_id=MASK)
 
 
 def dream() -> Any:
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 40}
-    return _random(Dream, model_type="Dream", **shape)
+    special = {"mask_token_id": MASK, "num_key_value_heads": 1, "architectures": ["DreamModel"]}
+    return _random(hf.Qwen2ForCausalLM, hf.Qwen2Config(**SHAPE, **special))
 
 
 REMOTE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import MaskedLMOutput
 
 
 class Config(PretrainedConfig):
-    model_type = "llada"
+    model_type = "stranger"
 
 
-class Model(PreTrainedModel):
+class Base(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.wte = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.wte(input_ids)
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        seen = seen.unsqueeze(-1).to(x.dtype)
+        return ((x + (x * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)).tanh(),)
+
+
+class StrangerForMaskedLM(PreTrainedModel):
     config_class = Config
+    base_model_prefix = "base"
 
     def __init__(self, config):
         super().__init__(config)
-        self.wte = torch.nn.Embedding(config.vocab_size, config.d_model)
-        self.lm_head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.base = Base(config)
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self):
-        return self.wte
+        return self.base.wte
 
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, module):
-        self.lm_head = module
-
-    def forward(self, input_ids):
-        x = self.wte(input_ids)
-        return CausalLMOutput(logits=self.lm_head((x + x.mean(1, keepdim=True)).tanh()))
+    def forward(self, input_ids, attention_mask=None):
+        return MaskedLMOutput(logits=self.lm_head(self.base(input_ids, attention_mask)[0]))
 """
 
 
 def publish_remote(folder: Path) -> Path:
-    """A LLaDA whose classes lie beside its weights, as on the Hub; with a tokenizer."""
+    """A masked model whose classes lie beside its weights, as on the Hub; with a tokenizer."""
     module = ModuleType("remote")
     exec(REMOTE, module.__dict__)
-    shape = {"vocab_size": 25, "d_model": 32, "n_layers": 1, "max_sequence_length": 40}
-    places = {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"}
+    shape = {"vocab_size": 25, "hidden_size": 32, "num_hidden_layers": 1}
+    shape["max_position_embeddings"] = 40
+    places = {"AutoConfig": "modeling.Config",
+              "AutoModelForMaskedLM": "modeling.StrangerForMaskedLM"}  # fmt: skip
     config = module.Config(**shape, mask_token_id=MASK, pad_token_id=PAD, auto_map=places)
-    _random(module.Model, config).save_pretrained(folder)
+    _random(module.StrangerForMaskedLM, config).save_pretrained(folder)
     (folder / "modeling.py").write_text(REMOTE)
     tokenizer().save_pretrained(folder)
     return folder

@@ -245,13 +245,6 @@ def test_only_rows_of_their_own_lengths_have_pads(
     trainer.feed.close()
 
 
-def test_a_trunk_that_sees_pads_is_trained_on_full_rows(tmp_path: Path):
-    made: Any = ss.attach_head(hubs.llada(), heads=2, tokenizer=hubs.tokenizer())
-    options: Any = {"num": 60, "length": 9, "steps": 2, "batch_size": 4, "device": "cpu"}
-    ss.train_head(made, "self", tmp_path, progress=False, **options)
-    assert ss.generate(made, 2, length=9, rounds=1).tokens.shape == (2, 9)
-
-
 def test_unknown_words_are_observed(tmp_path: Path):
     inner = hubs.tokenizer("A")  # [UNK] is what it makes of a word of two letters
     inner.add_tokens(["BB"])  # no tokenizer of characters any more
@@ -282,7 +275,7 @@ def test_settings_can_be_changed():
         ("--data {empty}", "`data` must give at least 2 rows, got 0"),
         ("--data {lines} --length 2", "`length` must be in 3..40, got 2"),
         ("--data {lines} --length 41", "`length` must be in 3..40, got 41"),
-        ("--data {lines} --blocks 0", "`model` must be one from `attach_head`, with a head"),
+        ("--data {lines} --blocks 0", "`blocks` must be at least 1 to train a head, got 0"),
         ("--data {foreign} --rows lines", "must consist of the model's characters, got 'b'"),
         ("--data self --num 1", "`num` must be at least 2, got 1"),
         ("--data {lines} --merge --stop-after 1", "`merge` goes with a run to its end"),
@@ -386,6 +379,16 @@ def test_the_verbs_read_and_write_proteins(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "wild.fasta").write_text(">wild\nmkta-yiakq\n*\n")
     score = run(capsys, "score", tmp_path / "wild.fasta", *head)
     assert score["characters"] == 9
+    packed = gzip.compress(b">wild\r\nmkta-yiakq\r\n*\r\n")
+    (tmp_path / "wild.fasta.gz").write_bytes(packed)
+    assert run(capsys, "score", tmp_path / "wild.fasta.gz", *head) == score
+    for content, message in {
+        ">a\nMKTA\n>b\nMKT\n": "`file` must hold one sequence, got 2",
+        "ACGT" * 3: "what looks like DNA",
+    }.items():
+        (tmp_path / "bad.fasta").write_text(content)
+        assert main(["score", str(tmp_path / "bad.fasta"), *head]) == 2
+        assert message in capsys.readouterr().err
     effects = run(capsys, "score", tmp_path / "wild.fasta", *head[:2], "--mutations", "K2R")
     assert effects["effects"]["K2R"] == pytest.approx(
         ss.mutation_effect(made, "MKTAYIAKQ", ["K2R"]).item()

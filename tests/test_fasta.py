@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfspec.data.corpus import open_corpus
-from selfspec.data.fasta import Policy, Record, Unknown, prepare, read_fasta, to_fasta, write_fasta
+from selfspec.data.fasta import (
+    Cleaner,
+    Policy,
+    Record,
+    Unknown,
+    prepare,
+    read_fasta,
+    to_fasta,
+    write_fasta,
+)
 from selfspec.data.ragged import RaggedStore
 from selfspec.data.tokenizers import (
     AMINO_ACIDS,
@@ -232,5 +241,14 @@ def test_a_failed_prepare_leaves_nothing(tmp_path, policy, rule):
 
 def test_all_skipped_is_an_error(tmp_path):
     write_fasta(tmp_path / "a.fasta", [("x", "XXXX")])
-    with pytest.raises(ValueError, match="`policy` must keep at least one sequence, got all 1"):
+    with pytest.raises(ValueError, match="`unknown` must keep at least one sequence, got all 1"):
         prepare({"train": tmp_path / "a.fasta"}, tmp_path / "out", progress=False)
+
+
+def test_a_bar_does_not_outlive_an_error(tmp_path, capsys):
+    write_fasta(tmp_path / "a.fasta", [("x", "MKXV")])
+    cleaner = Cleaner(AMINO_ACIDS, Policy(unknown=Unknown.REFUSE))
+    with pytest.raises(ValueError, match="residues must be of") as caught:
+        list(cleaner(read_fasta(tmp_path / "a.fasta", progress=True)))
+    assert capsys.readouterr().err.endswith("\n")  # while its traceback keeps the reader alive
+    del caught

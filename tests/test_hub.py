@@ -1,5 +1,7 @@
+import json
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import hubs
@@ -7,13 +9,16 @@ import pytest
 import torch
 import transformers
 from hubs import CLS, MASK, PAD, SEP
+from safetensors.torch import save_file
 from scipy import stats
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 import selfspec as ss
 from selfspec.data.tokenizers import ESM_ALPHABET
 from selfspec.engine import Engine
 from selfspec.hub import HubTrunk, Vocabulary
+from selfspec.hub.llada import DreamTrunk, LLaDATrunk
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.hub.trunk import read_vocabulary
 from selfspec.inputs import check_tokens
@@ -36,7 +41,6 @@ MODELS = {
     "LLaDA": hubs.llada,
     "Dream": hubs.dream,
 }
-PADDED = [name for name in MODELS if name != "LLaDA"]
 
 
 def attached(name: str, **options: Any) -> Any:
@@ -65,7 +69,7 @@ def own_logits(model: Any, tokens: Tensor) -> Tensor:
     if isinstance(model.trunk.model.config, hubs.mdlm.DiTConfig):
         return model.trunk.model.unembed(model.trunk.model(tokens))
     logits = model.trunk.model(input_ids=tokens).logits
-    if model.trunk.model.config.model_type == "Dream":
+    if isinstance(model.trunk, DreamTrunk):
         return torch.cat([logits[:, :1], logits[:, :-1]], 1)
     return logits
 
@@ -96,7 +100,7 @@ def test_the_target_is_the_draft_until_the_head_is_trained(name: str):
     torch.testing.assert_close(target[..., allowed], drafted[..., allowed], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_a_padded_row_is_the_row_alone(name: str):
     model = attached(name).double()
@@ -109,11 +113,20 @@ def test_a_padded_row_is_the_row_alone(name: str):
         torch.testing.assert_close(drafts[row : row + 1, :size], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_several_lengths_are_refused_where_pads_would_be_seen():
-    model = attached("LLaDA")
-    tokens = rows(model)
-    with pytest.raises(ValueError, match="`pad` must be None for LLaDA"):
-        model.encode(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "MDLM"])
+@torch.no_grad()
+def test_drafts_beside_pads_are_the_models_own_bit_for_bit(name: str, dtype: torch.dtype):
+    model = attach_head(MODELS[name]().to(dtype), heads=2, mask_id=MASK)
+    tokens, allowed = rows(model, num=3), ~model.trunk.forbidden
+    right = torch.arange(11) >= torch.tensor([[11], [8], [5]])
+    for pad in (right, right.flip(1)):
+        given = tokens.masked_fill(pad, model.trunk.vocabulary.pad)
+        own = model.trunk.model(input_ids=given, attention_mask=(~pad).long()).logits
+        if isinstance(model.trunk, DreamTrunk):
+            own = torch.cat([own[:, :1], own[:, :-1]], 1)
+        draft = model.draft(model.encode(tokens, pad))
+        assert draft[~pad][:, allowed].equal(own[~pad][:, allowed])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -143,7 +156,15 @@ def test_shapes_are_read_from_the_model():
         model = attached(name)
         assert (model.length, model.num_trunk_blocks, model.vocab_size) == (length, 2, 25)
         assert model.trunk.width == 32
-    assert attach_head(hubs.bert(hidden_size=64), mask_id=4).head.config.heads == 2
+    for width, heads in {
+        64: 2,
+        48: 1,
+        66: 1,
+        104: 2,
+        320: 10,
+    }.items():  # 104 are not cut into 3 · 2 parts
+        assert attach_head(hubs.bert(hidden_size=width), mask_id=4).head.config.heads == heads
+    assert attach_head(hubs.esm(pad_token_id=1), mask_id=MASK).length == 38
     assert attached("BERT", length=12).length == 12
     assert attach_head(hubs.bert(), blocks=0, mask_id=MASK).head is None
 
@@ -153,6 +174,11 @@ def test_the_trunk_is_frozen_and_the_head_is_not():
     assert not any(p.requires_grad for p in model.trunk.parameters())
     assert all(p.requires_grad for p in model.head.parameters())
     assert not model.training
+
+
+def test_a_model_in_training_mode_is_compared_without_its_dropout():
+    model = attach_head(hubs.bert(hidden_dropout_prob=0.5).train(), heads=2, mask_id=MASK)
+    assert not model.trunk.model.training
 
 
 def test_the_seed_decides_the_head():
@@ -222,6 +248,17 @@ def test_what_writes_specials_may_draft_them():
     assert kept.forbidden == (MASK, *range(25, 30))
     assert (kept.begin, kept.end, kept.pad) == ((), (), PAD)
     assert attached("MDLM").mask_id == 24  # the last, in the published vocabulary as here
+
+
+def test_what_a_tokenizer_puts_behind_a_text_alone_is_its_end():
+    inner = hubs.tokenizer()
+    inner._tokenizer.post_processor = TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", SEP)]
+    )
+    assert inner("A")["input_ids"] == [5, SEP]
+    found = read_vocabulary(25, SimpleNamespace(pad_token_id=7), inner)
+    assert (found.begin, found.end) == ((), (SEP,))
+    assert read_vocabulary(25, SimpleNamespace(pad_token_id=7), mask_id=MASK).forbidden == (MASK, 7)
 
 
 def test_the_mask_inside_the_vocabulary_is_no_text():
@@ -365,6 +402,14 @@ def test_a_tokenizer_without_a_mask_token_is_refused():
         attach_head(hubs.bert())
 
 
+def test_a_tokenizer_with_another_mask_token_is_refused():
+    config = SimpleNamespace(mask_token_id=7)
+    with pytest.raises(ValueError, match="must have the model's mask token 7, got 4"):
+        read_vocabulary(25, config, hubs.tokenizer())
+    assert read_vocabulary(25, config, hubs.tokenizer(), mask_id=9).mask == 9
+    assert read_vocabulary(25, SimpleNamespace(mask_token_id=MASK), hubs.tokenizer()).mask == MASK
+
+
 def test_a_family_without_adapter_is_refused():
     with pytest.raises(ValueError, match=r"got BertModel, .*docs/adapters.md"):
         attach_head(hf.BertModel(hubs.bert().config))
@@ -414,9 +459,8 @@ def test_esm_must_see_a_token():
     assert ss.log_likelihood(model, text, observed=seen).isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["llada", "Dream"])
-def test_remote_code_is_run_only_if_the_user_says_so(tmp_path: Path, family: str):
-    (tmp_path / "config.json").write_text(f'{{"model_type": "{family}"}}')
+def test_remote_code_is_run_only_if_the_user_says_so(tmp_path: Path):
+    hubs.publish_remote(tmp_path)
     with pytest.raises(ValueError, match="`trust_remote_code` must be True"):
         attach_head(str(tmp_path))
 
@@ -498,6 +542,192 @@ def test_the_published_layout_of_mdlm_is_loaded_without_remote_code(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(config | {"n_blocks": 3}))
     with pytest.raises(ValueError, match="weights do not fit the config"):
         attach_head(str(tmp_path))
+
+
+def dit_logits(weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Logits (B, L, V) of MDLM by the names of its published weights, written down once more."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", torch.zeros(1))
+
+    def read(x: Tensor, name: str, shift: Tensor, scale: Tensor) -> Tensor:
+        spread = x.var(-1, keepdim=True, correction=0) + 1e-5
+        normal = (x - x.mean(-1, keepdim=True)) / spread.sqrt()
+        return normal * weights[f"{name}.weight"] * (1 + scale) + shift
+
+    def turned(x: Tensor) -> Tensor:  # (B, L, H, 16)
+        angles = torch.arange(x.shape[1])[:, None] / 10000.0 ** (torch.arange(8).double() / 8)
+        turn = torch.polar(torch.ones(()).double(), angles)[:, None]
+        pairs = torch.complex(x[..., :8], x[..., 8:]) * turn
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    silu = nn.functional.silu
+    time = torch.cat([torch.ones(128), torch.zeros(128)]).double()  # cosines and sines of 0
+    c = silu(linear(silu(linear(time, "sigma_map.mlp.0")), "sigma_map.mlp.2"))
+    x = weights["vocab_embed.embedding"][tokens]
+    for n in range(2):
+        block = f"blocks.{n}"
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear(c, f"{block}.adaLN_modulation").chunk(
+            6
+        )
+        qkv = linear(read(x, f"{block}.norm1", shift1, scale1), f"{block}.attn_qkv")
+        q, k, v = qkv.unflatten(-1, (3, 2, 16)).unbind(2)
+        weight = torch.einsum("bihe,bjhe->bhij", turned(q), turned(k)) / 4
+        attended = torch.einsum("bhij,bjhe->bihe", weight.softmax(-1), v).flatten(2)
+        x = x + gate1 * linear(attended, f"{block}.attn_out")
+        inner = linear(read(x, f"{block}.norm2", shift2, scale2), f"{block}.mlp.0")
+        inner = inner / 2 * (1 + ((2 / torch.pi) ** 0.5 * (inner + 0.044715 * inner**3)).tanh())
+        x = x + gate2 * linear(inner, f"{block}.mlp.2")
+    shift, scale = linear(c, "output_layer.adaLN_modulation").chunk(2)
+    return linear(read(x, "output_layer.norm_final", shift, scale), "output_layer.linear")
+
+
+@torch.no_grad()
+def test_mdlm_is_what_its_paper_says():
+    model = attached("MDLM").double()
+    tokens, allowed = rows(model), ~model.trunk.forbidden
+    weights = dict(model.trunk.model.named_parameters())
+    draft = model.draft(model.encode(tokens))[..., allowed]
+    expected = dit_logits(weights, tokens)[..., allowed]
+    torch.testing.assert_close(draft, expected, rtol=1e-5, atol=1e-6)
+
+
+PUBLISHED = {
+    "LLaDA": {
+        "embedding": "model.transformer.wte", "norm": "model.transformer.ln_f",
+        "unembedding": "model.transformer.ff_out", "block": "model.transformer.blocks",
+        "first": "attn_norm", "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "attn_out",
+        "second": "ff_norm", "gate": "ff_proj", "up": "up_proj", "down": "ff_out",
+    },
+    "Dream": {
+        "embedding": "model.embed_tokens", "norm": "model.norm",
+        "unembedding": "lm_head", "block": "model.layers",
+        "first": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj", "o": "self_attn.o_proj", "second": "post_attention_layernorm",
+        "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+    },
+}  # fmt: skip
+CONFIGS: dict[str, Any] = {
+    "LLaDA": {
+        "model_type": "llada", "architectures": ["LLaDAModelLM"], "vocab_size": 25,
+        "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"}, "embedding_size": 26,
+        "d_model": 32, "mlp_hidden_size": 48, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2,
+        "max_sequence_length": 40, "rms_norm_eps": 1e-3, "rope_theta": 100.0, "rope": True,
+        "activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms",
+        "weight_tying": False, "mask_token_id": MASK, "pad_token_id": PAD, "alibi": False,
+    },
+    "Dream": {
+        "model_type": "Dream", "architectures": ["DreamModel"], "vocab_size": 26,
+        "auto_map": {"AutoModel": "modeling_dream.DreamModel"}, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 40, "rms_norm_eps": 1e-3,
+        "rope_theta": 100.0, "rope_scaling": None, "hidden_act": "silu", "sliding_window": None,
+        "use_sliding_window": False, "tie_word_embeddings": False, "mask_token_id": MASK,
+        "pad_token_id": PAD, "max_window_layers": 2, "use_cache": True,
+    },
+}  # fmt: skip
+
+
+def publish(family: str, folder: Path) -> dict[str, Tensor]:
+    """Random weights under the published names, in a folder as on the Hub; also by our names."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"first": (32,), "q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32),
+             "second": (32,), "gate": (48, 32), "up": (48, 32), "down": (32, 48)}  # fmt: skip
+    shapes = {"embedding": (26, 32), "norm": (32,), "unembedding": (26, 32)}
+    shapes |= {f"{n}.{name}": size for n in range(2) for name, size in sizes.items()}
+    if family == "Dream":  # biases
+        shapes |= {f"{n}.{name}+": sizes[name][:1] for n in range(2) for name in "qkv"}
+    weights = {name: torch.randn(size, generator=generator) / 3 for name, size in shapes.items()}
+    names, files = PUBLISHED[family], {}
+    for name, weight in weights.items():
+        block, _, part = name.rpartition(".")
+        within = f"{names['block']}.{block}." if block else ""
+        kind = "bias" if part.endswith("+") else "weight"
+        files[f"{within}{names[part.rstrip('+')]}.{kind}"] = weight
+    folder.mkdir()
+    save_file(files, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
+    hubs.tokenizer().save_pretrained(folder)
+    return {name: weight.double() for name, weight in weights.items()}
+
+
+def open_llama(weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Logits (B, L, V) of Llama's blocks without a direction, written down once more."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + 1e-3).rsqrt() * weights[name]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[name].T + weights.get(f"{name}+", torch.zeros(1))
+
+    def turned(x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2])[:, None] * 100.0 ** (-torch.arange(4).double() / 4)
+        pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones(()).double(), angles)
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    x = weights["embedding"][tokens]
+    for n in range(2):
+        read = norm(x, f"{n}.first")
+        q, k, v = (linear(read, f"{n}.{name}").unflatten(-1, (-1, 8)).transpose(1, 2)
+                   for name in "qkv")  # fmt: skip
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        attention = (turned(q) @ turned(k).mT / 8**0.5).softmax(-1) @ v
+        x = x + linear(attention.transpose(1, 2).flatten(2), f"{n}.o")
+        read = norm(x, f"{n}.second")
+        gated = nn.functional.silu(linear(read, f"{n}.gate")) * linear(read, f"{n}.up")
+        x = x + linear(gated, f"{n}.down")
+    return linear(norm(x, "norm"), "unembedding")
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+@torch.no_grad()
+def test_llada_and_dream_are_loaded_without_remote_code(family: str, tmp_path: Path):
+    weights = publish(family, source := tmp_path / "source")
+    model = attach_head(source, heads=2)
+    assert type(model.trunk) is {"LLaDA": LLaDATrunk, "Dream": DreamTrunk}[family]
+    assert (model.length, model.num_trunk_blocks, model.mask_id) == (40, 2, MASK)
+    assert model.frame == ((), ())
+    tokens, allowed = rows(model, num=3), ~model.trunk.forbidden
+    assert set(range(5, 25)) <= set(allowed.nonzero().flatten().tolist())
+    expected = open_llama(weights, tokens)
+    if family == "Dream":
+        expected = torch.cat([expected[:, :1], expected[:, :-1]], 1)
+    draft = model.draft(model.encode(tokens)).double()
+    torch.testing.assert_close(draft[..., allowed], expected[..., allowed], rtol=1e-4, atol=1e-5)
+    for merge in (False, True):
+        ss.save(model, tmp_path / f"{merge}", merge=merge)
+        again = ss.load(tmp_path / f"{merge}")
+        assert again.draft(again.encode(tokens)).double().equal(draft)
+        assert again.tokenizer is not None
+
+
+def test_the_tokenizer_of_dream_needs_no_code(tmp_path: Path):
+    publish("Dream", source := tmp_path / "source")
+    for path in source.glob("tokenizer*"):
+        path.unlink()
+    table = {letter: i for i, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUV")} | {"AB": 22}
+    added = dict(zip((23, 24, 25), ("<|end|>", "<|begin|>", "<|mask|>"), strict=True))
+    kinds = {"tokenizer_class": "DreamTokenizer", "mask_token": "<|mask|>", "pad_token": "<|end|>",
+             "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+             "added_tokens_decoder": {i: {"content": token, "special": True}
+                                      for i, token in added.items()}}  # fmt: skip
+    (source / "vocab.json").write_text(json.dumps(table))
+    (source / "merges.txt").write_text("#version: 0.2\nA B\n")
+    (source / "tokenizer_config.json").write_text(json.dumps(kinds))
+    config = CONFIGS["Dream"] | {"mask_token_id": 25, "pad_token_id": 23}
+    (source / "config.json").write_text(json.dumps(config))
+    model = attach_head(source, heads=2)
+    assert (model.mask_id, model.trunk.vocabulary.forbidden) == (25, (25,))
+    assert model.tokenizer.encode("ABAC_A", "_").tolist() == [22, 0, 2, 25, 0]
+    assert model.tokenizer.decode([22, 0, 25, 24]) == "ABA_<|begin|>"
+
+
+def test_a_llada_that_is_no_llama_is_refused(tmp_path: Path):
+    publish("LLaDA", source := tmp_path / "source")
+    config = {**CONFIGS["LLaDA"], "block_type": "sequential"}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a LLaDA whose `block_type` is llama, got sequential"):
+        attach_head(source)
 
 
 def test_a_vocabulary_names_what_is_wrong():

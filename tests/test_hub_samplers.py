@@ -37,8 +37,7 @@ def prompted(model: Any, name: str) -> tuple[Tensor, Tensor]:
         rows[0][1:3] = 6
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return tokens, torch.arange(12) >= torch.tensor([[7], [12], [3]])
-    prompts = PROMPTS[1:2] if name == "LLaDA" else PROMPTS  # which sees pads
-    return layout(prompts, model.tokenizer, model.mask_id, model.length, frame=model.frame)
+    return layout(PROMPTS, model.tokenizer, model.mask_id, model.length, frame=model.frame)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -49,8 +48,7 @@ def test_the_engine_draws_row_for_row_what_the_reference_draws(name: str, sample
     tokens, pad = tokens.repeat_interleave(3, 0), pad.repeat_interleave(3, 0)
     made = SAMPLERS[sampler](model)
     plain = made.sample(tokens, 5, pad)
-    longer = 0 if name == "LLaDA" else 3
-    engine = Engine(model, 4, tokens.shape[1] + longer)  # rows take turns in the slots
+    engine = Engine(model, 4, tokens.shape[1] + 3)  # rows take turns in the slots
     fast = engine.sample(made, tokens, 5, pad)
     assert fast.tokens.equal(plain.tokens)
     for count in ("trunk_passes", "head_passes", "drafted", "accepted"):
@@ -68,7 +66,7 @@ def test_the_engine_draws_row_for_row_what_the_reference_draws(name: str, sample
 def test_generate_is_the_same_by_engine_and_reference(name: str):
     model = framed_model(name)
     options: dict[str, Any] = {"num": 3, "rounds": 2, "seed": 4}
-    if name in ("MDLM", "LLaDA"):
+    if name == "MDLM":
         options["length"] = 9
     else:
         options["prompt"] = PROMPTS

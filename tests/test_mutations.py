@@ -10,6 +10,7 @@ import tiny
 import torch
 from conftest import make_toy
 from reference import UNIFORM, ListedOrder, Puzzle, sampler_law
+from torch import Tensor
 
 import selfspec as ss
 from selfspec.data.tokenizers import ESM_ALPHABET, ProteinTokenizer
@@ -84,6 +85,25 @@ def test_batches_do_not_matter():
     whole = ss.mutation_effect(model, wild, texts)
     assert torch.allclose(whole, ss.mutation_effect(model, wild, texts, batch_size=1), atol=1e-5)
     assert torch.allclose(whole[1:2], ss.mutation_effect(model, wild, ["A4G:I6L"]), atol=1e-5)
+
+
+def test_a_scan_scores_each_wild_type_once_and_single_positions_in_one_order():
+    model, wild = tiny.protein(), "MKTAYI"
+    texts = [f"{wild[at]}{at + 1}{new}" for at in range(6) for new in "ACDE"] + [
+        "K2R:A4G",
+        "K2A:A4C",
+    ]
+    seen = []
+
+    def counted(model: ss.SSMD, tokens: Tensor, **options: Any) -> Tensor:
+        seen.append(len(tokens))
+        return ss.one_pass_score(model, tokens, **options)
+
+    found = ss.mutation_effect(model, wild, texts, counted, orders=5)
+    # A4A is the wild type itself; of two positions there are three texts.
+    assert sum(seen) == 6 + 23 + 3 * 5
+    alone = torch.cat([ss.mutation_effect(model, wild, [text], orders=5) for text in texts])
+    assert torch.allclose(found, alone, atol=1e-5)
 
 
 def test_the_notation():

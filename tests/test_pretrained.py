@@ -98,7 +98,10 @@ def test_pads_are_left_alone():
     ids = masked_ids(wrapper.ssmd)
     mask = torch.ones_like(ids)
     mask[1, 8:] = 0
-    out: Any = wrapper.generate(ids, mask, rounds=1, seed=2)
+    ids[1, 8:] = wrapper.ssmd.mask_id  # which is not generated there, and does not count
+    given: Any = wrapper.generate(ids, mask, rounds=1, seed=2, return_dict_in_generate=True)
+    out, drawn = given.sequences, (ids[1, :8] == wrapper.ssmd.mask_id).sum()
+    assert (given.tokens_per_forward * given.num_forward_passes)[1].item() == pytest.approx(drawn)
     assert out[1, 8:].equal(ids[1, 8:])
     assert (out[0] != wrapper.ssmd.mask_id).all()
     alone: Any = wrapper.generate(ids[:1], rounds=1, seed=2)

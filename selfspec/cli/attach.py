@@ -36,13 +36,15 @@ def attach(
         steps: optimiser steps.
         batch_size: rows a step.
         blocks: of the head.
-        heads: attention heads of the head; one for 32 channels by default.
+        heads: attention heads of the head; by default as many as leave each at least 32 channels.
         mask_id: the mask token, where neither tokenizer nor config knows it.
         trust_remote_code: run Python code that comes with the model.
         merge: at the end, write trunk and head into one file, in the subfolder whole.
     """
     from selfspec import api
 
+    if blocks < 1:
+        raise ValueError(f"`blocks` must be at least 1 to train a head, got {blocks}")
     if hub.stop_after is not None and merge:
         raise ValueError("`merge` goes with a run to its end, got `stop_after` too")
     model = api.attach_head(

@@ -44,8 +44,8 @@ def score(
     """Score a text: exactly, as the sampler would draw it, and by a single pass.
 
     Args:
-        file: a text file, or - for standard input; for a model of proteins one sequence, as FASTA
-            or alone.
+        file: a text file, which may end in .gz or .xz, or - for standard input; for a model of
+            proteins one sequence, as FASTA or alone.
         sampling: the sampler that is scored; the order is uniform unless given.
         run: where and from which seed.
         loading: how the trunk of a head is found.
@@ -87,8 +87,11 @@ def score(
 
 def read(file: str, normalise: bool) -> str:
     """The text of a file or of standard input, without the line break at its end."""
+    from selfspec.data.packed import read_lines
+
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        lines = (line for _, line in read_lines(Path(file)))
+        text = sys.stdin.read() if file == "-" else b"".join(lines).decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"`file` must be text in UTF-8, got {file} ({error})") from error
     if normalise:
@@ -125,14 +128,14 @@ def say(report: dict[str, Any]) -> None:
 
 def one_sequence(text: str, file: str, residues: str) -> str:
     """The sequence of a text that is one FASTA record, or has no header at all."""
-    from selfspec.data.fasta import Policy, Record, Unknown
+    from selfspec.data.fasta import Policy, Unknown, parse_fasta
 
-    lines = [line.strip() for line in text.splitlines()]
-    headers = [line for line in lines if line.startswith(">")]
-    if len(headers) > 1 or (headers and lines[0] != headers[0]):
-        raise ValueError(f"`file` must hold one sequence, got {len(headers)} in {file}")
-    record = Record("".join(headers)[1:], "".join(lines[len(headers) :]), file)
-    sequence = Policy(unknown=Unknown.REFUSE).clean(record, residues)
+    lines = [line.encode() for line in text.splitlines()]
+    headed = lines if text.lstrip().startswith(">") else [b">", *lines]
+    records = list(parse_fasta(enumerate(headed, start=1), file))
+    if len(records) > 1:
+        raise ValueError(f"`file` must hold one sequence, got {len(records)} in {file}")
+    sequence = Policy(unknown=Unknown.REFUSE).clean(records[0], residues)
     assert sequence is not None
     return sequence
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -91,7 +92,7 @@ class Policy:
         return text.translate(dict.fromkeys(map(ord, unknown), "X"))
 
 
-def read_fasta(paths: Paths, progress: bool = False) -> Iterator[Record]:
+def read_fasta(paths: Paths, progress: bool = False) -> Generator[Record]:
     """The records of some files, one after another.
 
     Args:
@@ -105,10 +106,10 @@ def read_fasta(paths: Paths, progress: bool = False) -> Iterator[Record]:
     with tqdm(desc="reading", unit="sequence", disable=not progress) as bar:
         for path in find_files(paths):
             number = 0
-            for record in _records(path):
+            for record in parse_fasta(read_lines(path), str(path)):
                 number += 1
                 bar.update()
-                yield _checked(record)
+                yield record
             if not number:
                 raise ValueError(f"{path}: must hold at least one sequence, got an empty file")
 
@@ -133,23 +134,24 @@ class Cleaner:
                              f"got as-x for {residues!r}")  # fmt: skip
         self.residues, self.policy, self.skipped = residues, policy, 0
 
-    def __call__(self, records: Iterable[Record]) -> Iterator[str]:
+    def __call__(self, records: Generator[Record]) -> Generator[str]:
         """The sequences of some records in the letters of the alphabet.
 
         Raises:
             ValueError: none is kept, or as `Policy.clean`.
         """
         kept = 0
-        for record in records:
-            text = self.policy.clean(record, self.residues)
-            if text is None:
-                self.skipped += 1
-            else:
-                kept += 1
-                yield text
+        with closing(records):  # their bar must not outlive an error
+            for record in records:
+                text = self.policy.clean(record, self.residues)
+                if text is None:
+                    self.skipped += 1
+                else:
+                    kept += 1
+                    yield text
         if not kept:
-            raise ValueError("`policy` must keep at least one sequence, got all "
-                             f"{self.skipped} left out")  # fmt: skip
+            raise ValueError(f"`unknown` must keep at least one sequence, got all {self.skipped} "
+                             f"left out for residues other than {self.residues!r}")  # fmt: skip
 
 
 def prepare(
@@ -237,24 +239,25 @@ def write_fasta(path: str | os.PathLike[str], records: Iterable[tuple[str, str]]
     write_bytes(Path(path), to_fasta(records).encode())
 
 
-def _records(path: Path) -> Iterator[Record]:
+def parse_fasta(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Record]:
+    """The records of numbered lines of a file of this name; errors as `read_fasta`."""
     header, start, parts = None, 0, []
-    for number, raw in read_lines(path):
+    for number, raw in lines:
         line = raw.removeprefix(BOM_UTF8).strip()
         if not line:
             continue
         text = line.decode("utf-8", "replace")
         if text.startswith(">"):
             if header is not None:
-                yield Record(header, "".join(parts), f"{path}, line {start}")
+                yield _checked(Record(header, "".join(parts), f"{name}, line {start}"))
             header, start, parts = text[1:].strip(), number, []
         elif header is None:
-            raise ValueError(f"{path}, line {number}: not FASTA, which starts with '>', "
+            raise ValueError(f"{name}, line {number}: not FASTA, which starts with '>', "
                              f"got {text[:40]!r}")  # fmt: skip
         else:
             parts.append("".join(text.split()))
     if header is not None:
-        yield Record(header, "".join(parts), f"{path}, line {start}")
+        yield _checked(Record(header, "".join(parts), f"{name}, line {start}"))
 
 
 def _checked(record: Record) -> Record:

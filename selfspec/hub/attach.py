@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from selfspec import checkpoint
-from selfspec.hub import mdlm
+from selfspec.hub import llada, mdlm
 from selfspec.hub.bert import MaskedLMTrunk
 from selfspec.hub.causal import CausalTrunk
 from selfspec.hub.esm import EsmTrunk
@@ -72,7 +73,7 @@ def attach_head(
             or a model of `adapt_causal` or its checkpoint, of which only the arguments of the head
             apply.
         blocks: causal blocks of the head; 0 for none, to draft only.
-        heads: attention heads of the head; one for 32 channels by default.
+        heads: attention heads of the head; by default as many as leave each at least 32 channels.
         mlp_ratio, dropout: of the head, as in `HeadConfig`.
         tokenizer: of the `transformers` library, or its name; the model's own by default.
         mask_id: the mask token, where neither tokenizer nor config knows it.
@@ -81,7 +82,7 @@ def attach_head(
         adapter: how the model is split; the first of `ADAPTERS` that fits by default.
         revision: of a model on the Hub.
         dtype: of a model loaded by name; as it was saved by default.
-        trust_remote_code: run Python code that comes with the model (LLaDA and Dream need it).
+        trust_remote_code: run Python code that comes with the model.
         seed: of the head's initialisation.
 
     Returns:
@@ -153,11 +154,16 @@ def make_head(
     """A head of this shape in float32; its weights follow from the seed."""
     if blocks == 0:
         return None
-    heads = max(1, width // HEAD_CHANNELS) if heads is None else heads
-    config = HeadConfig(heads, blocks, mlp_ratio, dropout)
+    config = HeadConfig(heads_for(width) if heads is None else heads, blocks, mlp_ratio, dropout)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return CausalHead(config, width)
+
+
+def heads_for(width: int) -> int:
+    """The most attention heads of at least `HEAD_CHANNELS` channels, and an even number, each."""
+    fitting = (n for n in range(width // HEAD_CHANNELS, 1, -1) if width % (2 * n) == 0)
+    return next(fitting, 1)
 
 
 def adapter_of(model: Any) -> type[HubTrunk]:
@@ -207,28 +213,28 @@ def load_model(
         model: Any = mdlm.load(name, config, revision).to(dtype or torch.float32)
         return model, load_tokenizer(tokenizer, None, options)
     if family in ("llada", "Dream"):
+        load = partial(llada.load, config=config, revision=revision)
+    elif family in hf.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        load = partial(hf.AutoModelForMaskedLM.from_pretrained, **options)
+    elif "AutoModelForMaskedLM" in config.get("auto_map", ()):
         if not trust_remote_code:
             raise ValueError(f"`trust_remote_code` must be True to run the code of {name!r} "
                              f"({family}), got False")  # fmt: skip
-        auto = hf.AutoModel
-    elif family in hf.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        auto = hf.AutoModelForMaskedLM
+        load = partial(hf.AutoModelForMaskedLM.from_pretrained, **options)
     elif family in hf.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise _causal(name)
     else:
         raise ValueError(f"`model` must be a masked language model, got {name!r} of the family "
                          f"{family!r}; {GUIDE}")  # fmt: skip
-    if any("ForCausalLM" in kind for kind in config.get("architectures") or ()) and (
-        auto is hf.AutoModelForMaskedLM
-    ):
+    if any("ForCausalLM" in kind for kind in config.get("architectures") or ()):
         raise _causal(name)
-    model, found = auto.from_pretrained(
-        name, dtype=dtype or "auto", output_loading_info=True, **options
-    )
+    model, found = load(name, dtype=dtype or "auto", output_loading_info=True)
     if lacking := sorted(key for key in found["missing_keys"] if "contact_head" not in key):
         raise ValueError(f"`model` must be a masked language model, got {name!r} without weights "
                          f"for {lacking[0]}: they would be random")  # fmt: skip
-    return model, load_tokenizer(tokenizer, name, options)
+    # Dream's own is this one too, with code beside it.
+    kind = hf.Qwen2Tokenizer if family == "Dream" else hf.AutoTokenizer
+    return model, load_tokenizer(tokenizer, name, options, kind)
 
 
 def _checkpoint(name: str, tokenizer: Any, revision: str | None) -> tuple[HubTrunk, Any]:
@@ -244,7 +250,9 @@ def _checkpoint(name: str, tokenizer: Any, revision: str | None) -> tuple[HubTru
     return trunk, tokenizer or own
 
 
-def load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) -> Any:
+def load_tokenizer(
+    tokenizer: Any, name: str | None, options: dict[str, Any], kind: Any = None
+) -> Any:
     """The one given, or of a name given, or the model's own where it has a name and one of it."""
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         return tokenizer
@@ -252,7 +260,7 @@ def load_tokenizer(tokenizer: Any, name: str | None, options: dict[str, Any]) ->
     if tokenizer is not None:
         return auto.from_pretrained(str(tokenizer), trust_remote_code=options["trust_remote_code"])
     try:
-        return None if name is None else auto.from_pretrained(name, **options)
+        return None if name is None else (kind or auto).from_pretrained(name, **options)
     except (OSError, ValueError):
         return None
 

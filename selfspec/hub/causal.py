@@ -34,11 +34,11 @@ from selfspec.hub.trunk import GUIDE, HubTrunk, Source, Vocabulary
 from selfspec.model import SSMD
 from selfspec.weights import fingerprint
 
-__all__ = ["CausalTrunk", "adapt_causal"]
+__all__ = ["CausalTrunk", "OpenTrunk", "adapt_causal"]
 
 
-class CausalTrunk(HubTrunk):
-    """A causal language model that sees both sides; never chosen unless asked for."""
+class OpenTrunk(HubTrunk):
+    """A model of a causal class in which every token sees every other, read without a shift."""
 
     writes_specials: ClassVar[bool] = True  # what ends a document stands between two of them
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -52,37 +52,14 @@ class CausalTrunk(HubTrunk):
     ):
         super().__init__(model, vocabulary, source, length)
         open_attention(model)
-        self.mask_embedding = nn.Parameter(model.get_input_embeddings().weight.detach().mean(0))
-        ends = (getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id"))
-        self.begin: int = next((i for i in ends if isinstance(i, int)), self.mask_id)
-
-    @staticmethod
-    def fits(model: Any) -> bool:
-        """Never: a causal model does not become another one by itself."""
-        return False
-
-    @staticmethod
-    def read_length(model: Any) -> int | None:
-        """One less than the model's own, for the token in front."""
-        own = HubTrunk.read_length(model)
-        return None if own is None else own - 1
 
     def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
-        """The last hidden states, each moved to the position that it predicts."""
-        return self._run(self.model.base_model, tokens, real)[0][:, :-1]
+        """The last hidden states."""
+        return self.model.base_model(input_ids=tokens, attention_mask=real, use_cache=False)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The unembedding."""
         return self.model.get_output_embeddings()(hidden)
-
-    def own_logits(self, tokens: Tensor) -> Tensor:
-        """The model's own, each moved to the position that it predicts."""
-        return self._run(self.model, tokens).logits[:, :-1]
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(…) tokens → (…, C), of which V is the mask."""
-        embedded = self._embedded(tokens)
-        return embedded.to(torch.promote_types(embedded.dtype, torch.float32))
 
     @torch.no_grad()
     def check(self) -> None:
@@ -105,6 +82,46 @@ class CausalTrunk(HubTrunk):
         if not self(longer, pad)[:, :-1].allclose(states, rtol=1e-2, atol=1e-2):
             raise ValueError(f"`model` must not attend to pads, got {name}, which does; {GUIDE}")
 
+
+class CausalTrunk(OpenTrunk):
+    """A causal language model that sees both sides; never chosen unless asked for."""
+
+    def __init__(
+        self,
+        model: Any,
+        vocabulary: Vocabulary,
+        source: Source | None = None,
+        length: int | None = None,
+    ):
+        super().__init__(model, vocabulary, source, length)
+        self.mask_embedding = nn.Parameter(model.get_input_embeddings().weight.detach().mean(0))
+        ends = (getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id"))
+        self.begin: int = next((i for i in ends if isinstance(i, int)), self.mask_id)
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Never: a causal model does not become another one by itself."""
+        return False
+
+    @staticmethod
+    def read_length(model: Any) -> int | None:
+        """One less than the model's own, for the token in front."""
+        own = HubTrunk.read_length(model)
+        return None if own is None else own - 1
+
+    def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """The last hidden states, each moved to the position that it predicts."""
+        return self._run(self.model.base_model, tokens, real)[0][:, :-1]
+
+    def own_logits(self, tokens: Tensor) -> Tensor:
+        """The model's own, each moved to the position that it predicts."""
+        return self._run(self.model, tokens).logits[:, :-1]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(…) tokens → (…, C), of which V is the mask."""
+        embedded = self._embedded(tokens)
+        return embedded.to(torch.promote_types(embedded.dtype, torch.float32))
+
     def _run(self, model: Any, tokens: Tensor, real: Tensor | None = None) -> Any:
         """A module of the library on b and the tokens."""
         row = F.pad(tokens, (1, 0), value=self.begin)
@@ -122,7 +139,7 @@ def open_attention(model: Any) -> None:
     """Lets every token of the model see every other.
 
     The library makes its masks by the config; where it makes none, versions differ in whether the
-    config or the attention module says what that means. `CausalTrunk.check` sees the result.
+    config or the attention module says what that means. `OpenTrunk.check` sees the result.
 
     Raises:
         ValueError: a layer attends by windows, chunks or recurrence.

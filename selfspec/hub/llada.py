@@ -1,103 +1,134 @@
-"""LLaDA and Dream, whose classes are in their own repositories (`trust_remote_code`).
+"""LLaDA and Dream, by the library's own classes: no code of their repositories is run.
 
-LLaDA (arXiv 2502.09992) computes logits wherever it is called, so its unembedding is taken out for
-the time of the call. Dream (arXiv 2508.15487) was made from a causal model and kept its shift: the
-state at position ℓ-1 predicts the token at ℓ, and position 0 is predicted from its own state.
+    LLaDA   Nie et al. 2025 (arXiv 2502.09992)    Llama with attention that has no direction
+    Dream   Ye et al. 2025 (arXiv 2508.15487)     Qwen2 with attention that has no direction
+
+The classes in their repositories were written for version 4 of the library and fail in version 5.
+These here compute the same: docs/LOG.md has the numbers. Dream was made from a causal model and
+kept its shift: the state at position ℓ-1 predicts the token at ℓ, and position 0 is predicted from
+its own state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfspec.hub.trunk import HubTrunk
+from selfspec.hub.causal import OpenTrunk
+from selfspec.hub.trunk import transformers
 
-__all__ = ["DreamTrunk", "LLaDATrunk"]
+__all__ = ["DreamTrunk", "LLaDATrunk", "load"]
+
+NAMES = {
+    r"model\.transformer\.wte": "model.embed_tokens",
+    r"model\.transformer\.ln_f": "model.norm",
+    r"model\.transformer\.ff_out": "lm_head",
+    r"model\.transformer\.blocks": "model.layers",
+    r"\.attn_norm": ".input_layernorm",
+    r"\.ff_norm": ".post_attention_layernorm",
+    r"\.q_proj": ".self_attn.q_proj",
+    r"\.k_proj": ".self_attn.k_proj",
+    r"\.v_proj": ".self_attn.v_proj",
+    r"\.attn_out": ".self_attn.o_proj",
+    r"\.ff_proj": ".mlp.gate_proj",
+    r"\.up_proj": ".mlp.up_proj",
+    r"\.ff_out": ".mlp.down_proj",
+}
+"""Of LLaDA's weights, and what Llama calls them."""
+SHAPE = {
+    "d_model": "hidden_size",
+    "mlp_hidden_size": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "max_sequence_length": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "activation_type": "hidden_act",
+    "weight_tying": "tie_word_embeddings",
+    "mask_token_id": "mask_token_id",
+    "pad_token_id": "pad_token_id",
+    "eos_token_id": "eos_token_id",
+}
+"""Of LLaDA's config, and what Llama calls it."""
+LLAMA = {
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "scale_logits": False,
+    "block_group_size": 1,
+}
+"""What LLaDA's config says where it is Llama."""
+LIBRARYS = ("architectures", "auto_map", "model_type", "transformers_version")
+"""What Dream's config says of its own classes; all else is Qwen2's."""
 
 
-class LLaDATrunk(HubTrunk):
-    """LLaDA. Its attention ignores pads, so rows of a batch must have one length."""
-
-    writes_specials: ClassVar[bool] = True
-    remote_code: ClassVar[bool] = True
+class LLaDATrunk(OpenTrunk):
+    """LLaDA, as `load` makes it."""
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """By the name of the family."""
-        return model.config.model_type == "llada"
-
-    @staticmethod
-    def read_width(model: Any) -> int:
-        """C."""
-        return model.config.d_model
-
-    @staticmethod
-    def read_blocks(model: Any) -> int:
-        """Blocks."""
-        return model.config.n_layers
-
-    @staticmethod
-    def read_length(model: Any) -> int | None:
-        """The length of training."""
-        return model.config.max_sequence_length
-
-    def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
-        """States after the final norm.
-
-        Raises:
-            ValueError: there are pads.
-        """
-        if real is not None:
-            raise ValueError("`pad` must be None for LLaDA, whose attention would see the pads: "
-                             "give it rows of one length")  # fmt: skip
-        with _without_unembedding(self.model):
-            return self.model(input_ids=tokens).logits
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The unembedding."""
-        return self.model.get_output_embeddings()(hidden)
+        """By the name of the published class."""
+        return _published(model) == ("llama", "LLaDAModelLM")
 
 
-class DreamTrunk(HubTrunk):
-    """Dream."""
-
-    writes_specials: ClassVar[bool] = True
-    remote_code: ClassVar[bool] = True
+class DreamTrunk(OpenTrunk):
+    """Dream, as `load` makes it."""
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """By the name of the family."""
-        return model.config.model_type.lower() == "dream"
+        """By the name of the published class."""
+        return _published(model) == ("qwen2", "DreamModel")
 
     def hidden(self, tokens: Tensor, real: Tensor | None) -> Tensor:
-        """States after the final norm, each moved to the position that it predicts."""
-        mask = None if real is None else real.bool()[:, None, None, :]
-        return _shifted(self.model.model(input_ids=tokens, attention_mask=mask)[0])
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The unembedding."""
-        return self.model.lm_head(hidden)
+        """The last hidden states, each moved to the position that it predicts."""
+        return _shifted(super().hidden(tokens, real))
 
     def own_logits(self, tokens: Tensor) -> Tensor:
         """As Dream's own sampler reads them."""
         return _shifted(super().own_logits(tokens))
 
 
+def load(name: str, config: Mapping[str, Any], **options: Any) -> Any:
+    """LLaDA or Dream with published weights, and what `from_pretrained` says of loading them.
+
+    Args:
+        name: a folder or a repository of the Hub.
+        config: its `config.json`.
+        **options: for `from_pretrained`.
+
+    Raises:
+        ValueError: a LLaDA that is not Llama.
+        OSError: no such model.
+    """
+    hf = transformers()
+    if config["model_type"] == "Dream":
+        shape = {key: value for key, value in config.items() if key not in LIBRARYS}
+        made = hf.Qwen2Config(**shape, architectures=["DreamModel"])
+        return hf.Qwen2ForCausalLM.from_pretrained(name, config=made, **options)
+    for key, wanted in LLAMA.items():
+        if config.get(key) not in (wanted, None):
+            raise ValueError(f"`model` must be a LLaDA whose `{key}` is {wanted}, got "
+                             f"{config[key]} in {name!r}")  # fmt: skip
+    shape = {SHAPE[key]: config[key] for key in SHAPE if config.get(key) is not None}
+    shape["vocab_size"] = config.get("embedding_size") or config["vocab_size"]
+    shape["num_key_value_heads"] = config.get("n_kv_heads") or config["n_heads"]
+    made = hf.LlamaConfig(**shape, architectures=["LLaDAModelLM"])
+    return hf.LlamaForCausalLM.from_pretrained(name, config=made, key_mapping=NAMES, **options)
+
+
+def _published(model: Any) -> tuple[str, str]:
+    """The family of a model in the library, and the class that it was published with."""
+    return model.config.model_type, "".join(getattr(model.config, "architectures", None) or ())
+
+
 def _shifted(x: Tensor) -> Tensor:
     """x_0, x_0, x_1, …, x_(L-2)."""
     return torch.cat([x[:, :1], x[:, :-1]], dim=1)
-
-
-@contextmanager
-def _without_unembedding(model: Any) -> Iterator[None]:
-    """Within the block the model returns what its unembedding would read."""
-    unembedding = model.get_output_embeddings()
-    model.set_output_embeddings(nn.Identity())
-    try:
-        yield
-    finally:
-        model.set_output_embeddings(unembedding)

@@ -101,8 +101,6 @@ class HubTrunk(nn.Module):
     writes_specials: ClassVar[bool] = False
     """Whether special tokens are text of this family, such as an end of document: then they are
     drafted, and nothing stands around a sequence."""
-    remote_code: ClassVar[bool] = False
-    """Whether loading the model runs code from its repository."""
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     """Of the library, that makes an empty model from its config."""
     forbidden: Tensor
@@ -201,7 +199,7 @@ class HubTrunk(nn.Module):
     def writable(self) -> bool:
         """Whether `reunite` can make the model anew, from its config by the library's classes."""
         ours = type(self).__module__.startswith(f"{__package__}.")
-        return ours and not self.remote_code
+        return ours and not type(self.model).__module__.startswith("transformers_modules.")
 
     @property
     def stands_elsewhere(self) -> bool:
@@ -313,7 +311,7 @@ def read_vocabulary(
         writes_specials: special tokens are text: only mask and pads are forbidden.
 
     Raises:
-        ValueError: there is no mask token, or it is none of the model's.
+        ValueError: there is no mask token, it is none of the model's, or the two do not agree.
     """
     stated = [mask_id, getattr(tokenizer, "mask_token_id", None),
               getattr(config, "mask_token_id", None)]  # fmt: skip
@@ -322,6 +320,9 @@ def read_vocabulary(
         whose = type(tokenizer).__name__ if tokenizer is not None else "a model without tokenizer"
         raise ValueError(f"`tokenizer` must have a mask token, got {whose} without one: "
                          "give `mask_id` if the model was trained with another")  # fmt: skip
+    if mask_id is None and {*stated} - {None, mask}:
+        raise ValueError(f"`tokenizer` must have the model's mask token {stated[-1]}, got {mask}: "
+                         "it is another model's, or give `mask_id`")  # fmt: skip
     if not 0 <= mask < size:
         raise ValueError(f"`mask` must be in 0..{size - 1}, got {mask}")
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None)]

@@ -13,6 +13,7 @@ their joint law, with what one mutation makes of the other.
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -101,24 +102,30 @@ def mutation_effect(
         raise ValueError("`model` must have a tokenizer to read `wild_type`, got none")
     if not mutations:
         raise ValueError("`mutations` must hold at least one, got none")
-    rows, masks, offset = [], [], len(model.frame[0])
+    pairs = []
     for found in (parse_mutations(text, wild_type) for text in mutations):
         mutant = list(wild_type)
         for mutation in found:
             mutant[mutation.position] = mutation.mutant
-        for text in ("".join(mutant), wild_type):
-            tokens = model.tokenizer.encode(text)
-            if len(tokens) != len(wild_type):
-                raise ValueError(f"`model` must read one token a residue, got {len(tokens)} for "
-                                 f"{len(wild_type)}")  # fmt: skip
-            row = framed(torch.from_numpy(tokens), model.frame)
-            masked = torch.zeros(len(row), dtype=torch.bool)
-            masked[[offset + position for _, position, _ in found]] = True
-            rows += [row] * orders
-            masks += [masked] * orders
+        places = tuple(sorted(position for _, position, _ in found))
+        pairs.append((("".join(mutant), places), (wild_type, places)))
+    asked = list(dict.fromkeys(chain.from_iterable(pairs)))  # a wild type once for all its mutants
+    seeds, rows, masks = row_seeds(seed, orders, model.device), [], []
+    sizes = [1 if len(places) == 1 else orders for _, places in asked]
+    for (text, places), size in zip(asked, sizes, strict=True):
+        tokens = model.tokenizer.encode(text)
+        if len(tokens) != len(wild_type):
+            raise ValueError(f"`model` must read one token a residue, got {len(tokens)} for "
+                             f"{len(wild_type)}")  # fmt: skip
+        row = framed(torch.from_numpy(tokens), model.frame)
+        masked = torch.zeros(len(row), dtype=torch.bool)
+        masked[[len(model.frame[0]) + position for position in places]] = True
+        rows += [row] * size
+        masks += [masked] * size
     tokens, observed = torch.stack(rows).to(model.device), ~torch.stack(masks).to(model.device)
-    seeds = row_seeds(seed, orders, model.device).repeat(2 * len(mutations))
-    parts = zip(*(x.split(batch_size) for x in (tokens, observed, seeds)), strict=True)
-    logp = torch.cat([score(model, x, observed=known, seeds=own) for x, known, own in parts])
-    mean = logp.view(-1, 2, orders).logsumexp(2) - math.log(orders)
-    return mean[:, 0] - mean[:, 1]
+    own = torch.cat([seeds[:size] for size in sizes])
+    parts = zip(*(x.split(batch_size) for x in (tokens, observed, own)), strict=True)
+    logp = torch.cat([score(model, x, observed=known, seeds=s) for x, known, s in parts])
+    means = [each.logsumexp(0) - math.log(len(each)) for each in logp.split(sizes)]
+    of = dict(zip(asked, means, strict=True))
+    return torch.stack([of[mutant] - of[wild] for mutant, wild in pairs])
