@@ -410,6 +410,7 @@ def test_many_curves_are_named_in_the_corner(drawn: dict[str, Any]) -> None:
     ]
     figure = figures.quality_figure(drawn | {"rows": [*drawn["rows"], *more]})
     legend = figure.axes[0].get_legend()
+    assert legend is not None
     assert len(legend.get_texts()) == 7
     assert not any("order" in text.get_text() for text in figure.axes[0].texts)
     colours = {c.sampler: c.colour for c in figures.curves([*plain, *more])}
