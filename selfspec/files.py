@@ -7,12 +7,13 @@ error, a full disk, a killed process. What a killed process leaves beside ends i
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing", "write_bytes", "write_json", "write_together"]
+__all__ = ["locked", "replacing", "write_bytes", "write_json", "write_together"]
 
 
 @contextmanager
@@ -50,6 +51,36 @@ def write_bytes(path: Path, blob: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Replaces one file by `value` as JSON."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process however the process ends.
+
+    Where the system (Windows) or the file system (some of clusters) has no locks, it is not locked.
+
+    Raises:
+        RuntimeError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ModuleNotFoundError:
+            pass
+        except BlockingIOError as error:
+            raise RuntimeError(f"another run is at work in {folder}") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+        for part in list(folder.rglob("*.part")):  # of a run that was killed
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+        yield
 
 
 @contextmanager

@@ -36,14 +36,31 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_documents_are_packed_with_the_end_of_text_behind_each(tmp_path):
-    splits = {"train": ["one", "", f"{BPE.decode([BPE.end])} two"], "test": ["drei ß"]}
+    splits = {"train": ["one", f"{BPE.decode([BPE.end])} two"], "test": ["drei ß"]}
     documents.prepare(splits, tmp_path / "c", BPE)
     tokenizer, stores = open_corpus(tmp_path / "c", verify=True)
     assert stores["train"].tokens.dtype == np.uint16
     rows = [BPE.encode_documents([text])[0] for text in splits["train"]]
     assert stores["train"].tokens.tolist() == np.concatenate(rows).tolist()
-    assert (stores["train"].tokens == BPE.end).sum() == 3
+    assert (stores["train"].tokens == BPE.end).sum() == 2
     assert tokenizer.decode(stores["test"].tokens) == "drei ß<|endoftext|>"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer()], ids=["bpe", "27 symbols"])
+def test_empty_documents_are_none(tmp_path, monkeypatch, tokenizer, workers):
+    monkeypatch.setattr(documents, "TASK", 2)
+    texts = ["", "one", "", iter(()), iter(["", "two"]), "three", ""]
+    stores = documents.prepare(
+        {"train": texts}, tmp_path / "c", tokenizer, LastDocuments(2), workers
+    )
+    found = [tokenizer.decode(stores[split].tokens) for split in ("train", "valid")]
+    end = tokenizer is BPE
+    assert found == (
+        ["one<|endoftext|>", "two<|endoftext|>three<|endoftext|>"] if end else ["one", " two three"]
+    )
+    with pytest.raises(ValueError, match="must hold at least one token"):
+        documents.prepare({"train": [""]}, tmp_path / "none", tokenizer)
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer()], ids=["bpe", "27 symbols"])
@@ -222,16 +239,17 @@ def test_folders_of_text(tmp_path):
     for name, text in {"b.txt": "ß\r\n", "a/z.txt": "", "notes.md": "no"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
-    (tmp_path / "c.txt.xz").write_bytes(lzma.compress(b"packed\n\nlines"))
+    (tmp_path / "c.txt.xz").write_bytes(lzma.compress(b"\xef\xbb\xbfpacked\n\nlines"))
     (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"too"))
     found = texts.find_texts(tmp_path, ("train", "valid"))
     assert [path.name for path in found.pop("train")] == ["z.txt", "b.txt", "c.txt.xz", "d.txt.gz"]
     assert found == {}
     files = texts.find_texts(tmp_path, ("train",))["train"]
     assert list(map("".join, texts.read_texts(files))) == ["", "ß\r\n", "packed\n\nlines", "too"]
-    (tmp_path / "train").mkdir()
+    (tmp_path / "valid").mkdir()  # whose texts are not to be trained on
     with pytest.raises(ValueError, match=r"must hold .txt files, got none in .*train"):
-        texts.find_texts(tmp_path, ("train",))
+        texts.find_texts(tmp_path, ("train", "valid"))
+    (tmp_path / "train").mkdir()
     (tmp_path / "train" / "e.txt").write_bytes(b"\xff")
     found = texts.find_texts(tmp_path, ("train", "valid"))
     assert [path.name for path in found["train"]] == ["e.txt"]

@@ -140,8 +140,24 @@ def test_a_failed_corpus_changes_nothing(tmp_path):
     write_corpus(tmp_path / "c", {"train": ["ab"], "valid": ["a"]}, tokenizer)
     with pytest.raises(ValueError, match="got 'x' at index 1"):
         write_corpus(tmp_path / "c", {"train": ["bb"], "valid": ["ax"]}, tokenizer)
+    with pytest.raises(ValueError, match="`folder` must be one, got the file"):
+        write_corpus(tmp_path / "c" / "train.bin", {"train": ["bb"]}, tokenizer)
     _, stores = open_corpus(tmp_path / "c")
     assert stores["train"].tokens.tolist() == [0, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_two_do_not_write_one_corpus_and_what_a_killed_one_left_is_removed(tmp_path):
+    def meanwhile():
+        with pytest.raises(RuntimeError, match="another run is at work in"):
+            write_corpus(tmp_path / "c", {"train": ["bb"]}, CharTokenizer("ab"))
+        yield "ab"
+
+    left = tmp_path / "c.part" / "new.part"
+    left.mkdir(parents=True)
+    (left / "test.bin").write_bytes(b"of a killed process")
+    write_corpus(tmp_path / "c", {"train": meanwhile()}, CharTokenizer("ab"))
+    assert list(open_corpus(tmp_path / "c", verify=True)[1]) == ["train"]
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 

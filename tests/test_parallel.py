@@ -16,7 +16,7 @@ import torch
 import selfspec as ss
 from selfspec.data.corpus import write_corpus
 from selfspec.data.tokenizers import CharTokenizer
-from selfspec.train.process import locked
+from selfspec.files import locked
 from selfspec.train.state import checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -190,4 +190,4 @@ def test_rank_0_alone_tells_what_all_could_not_do(corpus, tmp_path):
         done = command(corpus, tmp_path)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("selfspec: ")]
-    assert told == [f"selfspec: another run is training in {tmp_path}"]
+    assert told == [f"selfspec: another run is at work in {tmp_path}"]

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfspec import checkpoint
+from selfspec.files import locked
 from selfspec.losses import next_token_loss, ssmd_loss
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
@@ -30,7 +31,6 @@ from selfspec.train import (
     Trainer,
     initialise,
 )
-from selfspec.train.process import locked
 from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
 from selfspec.train.trainer import compiled, key
@@ -493,7 +493,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
     with (
         locked(tmp_path),
-        pytest.raises(RuntimeError, match="another run is training in"),
+        pytest.raises(RuntimeError, match="another run is at work in"),
     ):
         trainer("plain", tmp_path).run(progress=False)
     assert all_but_lock(tmp_path) == set()

@@ -2,9 +2,9 @@
 
     documents of a split  →  ids of each  →  the part held out, if any  →  one store a split
 
-With a BPE every document is followed by its end-of-text token. With the 27 symbols of text8
-documents are normalised, empty ones dropped, and the others joined by one space. Processes take a
-million characters at a time, of a long document a piece (`pieces.py`), and their results come in
+Empty documents are dropped. With a BPE each other one is followed by its end-of-text token; with
+the 27 symbols of text8 they are normalised and joined by one space. Processes take a million
+characters at a time, of a long document a piece (`pieces.py`), and their results come in
 order: a store does not depend on how many there are.
 """
 
@@ -105,12 +105,15 @@ def _tasks(
 ) -> Iterator[list[Piece]]:
     rule = partial(_ids, tokenizer) if isinstance(tokenizer, BPETokenizer) else None
     task, size = [], 0
-    for piece in chain.from_iterable(pieces(document, rule) for document in documents):
-        task.append(piece)
-        size += len(piece[0])
-        if size >= TASK:
-            yield task
-            task, size = [], 0
+    for document in documents:
+        for number, piece in enumerate(pieces(document, rule)):
+            if not piece[0] and number == 0:
+                continue  # the whole document: as the last piece of one, "" ends it
+            task.append(piece)
+            size += len(piece[0])
+            if size >= TASK:
+                yield task
+                task, size = [], 0
     if task:
         yield task
 

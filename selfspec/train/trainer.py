@@ -35,6 +35,7 @@ from torch.func import functional_call
 
 from selfspec import checkpoint
 from selfspec.cross_entropy import token_nll
+from selfspec.files import locked
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
 from selfspec.train import parallel
@@ -43,7 +44,7 @@ from selfspec.train.ema import EMA
 from selfspec.train.feed import Batches, Feed
 from selfspec.train.objectives import Chance, Objective
 from selfspec.train.optim import Optimisers
-from selfspec.train.process import interrupts, locked
+from selfspec.train.process import interrupts
 from selfspec.train.report import Meter, Report, with_bits
 from selfspec.train.state import (
     Stored,
