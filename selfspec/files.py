@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["locked", "replacing", "write_bytes", "write_json", "write_together"]
+__all__ = ["locked", "named", "replacing", "write_bytes", "write_json", "write_together"]
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with _named(path), part.open("wb") as file:
+        with named(path), part.open("wb") as file:
             yield file
             _to_disk(file)
         part.replace(path)
@@ -38,7 +38,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     with ExitStack() as renames:  # which happen last in, first out
         parts = {path: renames.enter_context(replacing(path)) for path in reversed(list(files))}
         for path, blob in files.items():
-            with _named(path):
+            with named(path):
                 parts[path].write(blob)
                 _to_disk(parts[path])
 
@@ -84,8 +84,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Where the disk is full, the system does not say for which file."""
+def named(path: Path) -> Iterator[None]:
+    """A full disk within the block names `path`: the system does not say for which file it is."""
     try:
         yield
     except OSError as error:

@@ -31,6 +31,7 @@ from selfspec.train import (
     Trainer,
     initialise,
 )
+from selfspec.train.report import Report
 from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
 from selfspec.train.trainer import compiled, key
@@ -244,6 +245,9 @@ def test_another_run_is_not_resumed(tmp_path):
         trainer("frozen", tmp_path).run(progress=False)
     with pytest.raises(ValueError, match="`model` must be"):
         trainer("plain", tmp_path).run(progress=False)
+    other = Trainer(diffusion_model(), Diffusion(), CONFIG, Toy(), tmp_path, VALID, data="other")
+    with pytest.raises(ValueError, match=r"`data` must be None, .*, got other"):
+        other.run(progress=False)
     assert trainer("joint", tmp_path, replace(CONFIG, log_every=5)).run(progress=False)
 
 
@@ -488,6 +492,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     assert resumed.run(progress=False)
     whole.run(progress=False)
     assert_same(weights(whole.model), weights(resumed.model))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is full")
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    report = Report(tmp_path, 0, 1, progress=False)
+    report._path = Path("/dev/full")
+    with pytest.raises(OSError, match="'/dev/full'"):
+        report.write(1, 0.0, {})
+    report.close()
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):

@@ -80,6 +80,7 @@ class Trainer:
         batches: the training data.
         folder: where checkpoints and logs go, and from where a run is resumed; None keeps nothing.
         valid: (n, L) tokens, the fixed validation set, masked at pads; None for no validation.
+        data: what the batches are made of; a run is resumed on the same alone.
 
     Raises:
         ValueError: the objective does not suit the model, or there are no validation rows.
@@ -93,6 +94,7 @@ class Trainer:
         batches: Batches,
         folder: str | os.PathLike[str] | None = None,
         valid: np.ndarray | None = None,
+        data: str | None = None,
     ) -> None:
         if valid is not None and len(valid) == 0:
             raise ValueError("`valid` must have at least one row, got 0")
@@ -106,7 +108,8 @@ class Trainer:
         self.part.requires_grad_(True)
         self.device = next(model.parameters()).device
         frozen = [p for p in model.parameters() if not p.requires_grad]
-        self._frozen = {"frozen": fingerprint(frozen)} if frozen else {}
+        given = {"frozen": fingerprint(frozen) if frozen else None, "data": data}
+        self._given = {name: value for name, value in given.items() if value is not None}
         self.loss = parallel.distributed(Loss(model, objective), config.parallel, self.device)
         symbols = getattr(model, "trunk", model).vocab_size
         self.optimisers = Optimisers(model, config.adamw, config.muon, symbols)
@@ -318,7 +321,7 @@ class Trainer:
         return with_bits(means) | rest | {"lr": self.config.adamw.lr * factor}
 
     def _identity(self) -> dict[str, Any]:
-        return {"objective": repr(self.objective), **self.config.to_dict(), **self._frozen}
+        return {"objective": repr(self.objective), **self.config.to_dict(), **self._given}
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
