@@ -613,6 +613,28 @@ def test_a_judge_of_other_tokens_is_one_line(
     assert "`judge` must have the model's 27 tokens, got 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("metric", ["kl", "bound", "heldout"])
+@pytest.mark.parametrize("symbols", ["ab ", ss.CharTokenizer().alphabet[::-1]])
+def test_a_corpus_of_other_tokens_is_one_line(
+    symbols: str, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_corpus(tmp_path, {"test": ["ab ab " * 100]}, ss.CharTokenizer(symbols))
+    assert main(["evaluate", "books27", "--metrics", metric, "--data", str(tmp_path)]) == 2
+    told = f"`data` must be of the model's 27 tokens, got other {len(symbols)} in {tmp_path}"
+    assert told in capsys.readouterr().err
+
+
+def test_judges_are_there_before_anything_is_drawn(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("selfspec.api.generate", None)
+    for missing, name in {"judge": "judge", "hf-judge": "hf_judge", "mauve": "encoder"}.items():
+        flag = f"--{name.replace('_', '-')}"
+        command = ["evaluate", "books27", "--metrics", "entropy", missing, flag, "./nowhere"]
+        assert main([*command, "--data", str(corpus)]) == 2
+        assert "nowhere" in capsys.readouterr().err
+
+
 def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "train.jsonl").write_text("")
     out = str(tmp_path / "data")

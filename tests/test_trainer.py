@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfspec import checkpoint
+from selfspec.data.tokenizers import CharTokenizer
 from selfspec.files import locked
 from selfspec.losses import next_token_loss, ssmd_loss
 from selfspec.model import SSMD, AutoregressiveModel
@@ -541,6 +542,9 @@ def test_initialise_takes_the_trunk_then_both(tmp_path):
     joint = diffusion_model()
     initialise(joint, both.model)
     assert_same(weights(both.model), weights(joint))
+    joint.tokenizer, both.model.tokenizer = CharTokenizer("abcde"), CharTokenizer("edcba")
+    with pytest.raises(ValueError, match="`source` must have the tokenizer of the data"):
+        initialise(joint, both.model)
 
 
 def test_errors_say_what_is_wrong(tmp_path):

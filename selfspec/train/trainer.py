@@ -35,6 +35,7 @@ from torch.func import functional_call
 
 from selfspec import checkpoint
 from selfspec.cross_entropy import token_nll
+from selfspec.data.tokenizers import of_another
 from selfspec.files import locked
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
@@ -410,10 +411,12 @@ def initialise(model: Any, source: Any) -> None:
         source: a model of the same trunk, or the folder of a checkpoint.
 
     Raises:
-        ValueError: the trunks (or the heads) differ in their parameters.
+        ValueError: the trunks (or the heads) differ in their parameters, or the tokenizers.
     """
     if isinstance(source, str | os.PathLike):
         source = checkpoint.load(Path(source))
+    if of_another(*(getattr(each, "tokenizer", None) for each in (model, source))):
+        raise ValueError("`source` must have the tokenizer of the data, got another")
     _copy(model.trunk, source.trunk, "trunk")
     if getattr(model, "head", None) and getattr(source, "head", None):
         _copy(model.head, source.head, "head")  # type: ignore[union-attr]
