@@ -117,9 +117,23 @@ def test_verify_sees_a_single_altered_byte(tmp_path):
         TokenStore(path, verify=True)
 
 
+def test_a_new_file_never_has_the_old_header(tmp_path, monkeypatch):
+    write_store(tmp_path / "t.bin", [np.array([0, 1])], 2)
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfspec.data.loader.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "t.bin", [np.array([1, 0])], 2)
+    with pytest.raises(ValueError, match="`path` must be a token store"):
+        TokenStore(tmp_path / "t.bin")
+
+
 def test_blocks_tile_the_store_from_its_start(root):
     blocks = numbered(root, 10).blocks(3)
     assert blocks.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert numbered(root, 9).blocks(3).tolist() == blocks.tolist()
 
 
 # --- corpora --------------------------------------------------------------------------------
@@ -234,7 +248,7 @@ def test_epochs_and_seeds_differ_in_order_and_phase(root):
 
 
 def test_all_phases_are_equally_likely(root):
-    store = numbered(root, 50)
+    store = numbered(root, 49)  # each phase leaves nine whole blocks, the last one just so
     phases = [BlockLoader(store, 5, 1, seed).batch(0)[0, 0] % 5 for seed in range(2000)]
     counts = np.bincount(phases, minlength=5)
     assert ((counts - 400) ** 2 / 400).sum() < 18.5  # χ² with 4 degrees of freedom, p = 0.001

@@ -306,6 +306,7 @@ def test_spread():
     assert spread(blocks, 4).ravel().tolist() == [0, 3, 6, 9]
     assert spread(blocks, 20).ravel().tolist() == list(range(10))
     assert spread(blocks, 1).ravel().tolist() == [0]
+    assert spread(blocks[:8], 4).ravel().tolist() == [0, 2, 5, 7]
 
 
 def test_a_trunk_gets_more_blocks_without_another_law():

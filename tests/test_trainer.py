@@ -222,6 +222,7 @@ def test_stop_after_and_again_in_the_same_process(tmp_path):
     cut, whole = trainer("plain", tmp_path), trainer("plain")
     assert not cut.run(stop_after=0, progress=False)
     assert cut.step == 1
+    assert [path.name for path in checkpoints(tmp_path / "state")] == ["00000001"]
     assert cut.run(progress=False)
     assert whole.run(progress=False)
     assert_same(weights(whole.model), weights(cut.model))
@@ -250,6 +251,20 @@ def test_another_run_is_not_resumed(tmp_path):
     with pytest.raises(ValueError, match=r"`data` must be None, .*, got other"):
         other.run(progress=False)
     assert trainer("joint", tmp_path, replace(CONFIG, log_every=5)).run(progress=False)
+
+
+def test_a_run_may_go_on_in_more_micro_batches(tmp_path):
+    config = replace(CONFIG, accumulate=4)
+    cut = trainer("judge", tmp_path, batches=Toy(at=7, do=die))
+    with pytest.raises(Killed):
+        cut.run(progress=False)
+    resumed = trainer("judge", tmp_path, config)
+    resumed.resume()
+    assert resumed.step == 6
+    seen, to_device = [], resumed.feed.to_device
+    resumed.feed.to_device = lambda tokens: seen.append(len(tokens)) or to_device(tokens)
+    assert resumed.run(progress=False)
+    assert set(seen) == {2}  # nor does validation take more memory
 
 
 # The step
@@ -320,6 +335,58 @@ def test_a_run_depends_on_its_seed_only_and_leaves_the_global_generator():
         outcomes[name] = weights(run.model)["head.fuse.weight"]
     assert torch.equal(outcomes["a"], outcomes["b"])
     assert not torch.equal(outcomes["a"], outcomes["c"])
+
+
+def test_a_step_is_the_formula():
+    """Draws, loss, clipping, schedule, optimiser and average, in a plain loop."""
+    config = replace(CONFIG, steps=6, schedule=Cosine(warmup=3), clip=0.3, seed=3, accumulate=2)
+    run, model = (SSMD(Trunk(replace(SHAPE, dropout=0.0))).double() for _ in range(2))
+    model.load_state_dict(run.state_dict())
+    trained = Trainer(run, Diffusion(), config, Toy())
+    params = list(model.parameters())
+    average = [p.detach().clone() for p in params]
+    adamw = config.adamw
+    split = [[p for p in params if p.ndim > 1], [p for p in params if p.ndim == 1]]
+    optimizer = torch.optim.AdamW(
+        [{"params": split[0]}, {"params": split[1], "weight_decay": 0.0}],
+        lr=adamw.lr, betas=(0.9, 0.95), weight_decay=adamw.weight_decay,
+    )  # fmt: skip
+    norms = []
+    for step, factor in enumerate([1 / 3, 2 / 3, 1, 1, 0.75, 0.25]):
+        tokens = torch.from_numpy(Toy().batch(step))
+        generator = torch.Generator().manual_seed(key(3, 0, step))
+        loss = ssmd_loss(model, **Diffusion().draw(tokens, Chance(generator)))
+        optimizer.zero_grad()
+        loss.total.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(params, 0.3)))
+        for group in optimizer.param_groups:
+            group["lr"] = adamw.lr * factor
+        optimizer.step()
+        decay = min(0.8, (step + 1) / (step + 10))
+        for a, w in zip(average, params, strict=True):
+            a.lerp_(w.detach(), 1 - decay)
+        trained.update()
+    assert min(norms) > 0.3
+    assert trained._read_meter()["grad_norm"] == pytest.approx(np.mean(norms))
+    for ours, w in zip(run.parameters(), params, strict=True):
+        torch.testing.assert_close(ours, w, rtol=0, atol=1e-12)
+    for ours, a in zip(trained.ema.average, average, strict=True):
+        torch.testing.assert_close(ours, a, rtol=0, atol=1e-12)
+
+
+def test_dropout_has_a_seed_for_every_run_step_rank_and_micro_batch(monkeypatch):
+    runs = {}
+    for seed, rank in [(0, 0), (0, 1), (1, 0)]:
+        config = replace(CONFIG, seed=seed, accumulate=2, batch_size=16)
+        runs[seed, rank] = Trainer(judge_model(), NextToken(), config, Toy())
+        runs[seed, rank].rank, runs[seed, rank].world = rank, 2
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for run in runs.values():
+        run.update()
+        run.update()
+        assert run._meter._tokens == 2 * 16 * L  # of all ranks
+    assert len(set(seeds)) == len(seeds) == 3 * 2 * 2
 
 
 def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
@@ -433,6 +500,11 @@ def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
 def test_validation_does_not_depend_on_the_training_seed():
     first, other = trainer("joint"), trainer("joint", config=replace(CONFIG, seed=7))
     assert first.validate() == other.validate()
+
+
+def test_the_last_step_is_validated(tmp_path):
+    trainer("plain", tmp_path, replace(CONFIG, steps=5, valid_every=4)).run(progress=False)
+    assert [line["step"] for line in log_lines(tmp_path) if "valid_draft" in line] == [4, 5]
 
 
 def test_validation_weighs_rows_equally_when_the_last_chunk_is_short():

@@ -105,15 +105,14 @@ def _tasks(
 ) -> Iterator[list[Piece]]:
     rule = partial(_ids, tokenizer) if isinstance(tokenizer, BPETokenizer) else None
     task, size = [], 0
-    for document in documents:
-        for number, piece in enumerate(pieces(document, rule)):
-            if not piece[0] and number == 0:
-                continue  # the whole document: as the last piece of one, "" ends it
-            task.append(piece)
-            size += len(piece[0])
-            if size >= TASK:
-                yield task
-                task, size = [], 0
+    for piece in chain.from_iterable(pieces(document, rule) for document in documents):
+        if not piece[0]:
+            continue  # an empty document
+        task.append(piece)
+        size += len(piece[0])
+        if size >= TASK:
+            yield task
+            task, size = [], 0
     if task:
         yield task
 

@@ -63,8 +63,9 @@ from selfspec.weights import fingerprint
 # What a random stream is for: the second number of its key.
 TRAIN, DROPOUT, VALID = range(3)
 
-# Settings that a resumed run may change, because the weights do not depend on them.
-FREE = {"compile", "log_every", "parallel", "recompute", "save_every", "valid_every"}
+# Settings that a resumed run may change: but for rounding and dropout the weights do not depend on
+# them. On fewer processes it may need more micro-batches.
+FREE = {"accumulate", "compile", "log_every", "parallel", "recompute", "save_every", "valid_every"}
 
 log = logging.getLogger("selfspec")
 
@@ -224,8 +225,8 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation set, in nats per token.
 
-        The draws are the same at every call and do not depend on the training seed. `draft` is the
-        masked-diffusion bound.
+        The draws are the same at every call and do not depend on the training seed, only on the
+        size of a micro-batch. `draft` is the masked-diffusion bound.
         """
         assert self.valid is not None
         self.part.eval()
