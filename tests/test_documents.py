@@ -2,6 +2,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,10 +153,24 @@ def test_bad_requests_are_named(tmp_path):
 
 
 def test_a_store_of_another_tokenizer_is_noticed(tmp_path):
-    documents.prepare({"train": ["a"], "test": ["b"]}, tmp_path / "c", CharTokenizer())
-    documents.prepare({"train": ["a"]}, tmp_path / "c", BPE)
-    with pytest.raises(ValueError, match=r"its tokenizer's 300 tokens, got .*test\.bin of 27"):
-        open_corpus(tmp_path / "c")
+    made = {"letters": CharTokenizer(), "words": BPE}
+    for name, tokenizer in made.items():
+        documents.prepare({"train": ["a"], "test": ["b"]}, tmp_path / name, tokenizer)
+    for into, other, sizes in [("words", "letters", (300, 27)), ("letters", "words", (27, 300))]:
+        mixed = shutil.copytree(tmp_path / into, tmp_path / f"{into}-mixed")
+        for file in (tmp_path / other).glob("test.bin*"):
+            shutil.copy(file, mixed)
+        rule = rf"its tokenizer's {sizes[0]} tokens, got .*test\.bin of {sizes[1]}"
+        with pytest.raises(ValueError, match=rule):
+            open_corpus(mixed)
+
+
+def test_splits_of_another_corpus_do_not_stay(tmp_path):
+    documents.prepare({"train": ["a", "b"]}, tmp_path / "c", BPE, LastDocuments(1))
+    before = digests(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"must hold no other splits, got \['valid'\]"):
+        documents.prepare({"train": ["a", "b"]}, tmp_path / "c", BPE)
+    assert digests(tmp_path / "c") == before
 
 
 @pytest.mark.parametrize(("damage", "rule"), [(lambda b: b[:-1], "bytes, not"),
@@ -250,11 +265,12 @@ def test_folders_of_text(tmp_path):
     with pytest.raises(ValueError, match=r"must hold .txt files, got none in .*train"):
         texts.find_texts(tmp_path, ("train", "valid"))
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "e.txt").write_bytes(b"\xff")
-    found = texts.find_texts(tmp_path, ("train", "valid"))
-    assert [path.name for path in found["train"]] == ["e.txt"]
-    with pytest.raises(ValueError, match=r"e\.txt: must be UTF-8"):
-        list(map("".join, texts.read_texts(found["train"])))
+    for broken in (b"\xff", b"cut off\xc3"):
+        (tmp_path / "train" / "e.txt").write_bytes(broken)
+        found = texts.find_texts(tmp_path, ("train", "valid"))
+        assert [path.name for path in found["train"]] == ["e.txt"]
+        with pytest.raises(ValueError, match=r"e\.txt: must be UTF-8"):
+            list(map("".join, texts.read_texts(found["train"])))
     with pytest.raises(ValueError, match="`source` must be a folder"):
         texts.find_texts(tmp_path / "nowhere", ("train",))
 

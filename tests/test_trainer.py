@@ -228,6 +228,19 @@ def test_stop_after_and_again_in_the_same_process(tmp_path):
     assert_same(weights(whole.model), weights(cut.model))
 
 
+def test_clock_and_validation_go_on(tmp_path):
+    with pytest.raises(Killed):
+        trainer("plain", tmp_path, batches=Toy(at=7, do=die)).run(progress=False)
+    about, resumed = read_about(checkpoints(tmp_path / "state")[0]), trainer("plain", tmp_path)
+    resumed.resume()
+    assert resumed.validation == about["validation"] != {}
+    assert resumed.run(progress=False)
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    elapsed = [line["elapsed"] for line in lines]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[-1] > about["elapsed"] > 0
+
+
 def test_a_finished_run_does_nothing_more(tmp_path):
     first = trainer("plain", tmp_path)
     first.run(progress=False)
@@ -479,7 +492,7 @@ def test_the_loss_falls_on_a_learnable_toy(job):
 
 
 def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
-    run = trainer("joint", valid=VALID[:8])
+    run = trainer("joint")
     for _ in range(4):
         run.update()
     live = weights(run.model)
@@ -491,10 +504,14 @@ def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
     averaged = diffusion_model().eval()
     for name, average in zip(run.params, run.ema.average, strict=True):
         averaged.get_parameter(name).data.copy_(average)
-    chance = Chance(torch.Generator().manual_seed(key(0, VALIDATION, 0)))
-    loss = ssmd_loss(averaged, **Diffusion().draw(torch.from_numpy(VALID[:8]), chance))
-    assert loss.target is not None
-    assert measured == pytest.approx({"draft": loss.draft.item(), "target": loss.target.item()})
+    expected = {"draft": 0.0, "target": 0.0}
+    for index, rows in enumerate(torch.from_numpy(VALID).split(CONFIG.batch_size)):
+        chance = Chance(torch.Generator().manual_seed(key(0, VALIDATION, index)))
+        loss = ssmd_loss(averaged, **Diffusion().draw(rows, chance))
+        assert loss.target is not None
+        expected["draft"] += loss.draft.item() * len(rows) / len(VALID)
+        expected["target"] += loss.target.item() * len(rows) / len(VALID)
+    assert measured == pytest.approx(expected)
 
 
 def test_validation_does_not_depend_on_the_training_seed():
@@ -527,6 +544,8 @@ def test_the_log_has_nats_and_bits(tmp_path):
         "step", "draft", "target", "draft_bits", "target_bits", "lr", "grad_norm",
     }  # fmt: skip
     assert training["lr"] == 3e-3
+    assert lines[2]["lr"] == pytest.approx(3e-3 * CONFIG.schedule.factor(3, 12))
+    assert lines[2]["lr"] < 3e-3
     assert validation["valid_draft_bits"] == pytest.approx(validation["valid_draft"] / np.log(2))
 
 

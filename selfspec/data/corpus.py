@@ -34,7 +34,8 @@ def write_corpus(
         write: `write_store` concatenates the pieces, `write_sequences` keeps them apart.
 
     Raises:
-        ValueError: a piece has a character outside the alphabet, or a split has no text.
+        ValueError: a piece has a character outside the alphabet, a split has no text, or the folder
+            holds a corpus with other splits, which would be taken for some of this one.
         RuntimeError: another process is writing there.
     """
     ids = {split: map(tokenizer.encode, pieces) for split, pieces in splits.items()}
@@ -51,6 +52,8 @@ def write_tokens(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`folder` must be one, got the file {folder}")
+    if others := sorted({store.stem for store in folder.glob("*.bin")} - {*splits}):
+        raise ValueError(f"`folder` must hold no other splits, got {others} in {folder}")
     with _beside(folder) as partial:
         for split, pieces in splits.items():
             write(partial / f"{split}.bin", pieces, tokenizer.vocab_size)
