@@ -405,7 +405,9 @@ def test_recipes_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]):
     assert told["openwebtext"]["tokens"] == 262_144_000_000
     assert told.keys() == recipes.ALL.keys()
     assert main(["recipes"]) == 0
-    assert "openwebtext" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "openwebtext" in shown
+    assert " 0.0\n" not in shown  # hours that say nothing
 
 
 def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):

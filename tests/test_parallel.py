@@ -104,6 +104,12 @@ def test_a_full_disk_on_one_rank_ends_all_with_one_error_and_the_checkpoint_befo
     assert_resumes(data, data / "full-2", 3, steps=9)
 
 
+def test_a_rank_that_is_asked_to_end_ends_all_with_a_checkpoint(data, two):
+    steps = json.loads((data / "stopped-2.json").read_text())
+    assert steps[0] == steps[1] < 9
+    assert_resumes(data, data / "stopped-2", steps[0], steps=9)
+
+
 def test_a_folder_that_rank_0_alone_sees_is_refused(data, two):
     first, second = json.loads((data / "apart-2.json").read_text())
     assert first == second

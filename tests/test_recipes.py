@@ -296,7 +296,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(store, tmp_path):
     recipe = shrunk(books27.trunk()).override(steps=1)
     other = write_store(tmp_path / "other.bin", [store.tokens[::-1]], 27)
     assert recipe.trainer(tmp_path, store, device="cpu").run(progress=False)
-    with pytest.raises(ValueError, match="`data` must be"):
+    with pytest.raises(ValueError, match=r"`data` must be sha256:\w{16}, .*, got sha256:\w{16};"):
         recipe.trainer(tmp_path, other, device="cpu").run(progress=False)
     assert recipe.trainer(tmp_path, store, device="cpu").run(progress=False)
 
