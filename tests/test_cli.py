@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
+import docstring_parser
 import pytest
 import tiny
 import torch
 
 import selfspec as ss
-from selfspec import calibration, checkpoint, recipes
+from selfspec import calibration, checkpoint, cli, recipes
 from selfspec.cli import main
 from selfspec.cli.common import OrderName
 from selfspec.cli.watch import Frame, Replay, State, play, render
@@ -701,6 +703,15 @@ def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: P
     assert "run it again to resume" in output
     assert any((tmp_path / "state").iterdir())
     assert ss.load_judge(tmp_path / "model").trunk.vocab_size == 27
+
+
+def test_help_breaks_its_lines_itself():
+    for verb in cli.all_verbs().values():
+        groups = [kind for kind in get_type_hints(verb).values() if is_dataclass(kind)]
+        for source in (verb, *groups):
+            told = docstring_parser.parse_from_object(source).params
+            assert told
+            assert all("\n" not in (about.description or "") for about in told), source
 
 
 def test_help_is_fast_because_torch_is_not_imported():

@@ -33,9 +33,7 @@ class Text:
     """How the documents of jsonl, texts, dataset and openwebtext become tokens."""
 
     bpe: str | None = None
-    """a byte-level BPE: a name on the Hub such as gpt2, a tokenizer.json, a folder with
-    encoder.json and vocab.bpe, or one that was prepared before; otherwise the 27 symbols of text8,
-    for openwebtext gpt2."""
+    """a byte-level BPE: name on the Hub, file or folder; else 27 symbols, for openwebtext gpt2."""
     vocab_size: int | None = None
     """train a BPE of this many tokens on the train split instead."""
     field: str = "text"
