@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from selfspec import checks
 from selfspec.data.bpe import BPETokenizer
 from selfspec.data.corpus import write_tokens
 from selfspec.data.held_out import HoldOut
@@ -62,8 +63,7 @@ def prepare(
         ValueError: bad documents, nothing to write, or `workers` below 1.
         RuntimeError: a process was killed.
     """
-    if workers < 1:
-        raise ValueError(f"`workers` must be at least 1, got {workers}")
+    checks.whole("workers", workers, least=1)
     if hold_out is not None and ("valid" in splits or "train" not in splits):
         raise ValueError(f"`hold_out` needs a split 'train' and no 'valid', got {sorted(splits)}")
     whole = hold_out is not None and hold_out.whole
