@@ -197,7 +197,7 @@ def divided(rule, documents) -> tuple[list, list]:
 def test_the_last_documents_are_held_out(documents, count):
     rule = LastDocuments(count)
     if len(documents) <= count:
-        with pytest.raises(ValueError, match=f"`hold_out` .* got {count} to hold out of"):
+        with pytest.raises(ValueError, match=f"`count` .* got {count} to hold out of"):
             divided(rule, documents)
         return
     rest, held = divided(rule, documents)

@@ -58,7 +58,7 @@ class LastDocuments:
                 kept += 1
                 yield last.popleft()
         if not kept:
-            raise ValueError(f"`hold_out` must leave documents to train on, got {self.count} to "
+            raise ValueError(f"`count` must leave documents to train on, got {self.count} to "
                              f"hold out of {len(last)}")  # fmt: skip
         held += last
 
