@@ -144,7 +144,9 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "splits"
     folder.mkdir()
     shutil.copy(source, folder / "train-0.fasta")
-    arguments = ["prepare", "fasta", "--source", str(folder), "--out", out, "--alphabet", "esm"]
+    arguments = ["prepare", "fasta", "--source", str(folder), "--alphabet", "esm", "--out"]
+    assert main([*arguments, out]) == 2  # where valid and test are those of the other corpus
+    arguments.append(str(tmp_path / "esm"))
     assert report(capsys, *arguments)["sequences"] == {"train": 61}
     assert main([*arguments, "--alphabet", "amino-acids", "--unknown", "refuse"]) == 2
     assert "residues must be of" in capsys.readouterr().err
