@@ -352,17 +352,18 @@ def test_a_run_depends_on_its_seed_only_and_leaves_the_global_generator():
 
 def test_a_step_is_the_formula():
     """Draws, loss, clipping, schedule, optimiser and average, in a plain loop."""
-    config = replace(CONFIG, steps=6, schedule=Cosine(warmup=3), clip=0.3, seed=3, accumulate=2)
+    adamw = AdamWConfig(lr=3e-3, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3)
+    changes = {"schedule": Cosine(warmup=3), "clip": 0.3, "seed": 3, "accumulate": 2}
+    config = replace(CONFIG, steps=6, adamw=adamw, **changes)
     run, model = (SSMD(Trunk(replace(SHAPE, dropout=0.0))).double() for _ in range(2))
     model.load_state_dict(run.state_dict())
     trained = Trainer(run, Diffusion(), config, Toy())
     params = list(model.parameters())
     average = [p.detach().clone() for p in params]
-    adamw = config.adamw
     split = [[p for p in params if p.ndim > 1], [p for p in params if p.ndim == 1]]
     optimizer = torch.optim.AdamW(
         [{"params": split[0]}, {"params": split[1], "weight_decay": 0.0}],
-        lr=adamw.lr, betas=(0.9, 0.95), weight_decay=adamw.weight_decay,
+        lr=3e-3, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3,
     )  # fmt: skip
     norms = []
     for step, factor in enumerate([1 / 3, 2 / 3, 1, 1, 0.75, 0.25]):
@@ -448,6 +449,14 @@ def test_a_damaged_checkpoint_costs_one_save_interval(how, tmp_path, caplog):
     assert_same(weights(whole.model), weights(resumed.model))
     names = [path.name for path in checkpoints(tmp_path / "state")]
     assert names == ["00000012", "00000009"]
+
+
+def test_a_damaged_checkpoint_goes_when_an_earlier_one_is_written(tmp_path):
+    with pytest.raises(Killed):
+        trainer("plain", tmp_path, batches=Toy(at=10, do=die)).run(progress=False)
+    damage(checkpoints(tmp_path / "state")[0], "emptied")
+    assert not trainer("plain", tmp_path).run(stop_after=0, progress=False)
+    assert [path.name for path in checkpoints(tmp_path / "state")] == ["00000007", "00000006"]
 
 
 def test_if_no_checkpoint_is_readable_that_is_said(tmp_path):
