@@ -32,7 +32,7 @@ from selfspec.train import (
     Trainer,
     initialise,
 )
-from selfspec.train.report import Report
+from selfspec.train.report import Meter, Report
 from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
 from selfspec.train.trainer import compiled, key
@@ -567,6 +567,26 @@ def test_tensorboard_is_used_where_it_is_installed(installed, tmp_path, monkeypa
     assert trainer("plain", tmp_path).run(progress=False)
     assert any((tmp_path / "tensorboard").glob("events.*")) == installed
     assert len(log_lines(tmp_path)) == 10
+
+
+def test_tensorboard_shows_what_the_log_has(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Killed):
+        trainer("plain", tmp_path, batches=Toy(at=11, do=die)).run(progress=False)
+    assert trainer("plain", tmp_path).run(progress=False)  # from step 9
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    steps = [line["step"] for line in log_lines(tmp_path) if "draft" in line]
+    assert [event.step for event in found.Scalars("draft")] == steps
+
+
+def test_the_meter_counts_tokens_a_second():
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)})
+    meter.add({"loss": torch.tensor(2.0)}, 0.5)
+    meter.end_step(1000)
+    meter._start -= 100
+    assert meter.read() == pytest.approx({"loss": 2.0, "tokens_per_second": 10}, rel=0.01)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
