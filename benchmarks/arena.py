@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import judge_facts, load, make_reference
+from quality import judge_facts, load
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -29,11 +29,13 @@ from selfspec.arena import (
     Sweep,
     contenders,
     contest_figure,
+    corpus_reference,
     row_table,
     save_page,
     write_contest,
 )
 from selfspec.arena.figures import save_figure
+from selfspec.arena.sweep import fingerprint
 from selfspec.calibration import ORDERS
 from selfspec.data.corpus import open_corpus
 from selfspec.files import write_bytes, write_json
@@ -57,7 +59,7 @@ def main() -> None:
     assert isinstance(judge, AutoregressiveModel)
     model = load(args.model, device)
     tokenizer, stores = open_corpus(args.data)
-    reference = make_reference(tokenizer, stores, args.length)
+    reference = corpus_reference(tokenizer, stores, args.length)
     sweep = Sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
         length=args.length, device=model.device, autocast=True, keep_tokens=False,
@@ -129,8 +131,8 @@ def described(row: dict | None) -> str:
 
 
 def measured_profile(args: argparse.Namespace, model: SSMD, heldout: np.ndarray) -> list[float]:
-    """The information profile over held-out text, measured once a folder."""
-    path = args.folder / "profile.json"
+    """The information profile over held-out text, measured once a folder and model."""
+    path = args.folder / f"profile-{fingerprint(model)}-{args.seed}-{len(heldout)}.json"
     if not path.exists():
         args.folder.mkdir(parents=True, exist_ok=True)
         rows = torch.from_numpy(heldout.astype(np.int64)).to(model.device)

@@ -11,7 +11,7 @@ against that. The second and the whole are records of the report; the first is t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tables import KEYS, Record, judged, key, nfe, number, ratio, table
+from tables import KEYS, SEPARATE, Record, judged, key, nfe, number, ratio, table
 
 from selfspec.arena.pareto import diverse, front
 
@@ -22,7 +22,7 @@ OPPOSITE = {"at least": "at most", "at most": "at least", None: None}
 
 def attribution(report: Mapping[str, Any]) -> str:
     """What the order and what verification are worth, as Markdown."""
-    rows = report["rows"]
+    rows = [row for row in report["rows"] if row["sampler"] != SEPARATE]
     allowed = diverse(rows, [r for r in rows if key(r)[:2] == ("plain", "uniform")])
     orders = sorted({r["order"] for r in rows if r["order"]}, key=lambda o: (o != "uniform", o))
     own = [row for order in orders for row in chosen(rows, [

@@ -11,7 +11,8 @@ the most important ones come first, and the file is written after each. All in b
     mdlm-loop                                 the published loop around the same trunk, eager
     ar-kv                                     as many blocks, static cache, compiled, CUDA graphs
     trunk-only                                the floor: as many bare trunk passes as
-                                              engine-speculative, unembedded at the window's places
+                                              engine-speculative, unembedded at as many places as
+                                              those reveal; windows have more
 
 A plain method comes twice: "equal" says whether it takes as many evaluations as engine-speculative
 ("nfe"), or so many that it is as good ("quality"), by the reduction of the same settings in

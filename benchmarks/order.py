@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from quality import compare, cost, judge_facts, make_reference, make_sweep, settings, speculative
+from quality import compare, cost, judge_facts, make_sweep, settings, speculative
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -32,6 +32,7 @@ from selfspec.arena import (
     Setting,
     Sweep,
     accounts,
+    corpus_reference,
     reduction_table,
     row_table,
     write_report,
@@ -141,7 +142,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
         model = load(place, DEVICE)
         for block in model.trunk.blocks if DEVICE == "cuda" else ():  # type: ignore[union-attr]
             block.compile()
-        reference = make_reference(tokenizer, stores, model.length)
+        reference = corpus_reference(tokenizer, stores, model.length)
         sweep = make_sweep(args, model, judge, reference, stores["test"], model.length)
         found += [
             Job(name, sweep, setting)

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import SEPARATE
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -40,6 +41,7 @@ from selfspec.arena import (
     Setting,
     Sweep,
     accounts,
+    corpus_reference,
     reduction_table,
     reductions,
     row_table,
@@ -47,7 +49,6 @@ from selfspec.arena import (
 )
 from selfspec.arena.sweep import fingerprint
 from selfspec.calibration import ORDERS, knobs
-from selfspec.checkpoint import BUNDLED
 from selfspec.data.corpus import Store, open_corpus
 from selfspec.data.loader import spread
 from selfspec.data.ragged import RaggedStore
@@ -55,7 +56,6 @@ from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer, Tokenizer
 from selfspec.files import write_json
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.likelihood import Scores, chain, draw_order, information_profile, scores
-from selfspec.metrics import load_vocabulary, ngram_counts
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
 from selfspec.prompts import blank
@@ -75,7 +75,6 @@ FURTHER = ((10, 0.16), (4, 0.083), (4, 0.04), (2, 0.02), (1, 0.01), (1, 0.04), (
 LINEAR = ((3, 0.125), (2, 0.125), (2, 0.09), (1, 0.09), (1, 0.06), (1, 0.045), (1, 0.03), (1, 0.02))
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
 OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
-SEPARATE = "plain, separate model"
 SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
 SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
 Drawn = Sequence[tuple[Sweep, Setting, Result]]
@@ -193,7 +192,7 @@ def main() -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
     models = [load(name, device) for name in (args.model, args.plain) if name]
     length = args.length or models[0].length
-    reference = make_reference(tokenizer, stores, length)
+    reference = corpus_reference(tokenizer, stores, length)
     sweeps = [make_sweep(args, model, judge, reference, stores["test"], length) for model in models]
     jobs = [
         (sweep, setting)
@@ -284,18 +283,6 @@ def load(name: str, device: str) -> SSMD:
     for block in model.trunk.blocks:  # type: ignore[union-attr]
         block.compile()
     return model
-
-
-def make_reference(
-    tokenizer: Tokenizer, stores: Mapping[str, Store], length: int
-) -> Reference | ProteinReference:
-    """Proteins are compared with those of training and of the test split, text with the latter."""
-    test, train = stores["test"], stores.get("train")
-    if isinstance(test, RaggedStore):
-        assert isinstance(train, RaggedStore)
-        return ProteinReference(train, test)
-    vocabulary = load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz")
-    return Reference(tokenizer.decode, vocabulary, ngram_counts(test.blocks(length)))
 
 
 def make_sweep(

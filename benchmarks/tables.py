@@ -7,6 +7,8 @@ Record = Mapping[str, Any]
 
 KEYS = ("sampler", "order", "settings")
 """What names a row, here and in the reductions."""
+SEPARATE = "plain, separate model"
+"""The sampler of the second account, whose weights are others."""
 MEASURES = ["NFE", "judge", "held-out", "spelling", "words (nats)"]
 SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
 

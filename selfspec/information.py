@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfspec.schedules import up_to_next
+
 __all__ = ["CutWindow", "falling_fit", "optimal_cuts", "pass_losses", "profile_losses"]
 
 
@@ -99,6 +101,5 @@ class CutWindow:
 
     def table(self, n: int) -> np.ndarray:
         """From i to the next cut."""
-        cuts = np.unique(np.ceil(np.asarray(self.cuts) * n / self.cuts[-1] - 1e-9).astype(int))
-        i = np.arange(n)
-        return cuts[np.searchsorted(cuts, i, side="right")] - i
+        scaled = np.ceil(np.asarray(self.cuts) * n / self.cuts[-1] - 1e-9)
+        return up_to_next(np.unique(scaled.astype(int)))

@@ -82,7 +82,11 @@ def row_seeds(
 
 
 def uniform(
-    seeds: Tensor, purpose: Purpose, pass_index: Tensor | int, round_index: int, places: Tensor
+    seeds: Tensor,
+    purpose: Purpose,
+    pass_index: Tensor | int,
+    round_index: Tensor | int,
+    places: Tensor,
 ) -> Tensor:
     """Uniform numbers in (0, 1), 52 random bits each.
 
@@ -90,7 +94,7 @@ def uniform(
         seeds: (B,) int64, a seed a row.
         purpose: what they are for.
         pass_index: (B,) int64 or int, the trunk pass of the row.
-        round_index: the round within the pass.
+        round_index: (B,) int64 or int, the round within the pass.
         places: (B, W) int64, any further counter: a place of the order or a position.
 
     Returns:

@@ -80,32 +80,38 @@ class VanDerCorputOrder:
 
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
         """Bit-reversed rotated ranks."""
-        shifted = rotated_ranks(masked, u_row)
-        bits = max(1, (masked.shape[1] - 1).bit_length())
-        reversed_ = torch.zeros_like(shifted)
-        for bit in range(bits):
-            reversed_ |= ((shifted >> bit) & 1) << (bits - 1 - bit)
-        return reversed_.double() / 2**bits
+        return _bits_reversed(rotated_ranks(masked, u_row), masked.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
 class RespacedOrder:
     """Spaced anew before every pass over the places still masked.
 
-    With n masked positions and a window of w, every ⌊n/w⌋-th of them from a random offset, in
-    random order among themselves, then the others in random order.
+    With n masked positions and a window of w, they are cut into w cells of n/w each, from a random
+    offset, and the first of every cell is taken, cell after cell in van der Corput's order: what a
+    rejection leaves of a pass is spaced too. Then come the others in random order. Where w does not
+    divide n, cells differ by one: a stride of ⌊n/w⌋ throughout would leave out up to w - 1 places
+    in a row.
     """
 
     fixed: ClassVar[bool] = False
 
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
-        """u/2 for the w chosen positions, (1 + u)/2 for the others."""
-        count = masked.sum(dim=1, keepdim=True)
-        window = window.unsqueeze(1).clamp(min=1)
-        stride = (count // window).clamp(min=1)
-        rank = rotated_ranks(masked, u_row)
-        chosen = (rank % stride == 0) & (rank // stride < window)
-        return torch.where(chosen, u, 1 + u) / 2
+        """Half the bit-reversed cell for the w chosen positions, (1 + u)/2 for the others."""
+        count, window = masked.sum(dim=1, keepdim=True).clamp(min=1), window.unsqueeze(1)
+        # With each rank, rank · w/n grows by at most one: a cell begins where it passes a number.
+        share = rotated_ranks(masked, u_row) * window
+        first = _bits_reversed(share // count, masked.shape[1])
+        return torch.where(share % count < window, first, 1 + u) / 2
+
+
+def _bits_reversed(x: Tensor, size: int) -> Tensor:
+    """Integers in 0..size-1 with their bits reversed, as fractions in [0, 1), float64."""
+    bits = max(1, (size - 1).bit_length())
+    reversed_ = torch.zeros_like(x)
+    for bit in range(bits):
+        reversed_ |= ((x >> bit) & 1) << (bits - 1 - bit)
+    return reversed_.double() / 2**bits
 
 
 def rotated_ranks(masked: Tensor, u_row: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ __all__ = [
     "Window",
     "as_window",
     "stacked_tables",
+    "up_to_next",
 ]
 
 
@@ -162,9 +163,17 @@ class ScheduleWindow:
         """From i to the next cut point of the schedule."""
         times = np.arange(1, self.steps + 1) / self.steps
         masked = np.floor(n * self.schedule.masked(times) + 1e-9).astype(np.int64)
-        cuts = np.unique(n - masked)
-        i = np.arange(n)
-        return cuts[np.searchsorted(cuts, i, side="right")] - i
+        return up_to_next(np.unique(n - masked))
+
+
+def up_to_next(cuts: np.ndarray) -> np.ndarray:
+    """From each of 0, …, N-1 to the next of the rising `cuts`, of which the last is N: (N,).
+
+    >>> up_to_next(np.array([1, 4])).tolist()
+    [1, 3, 2, 1]
+    """
+    i = np.arange(cuts[-1])
+    return cuts[np.searchsorted(cuts, i, side="right")] - i
 
 
 def as_window(window: Window | int | None) -> Window:

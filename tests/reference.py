@@ -134,11 +134,17 @@ def respaced(masked: Sigma, window: int) -> Iterator[tuple[Sigma, float]]:
     """Every order of the masked positions before a pass, with its probability."""
     n = len(masked)
     for shift in range(n):
-        chosen = [masked[(k * (n // window) - shift) % n] for k in range(window)]
-        heads = list(permutations(chosen))
-        tails = list(permutations(p for p in masked if p not in chosen))
-        for head, tail in product(heads, tails):
-            yield head + tail, 1 / (n * len(heads) * len(tails))
+        firsts = [min(r for r in range(n) if r * window // n == cell) for cell in range(window)]
+        head = tuple(masked[(firsts[cell] - shift) % n] for cell in reversed_bits(window))
+        tails = list(permutations(p for p in masked if p not in head))
+        for tail in tails:
+            yield head + tail, 1 / (n * len(tails))
+
+
+def reversed_bits(n: int) -> list[int]:
+    """0, …, n - 1 by their bits from the last on."""
+    size = len(f"{n - 1:b}")
+    return sorted(range(n), key=lambda k: f"{k:0{size}b}"[::-1])
 
 
 class Conditionals:

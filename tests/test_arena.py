@@ -1,6 +1,7 @@
 """The arena: sweeps resume and never mix runs, reports can be read back, figures are legible."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -177,6 +178,22 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(model: SSMD, sweep: Sweep
     assert all(same(a, b) for a, b in zip(resumed, whole, strict=True))
 
 
+@pytest.mark.parametrize("damage", ["row cut", "arrays cut", "no arrays", "other fields"])
+def test_a_damaged_result_is_named(model: SSMD, sweep: Sweep, damage: str) -> None:
+    sweep.run(settings(model)[:1], progress=False)
+    (row,), (arrays,) = (list(sweep.folder.glob(f"*.{kind}")) for kind in ("json", "npz"))
+    if damage == "no arrays":
+        arrays.unlink()
+    elif damage == "other fields":
+        row.write_text('{"nfe": 3}')
+    else:
+        (row if damage == "row cut" else arrays).write_bytes(b"{")
+    with pytest.raises(ValueError, match=f"{re.escape(str(row))}: not a readable result"):
+        sweep.run(settings(model)[:1], progress=False)
+    row.unlink()
+    assert sweep.run(settings(model)[:1], progress=False)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -294,6 +311,12 @@ def test_the_tables_align_and_say_what_is_only_a_bound() -> None:
     assert "accept" not in rows[0]  # no row has it
 
 
+@pytest.mark.parametrize("program", ["/env/bin/selfspec", "/src/selfspec/__main__.py"])
+def test_the_command_is_one_to_type(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "benchmark", "my model"])
+    assert report.running() == "selfspec benchmark 'my model'"
+
+
 def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("git") is None:
         pytest.skip("no git")
@@ -374,3 +397,20 @@ def test_a_curve_runs_along_its_best_settings(drawn: dict[str, Any]) -> None:
     curve = figures.curves(rows)[0]
     assert (curve.sampler, curve.order, curve.plain) == ("plain", "uniform", True)
     assert [row["nfe"] for row in curve.best("judge")] == [4, 8, 16, 32, 64]
+
+
+def test_many_curves_are_named_in_the_corner(drawn: dict[str, Any]) -> None:
+    """And a separately trained model has a colour of its own."""
+    pytest.importorskip("matplotlib")
+    plain = [row for row in drawn["rows"] if (row["sampler"], row["order"]) == ("plain", "uniform")]
+    more = [
+        row | {"sampler": sampler, "judge": row["judge"] + 0.1 * i}
+        for i, sampler in enumerate(("plain, separate model", "threshold", "lookahead"), start=1)
+        for row in plain
+    ]
+    figure = figures.quality_figure(drawn | {"rows": [*drawn["rows"], *more]})
+    legend = figure.axes[0].get_legend()
+    assert len(legend.get_texts()) == 7
+    assert not any("order" in text.get_text() for text in figure.axes[0].texts)
+    colours = {c.sampler: c.colour for c in figures.curves([*plain, *more])}
+    assert colours["plain, separate model"] != colours["plain"] == colours["threshold"]

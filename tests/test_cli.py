@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -23,7 +23,8 @@ import torch
 import selfspec as ss
 from selfspec import calibration, checkpoint, cli, recipes
 from selfspec.cli import main
-from selfspec.cli.common import OrderName
+from selfspec.cli.benchmark import kept_profile
+from selfspec.cli.common import OrderName, Run
 from selfspec.cli.watch import Frame, Replay, State, play, render
 from selfspec.data.bpe import load_bpe
 from selfspec.data.corpus import write_corpus
@@ -264,7 +265,8 @@ def test_evaluate_prints_every_metric(corpus: Path, capsys: pytest.CaptureFixtur
     bits = ss.metrics.judge_nll(samples.tokens, ss.load_judge("books27-judge").log_probs).bits
     assert told["judge"] == pytest.approx(bits.mean(), rel=1e-5)
     assert told["nfe"] == pytest.approx(float(samples.nfe.mean()))
-    assert told["spelling"] == ss.metrics.spelling_accuracy(list(samples), {"a", "the"})
+    spelled = ss.metrics.spelling_accuracy(list(samples), {"a", "the"})
+    assert told["spelling"] == (None if math.isnan(spelled) else spelled)  # without a whole word
     assert told["heldout"] > 0
     assert told["heldout_exact"] is False  # the table's balanced row has a re-chosen order
     assert told["kl"] > 0
@@ -300,6 +302,39 @@ def test_benchmark_against_all_is_the_arena(tmp_path: Path, capsys: pytest.Captu
     assert len(finished) == 2 * len(told["rows"])
     again = report(capsys, *arguments, "--against", "all")
     assert again["rows"] == told["rows"]
+
+
+def test_benchmark_compares_with_a_corpus(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["benchmark", "books27", "--num", "2", "--steps", "3", "--out", str(tmp_path)]
+    told = report(capsys, *arguments, "--data", str(corpus))
+    assert all(row["kl_4gram"] is not None for row in told["rows"])
+    assert [row["sampler"] for row in told["rows"]].count("data") == 1
+    without = report(capsys, *arguments)
+    assert {row["kl_4gram"] for row in without["rows"]} == {None}
+
+
+def test_benchmark_measures_what_proteins_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint.save(tiny.protein(), tmp_path / "model")
+    checkpoint.save(tiny.judge(vocab=20), tmp_path / "judge")
+    arguments = ["benchmark", str(tmp_path / "model"), "--judge", str(tmp_path / "judge"), "--num",
+                 "6", "--steps", "3", "--against", "plain", "self-verified"]  # fmt: skip
+    rows = report(capsys, *arguments, "--out", str(tmp_path / "out"))["rows"]
+    greedy = {row["sampler"]: row for row in rows}["self-verified, greedy"]
+    assert greedy["spelling"] is None
+    assert 0 < greedy["distinct_kmers"] < 0.5
+    assert not greedy["diverse"]
+
+
+def test_the_information_profile_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, run, other = tiny.model(), Run(device="cpu"), tiny.model(seed=1)
+    first = kept_profile(model, run, 3, tmp_path)
+    others = [(other, run, 3), (model, replace(run, seed=1), 3), (model, run, 2)]
+    assert all(kept_profile(*given, tmp_path) != first for given in others)
+    monkeypatch.delattr("selfspec.cli.benchmark.own_profile")
+    assert kept_profile(model, run, 3, tmp_path) == first
+    assert kept_profile(*others[0], tmp_path) != first
 
 
 def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -578,7 +613,8 @@ def test_broken_checkpoints(
         ("sample --seed 99999999999999999999", "`seed` must fit into 64 bits"),
         ("benchmark books27 --num 0", "`num` must be at least 1, got 0"),
         ("benchmark books27 --calibrate --batch-size 0", "`batch_size` must be at least 1, got 0"),
-        ("benchmark books27 --judge nowhere", "must be a folder with a config.json"),
+        ("benchmark books27 --data {folder} --out x", "`folder` must hold a corpus"),
+        ("benchmark books27 --judge nowhere", "`judge` cannot be loaded: `checkpoint` must be a"),
         ("prepare books27 --source x --bpe gpt2 --out x", "go with jsonl, texts, dataset, openweb"),
         ("prepare jsonl --source x --limit 0 --out x", "`limit` must be at least 1, got 0"),
         ("prepare jsonl --source x --workers 0 --out x", "`workers` must be at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import tiny
 import torch
 from conftest import make_scorer
+from test_readme import load_script
 
 import selfspec as ss
+from selfspec import checkpoint
 from selfspec.arena import CONTENDERS, PREPARED, Reference, Setting, Sweep, contenders, row_table
 from selfspec.arena.contenders import BASELINE
 from selfspec.arena.contest import contest_figure, marks, save_page, write_contest
@@ -84,6 +87,14 @@ def test_settings_say_what_they_run(everything: list[Setting], model: SSMD):
                 assert (out.trunk_passes <= most).all()
 
 
+def test_another_profile_gives_other_settings(model: SSMD):
+    """So that none is taken for finished that was cut elsewhere."""
+    steep = np.r_[10.0, np.ones(tiny.LENGTH - 1)].tolist()
+    a, b = ([s.settings for s in contenders(model, ["optimal"], steps=(4,), profile=profile)]
+            for profile in (PROFILE, steep))  # fmt: skip
+    assert not [knobs for knobs in a if knobs in b]
+
+
 def row(sampler: str = "plain", order: str = "uniform", **values: Any) -> dict[str, Any]:
     given = {
         "sampler": sampler, "settings": {}, "nfe": 8.0, "trunk_passes": 8.0, "head_passes": 0.0,
@@ -115,6 +126,22 @@ REAL = row("data", "", judge=1.5, word_entropy=6.5, kl_4gram=0.0, distinct_4=0.9
 def test_diversity_is_compared_at_the_same_judge_score(values: dict[str, Any], expected: bool):
     rows = [*STANDARD, row("threshold", "", **values), REAL]
     assert diverse(rows, STANDARD) == [True, True, expected, False]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({"distinct_kmers": 0.9, "composition": 0.02}, True),
+     ({"distinct_kmers": 0.8, "composition": 0.02}, True),  # as varied as real proteins
+     ({"distinct_kmers": 0.79, "composition": 0.02}, False),
+     ({"distinct_kmers": 0.9, "composition": 0.023}, False)],
+)  # fmt: skip
+def test_proteins_are_as_diverse_as_their_kmers_and_composition(
+    values: dict[str, Any], expected: bool
+):
+    words: dict[str, Any] = {"word_entropy": None, "distinct_4": None, "kl_4gram": None}
+    standard = [row(**words, distinct_kmers=0.9, composition=0.02)]
+    real = row("data", "", **words, distinct_kmers=0.8, composition=0.0, nfe=0)
+    assert diverse([row("threshold", "", **words, **values), real], standard) == [expected, False]
 
 
 def test_without_a_standard_all_count():
@@ -169,6 +196,8 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
     assert sum(tag == "svg" for tag, _ in found.tags) == 2
     assert sum(tag == "tr" for tag, _ in found.tags) == 1 + 5
     assert "&lt;b&gt;&amp;" in text
+    assert "KL 4-grams" in text
+    assert "6-mers" not in text  # nobody has them
     assert "<b>" not in text
     assert not re.search(r'(src|href)="(?!#)', text.replace('xlink:href="#', ""))
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
@@ -177,6 +206,45 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
     with pytest.raises(ValueError, match="`report` must have rows with a number for 'seconds_x'"):
         contest_figure({**report, "rows": [r | {"seconds_x": None} for r in report["rows"]]},
                        "seconds_x")  # fmt: skip
+
+
+def test_only_what_is_on_a_front_has_a_name_and_a_colour():
+    from matplotlib.collections import LineCollection
+
+    greedy = row("greedy", "", nfe=2, judge=1.0, word_entropy=2.0)
+    rows = [*STANDARD, REAL | {"judge": 0.5}, row("fast", "", nfe=4, judge=2.9), greedy,
+            row("slow", "", nfe=32, judge=3.5),
+            row("cheap", "", nfe=16, judge=2.95, seconds=0.001, head_passes=1.0)]  # fmt: skip
+    report = {"rows": [r | m for r, m in zip(rows, marks(results(*rows)), strict=True)],
+              "judges": {}}  # fmt: skip
+    colours = []
+    for cost in ("nfe", "ms_per_sample"):
+        ax = contest_figure(report, cost).axes[0]
+        curves = {str(line.get_gid())[6:]: line for line in ax.lines if line.get_gid()}
+        assert set(curves) == {"plain, uniform", "fast", "slow", "greedy", "cheap"}
+        named = {label for label, line in curves.items() if line.get_label() == label}
+        assert named == {"plain, uniform", "fast", "cheap"}
+        assert [curves["cheap"].get_linestyle(), curves["fast"].get_linestyle()] == ["-", "--"]
+        colours.append({label: curves[label].get_color() for label in named})
+        lines = [drawn for drawn in ax.collections if isinstance(drawn, LineCollection)]
+        bars = [np.asarray(bar).tolist() for drawn in lines for bar in drawn.get_segments()]
+        x = 4 if cost == "nfe" else 10
+        assert [[x, 2.9], [x, 3.1]] in bars  # the interval of "fast"
+        low, high = ax.get_ylim()
+        assert 1 < low < 2.9 < 4.0 < high
+        assert "real text: 0.5 ↓" in {text.get_text() for text in ax.texts}
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 3
+
+
+def test_curves_of_the_page_say_their_names(tmp_path: Path):
+    odd = row("a <b>", "", nfe=4, judge=2.9)
+    report = write_contest(tmp_path / "r.json", results(*STANDARD, odd), 0, {})
+    save_page(report, tmp_path / "r.html")
+    found = Page((tmp_path / "r.html").read_text())
+    assert sum(attrs.get("class") == "curve" for _, attrs in found.tags) == 2 * 2 * 2
+    assert sum(tag == "title" for tag, _ in found.tags) == 1 + 2 * 2 * 2
+    assert not [a for _, a in found.tags if a.get("id", "").startswith("curve ")]
 
 
 def test_a_tiny_arena_runs_and_resumes(model: SSMD, tmp_path: Path, everything: list[Setting]):
@@ -194,6 +262,70 @@ def test_a_tiny_arena_runs_and_resumes(model: SSMD, tmp_path: Path, everything: 
     found = write_contest(tmp_path / "arena.json", [*first, sweep.measure_data(data)], 0, {})
     assert len(found["rows"]) == len(some) + 1
     assert contest_figure(found, "nfe").axes
+
+
+def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
+    model: SSMD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    text = "it was the best of times it was the worst of times " * 50
+    splits = {split: [text] for split in ("train", "test")}
+    write_corpus(tmp_path / "data", splits, ss.CharTokenizer())
+    checkpoint.save(model, tmp_path / "model")
+    checkpoint.save(tiny.judge(), tmp_path / "judge", training={"validation": {"judge": 3.0}})
+    script = load_script("arena")
+    monkeypatch.setattr(script, "load", checkpoint.load)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    values = {"model": "model", "judge": "judge", "data": "data", "folder": "rows", "out": "a.json"}
+    given = [
+        part for name, value in values.items() for part in (f"--{name}", str(tmp_path / value))
+    ]
+    given += ["--n", "3", "--batch-size", "2", "--length", "24", "--steps", "2", "24", "--orders",
+              "uniform", "--against", "plain", "optimal", "self-speculative"]  # fmt: skip
+
+    def run(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["arena.py", *given, *more])
+        script.main()
+
+    run("--profile", "2", "--part", "0/2")
+    half = {path.name for path in (tmp_path / "rows").iterdir()}
+    run("--profile", "2", "--part", "1/2")
+    run("--profile", "2")
+    report = json.loads((tmp_path / "a.json").read_text())
+    rows = [row for row in report["rows"] if row["sampler"] != "data"]
+    everything = {path.name for path in (tmp_path / "rows").iterdir()}
+    assert len(half) < len(everything) == 2 * len(rows) + 1
+    assert len(report["rows"]) == len(rows) + 1
+    assert (tmp_path / "figures" / "arena-nfe.svg").exists()
+    run("--profile", "3", "--against", "optimal")  # of another profile nothing is reused
+    assert len(list((tmp_path / "rows").glob("profile-*"))) == 2
+
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "samplers.md"
+    page.write_text("a\n<!-- arena -->\nold\n<!-- /arena -->\nb\n")
+    (tmp_path / "a.json").write_text(json.dumps(report))
+    run("--docs")
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("a", "b", False)
+    best = {row["nfe"]: row for row in rows if row["diverse"]}
+    told = next(line for line in lines if line.startswith("| 32 |"))
+    assert f"{min(row['judge'] for row in best.values()):.3f} (" in told
+    assert next(line for line in lines if line.startswith("| 8 |")).count("–") >= 1
+
+
+def test_a_budget_buys_the_best_diverse_row_within_it():
+    rows = [row("cheap", "", nfe=8, judge=3.0), row("dear", "", nfe=16, judge=2.5),
+            row("verified", "spaced", nfe=12, judge=2.8, head_passes=3.0),
+            row("greedy", "", nfe=4, judge=1.0)]  # fmt: skip
+    marked = [r | {"diverse": r["sampler"] != "greedy"} for r in rows]
+    report = {"rows": marked, "n": 10, "machine": {"device": "CPU"},
+              "judges": {"judge": {"unit": "bits"}}}  # fmt: skip
+    table = load_script("arena").budgets(report).split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.split(" (")[0].strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert cells[:3] == [
+        ["8", "cheap", "cheap", "–"],
+        ["16", "dear", "dear", "verified, spaced"],
+        ["32", "dear", "dear", "verified, spaced"],
+    ]
 
 
 DOCS = Path(__file__).parents[1] / "docs" / "samplers.md"

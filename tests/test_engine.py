@@ -17,6 +17,7 @@ from selfspec import inputs
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.engine.slots import pass_bounds
+from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
@@ -337,7 +338,99 @@ def test_without_a_compiler_passes_run_as_they_are(
     assert caplog.text.count("the engine is slower than it could be") == 1
 
 
+# Blocks of a window.
+
+
+@pytest.fixture(params=[1, 2, 4])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Windows are judged by blocks of so many places."""
+
+    def blocks(places: int, rounds: int, *_: int) -> tuple[int, int]:
+        size = min(request.param, places)
+        return size, (places + rounds * (size - 1)) // size
+
+    monkeypatch.setattr("selfspec.engine.step.cheapest_blocks", blocks)
+    return request.param
+
+
+@pytest.mark.parametrize("order", [UNIFORM, SPACED, RESPACED], ids=lambda o: type(o).__name__)
+def test_windows_judged_by_blocks_are_those_of_the_sampler(rugged: SSMD, block: int, order: Order):
+    tokens, pad = stacked(ROWS * 8)
+    for make in MAKERS.values():
+        sampler = make(rugged, order)
+        theirs = sampler.sample(tokens, 5, pad)
+        for slots, waiting in ((64, 1), (7, 3)):
+            ours = Engine(rugged, slots, waiting=waiting).sample(sampler, tokens, 5, pad)
+            assert same(ours, theirs)
+
+
+def test_a_row_judged_by_blocks_is_the_same_whatever_its_neighbours_are(ternary: SSMD, block: int):
+    for variant in (None, VARIANT):
+        engine = Engine(ternary, 3, waiting=2, variant=variant)
+        if variant is None:
+            made = requests(engine, ternary)
+            assert drain(engine) == {number: alone(*r) for number, r in made.items()}
+        else:
+            test_a_row_is_the_same_bit_for_bit_whatever_its_neighbours_are(ternary)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_windows_judged_by_blocks_have_the_law_of_the_likelihood(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch, rounds: int
+):
+    monkeypatch.setitem(OVERHEAD, "cpu", 0)
+    law = likelihood_law(ternary, PLAIN, UNIFORM, UnboundedWindow(), rounds)
+    sampler = SpeculativeSampler(ternary, UNIFORM, UnboundedWindow(), rounds)
+    assert p_value(engine_counts(sampler, PLAIN), law) > 1e-3
+
+
+def most_blocks(places: int, rounds: int, size: int) -> int:
+    """By all ways to spread the places over rounds."""
+    if not places or not rounds:
+        return 0
+    ways = range(1, places + 1)
+    return max(-(-s // size) + most_blocks(places - s, rounds - 1, size) for s in ways)
+
+
+def test_blocks_are_enough_for_every_row_and_no_more():
+    found = set()
+    for overhead in (0, 1, 10, 100):
+        for places in range(1, 9):
+            for rounds in (1, 2, 3, 4, 9):
+                size, blocks = cheapest_blocks(places, rounds, 10, overhead)
+                assert blocks == most_blocks(places, rounds, size)
+                found.add(size)
+    assert {1, 2, 3, 8} <= found
+
+
+def test_the_cheapest_blocks():
+    launched = OVERHEAD["cuda"]
+    assert cheapest_blocks(135, 4, 64 * 27, launched)[1] == 4  # one a round
+    assert cheapest_blocks(135, 4, 50257, launched)[1] == 4
+    assert cheapest_blocks(60, 1, 64 * 50257, launched) == (60, 1)  # a round reads all places once
+    size, blocks = cheapest_blocks(135, 4, 64 * 50257, launched)
+    assert size * blocks < 200  # instead of 540
+
+
 # No wasted work.
+
+
+def test_places_behind_a_rejection_are_not_unembedded_where_that_is_dear(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(OVERHEAD, "cpu", 0)
+    seen: list[torch.Size] = []
+    unembed = type(ternary.trunk).unembed
+
+    def spied(trunk, hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden.shape)
+        return unembed(trunk, hidden)
+
+    sampler, tokens = SpeculativeSampler(ternary, window=UnboundedWindow()), torch.full((1, 6), 3)
+    monkeypatch.setattr(type(ternary.trunk), "unembed", spied)
+    out = Engine(ternary, 1).sample(sampler, tokens)
+    drafted = int(out.trunk_passes)
+    assert len(seen) - drafted == int(out.drafted) - drafted  # the tie judges the first place
 
 
 def test_a_pass_computes_what_the_window_needs(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):

@@ -266,6 +266,21 @@ def test_rows_of_several_lengths_are_rewarded_each_by_its_own(rugged: SSMD):
     assert 0 < parts["reward"] < 1
 
 
+def test_a_step_a_token_earns_nothing(rugged: SSMD):
+    """Of the tokens to generate: pads and what is observed take no step."""
+
+    class Timid(Scorer):
+        def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
+            return super().forward(x, pad) - 50
+
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, -7, -7, -7]])
+    objective = GRPO(rugged, (1,), quality=always, group=2)
+    drawn = objective.draw(tokens, Chance(torch.Generator().manual_seed(0)), tokens < 0)
+    _, parts = objective.loss(Timid(ScorerConfig(features=3, width=8, heads=1)).double(), **drawn)
+    assert parts["steps"] == (4 + 2) / 2
+    assert parts["reward"] == 0
+
+
 def test_bad_settings_are_named(rugged: SSMD):
     with pytest.raises(ValueError, match="`group` must be at least 2, got 1"):
         GRPO(rugged, quality=repeats, group=1)

@@ -57,7 +57,7 @@ def test_the_engine_draws_row_for_row_what_the_reference_draws(name: str, sample
         assert getattr(fast, count).equal(getattr(plain, count)), count
     drawn = plain.tokens[(tokens == model.mask_id) & ~pad]
     assert not model.trunk.forbidden[drawn].any()
-    assert len(drawn.unique()) > 5
+    assert len(drawn.unique()) > 3
     if name != "MDLM":
         around = in_frame(pad, model.frame)
         assert plain.tokens[around].equal(tokens[around])

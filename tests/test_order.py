@@ -68,6 +68,7 @@ def test_the_attribution_is_read_from_the_records_of_its_row():
     for factor in (whole, whole / given, given):
         assert f"{factor:.2f}× (" in line
     assert all(" – |" not in x for x in lines if x.startswith("| uniform"))
+    assert not any("separate" in line for line in lines)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every code block of the README runs, on small numbers; its links and its results hold."""
 
+import itertools
 import json
 import os
 import re
@@ -158,6 +159,19 @@ def test_the_results_are_those_of_the_report():
             assert script.filled(text, mark, written) == text
 
 
+def test_the_rows_of_the_summary_are_apart_and_none_is_beaten():
+    script = load_script("readme")
+    report = json.loads((script.RESULTS / script.CURVE).read_text())
+    lines = script.published(report, apart=1.2).splitlines()[2:]
+    nfe, judge = zip(
+        *((float(cell[2]), float(cell[3].split()[0])) for cell in (x.split("|") for x in lines)),
+        strict=True,
+    )
+    assert len(lines) > 5
+    assert all(after >= 1.19 * before for before, after in itertools.pairwise(nfe))
+    assert list(judge) == sorted(judge, reverse=True)
+
+
 def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     model = tiny.model()
     settings = [
@@ -176,7 +190,7 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     write_report(path, results, found, 0, {"judge": {"unit": "bits"}})
     report = json.loads(path.read_text())
     script = load_script("readme")
-    _, published, beside, others, plain = script.page(report).split("\n## ")
+    _, published, beside, others, plain, separate = script.page(report).split("\n## ")
     assert "| 2, 0.2 |" in published
     assert f"| {results[2].row.nfe:.1f} | {results[2].row.judge:.3f} (" in published
     ratio = next(r for r in found if r["order"] == "uniform" and r["account"] == "same trunk")
@@ -185,7 +199,8 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     assert "| cosine, 8 |" in plain
     assert "plain" not in published
     assert beside.startswith("Diversity")
-    assert script.published(report) in script.summary(report)
+    assert script.published(report, apart=script.APART) in script.summary(report)
+    assert "| cosine, 8 |" not in separate
     scores = {r["order"]: r["judge"] for r in report["rows"] if r["sampler"] == "self-speculative"}
     best = min(r["judge"] for r in report["rows"] if r["sampler"] != "data")
     last = script.budgets(report).splitlines()[-1]

@@ -17,6 +17,7 @@ from selfspec.arena.reduction import Reduction as Reduction
 from selfspec.arena.reduction import frontier as frontier
 from selfspec.arena.reference import ProteinReference as ProteinReference
 from selfspec.arena.reference import Reference as Reference
+from selfspec.arena.reference import corpus_reference as corpus_reference
 from selfspec.arena.report import accounts as accounts
 from selfspec.arena.report import reduction_table as reduction_table
 from selfspec.arena.report import reductions as reductions

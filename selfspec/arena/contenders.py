@@ -2,9 +2,10 @@
 
 A contender turns a model into settings. `STEPS` are the passes of samplers that are given a number
 of them; those with thresholds are swept over thresholds. A group of names stands for several:
-"all" for everything, "drafts" for those whose σ and window are read from drafts, and so on.
+"all" for everything, "draft-orders" for those whose σ is read from drafts, and so on.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -231,11 +232,12 @@ def optimal(
     """Windows of least loss for a measured information profile, unverified and verified."""
     losses = profile_losses(np.asarray(profile))
     for k in steps:
-        window = CutWindow(optimal_cuts(losses, k))
-        yield Setting("optimal", "uniform", {"steps": k}, PlainSampler(model, None, window))
+        window = CutWindow(cuts := optimal_cuts(losses, k))
+        values = {"steps": k, "cuts": hashlib.sha256(str(cuts).encode()).hexdigest()[:8]}
+        yield Setting("optimal", "uniform", values, PlainSampler(model, None, window))
         for most in rounds if model.head is not None else ():
             sampler = SpeculativeSampler(model, None, window, most)
-            knobs = {"steps": k, "rounds": most}
+            knobs = {**values, "rounds": most}
             yield Setting("self-speculative, optimal", "uniform", knobs, sampler)
 
 

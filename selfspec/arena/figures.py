@@ -37,6 +37,7 @@ __all__ = [
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 )  # fmt: skip
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 INK, FAINT, GRID = "#333333", "#8a8a8a", "#ececec"
 
 STYLE: Any = {
@@ -72,6 +73,8 @@ DIVERSITY = {
     },
 }
 """What is drawn of diversity, by what was sampled."""
+MOST_LABELS = 6
+"""Curves that have room for their names beside them; more are named in the corner."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,18 @@ class Curve:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The rows of each sampler, real text left out; an order of a model has one colour."""
+    """The rows of each sampler, real text left out; an order of a model has one colour.
+
+    "plain, separate model" is a sampler with a model of its own.
+    """
     groups: dict[tuple[str, str, str | None], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["sampler"] != "data":
             groups.setdefault((row["sampler"], row["order"], row.get("model")), []).append(row)
-    kinds = list(dict.fromkeys(key[1:] for key in groups))
-    palette = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-    colours = {kind: palette[i % len(palette)] for i, kind in enumerate(kinds)}
-    return [Curve(*key, group, colours[key[1:]]) for key, group in groups.items()]
+    kinds = {key: (key[0].partition(", ")[2], *key[1:]) for key in groups}
+    every = enumerate(dict.fromkeys(kinds.values()))
+    colours = {kind: PALETTE[i % len(PALETTE)] for i, kind in every}
+    return [Curve(*key, group, colours[kinds[key]]) for key, group in groups.items()]
 
 
 def quality_figure(report: Mapping[str, Any]) -> "Figure":
@@ -184,6 +190,9 @@ def _figure(report: Mapping[str, Any], name: str, title: str, note: str = "") ->
         ax.set_xlabel("NFE: passes of the network per sample")
         figure.draw_without_rendering()  # fixes the layout, which the labels measure
         _draw_reduction(ax, report, name)
+        if len(lines) > MOST_LABELS:
+            ax.legend(handles=lines, loc="upper right", frameon=False, fontsize="small")
+            lines = []
         label_curves(ax, [*lines, *data], fontsize="small")
     plt.close(figure)
     return figure

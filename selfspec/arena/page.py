@@ -5,6 +5,7 @@ It needs no network, no library and no server: a browser opens the file.
 
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page"]
 
-COLUMNS = {
+COLUMNS = {  # those without content are left out
     "sampler": "sampler",
     "order": "order",
     "settings": "settings",
@@ -27,6 +28,9 @@ COLUMNS = {
     "word_entropy": "word entropy",
     "distinct_4": "distinct 4-grams",
     "kl_4gram": "KL 4-grams",
+    "distinct_kmers": "distinct 6-mers",
+    "composition": "composition",
+    "novelty": "novelty",
     "entropy": "entropy",
     "heldout_bits": "held-out",
     "acceptance": "accepted",
@@ -41,6 +45,7 @@ CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
 figure { margin: 1.5rem 0; background: white; padding: .5rem; overflow-x: auto }
 svg { max-width: 100%; height: auto }
+.curve:hover path { stroke: #d55e00 !important; stroke-width: 3 !important; opacity: 1 !important }
 .table { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap }
@@ -92,8 +97,10 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
         f"{report['machine']['device']}; commit {report['commit'] or 'unknown'}. Judge: {unit}, "
         "lower is better. The front is that of cost and judge score among the samplers that are no "
         "less diverse than the standard sampler (plain, uniform order) at the same judge score; "
-        "the others are faint."
+        "the others are faint. Point at a grey curve for its name."
     )
+    shown = [_shown(row) for row in report["rows"]]
+    columns = [name for name in COLUMNS if any(row[name] not in (None, "") for row, _ in shown)]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -110,9 +117,9 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
 <p><label><input type="checkbox" id="front"> only the front</label>
 <label><input type="checkbox" id="diverse"> only the diverse</label></p>
 <div class="table"><table>
-<thead><tr>{"".join(_head(name, title) for name, title in COLUMNS.items())}</tr></thead>
+<thead><tr>{"".join(_head(name, COLUMNS[name]) for name in columns)}</tr></thead>
 <tbody>
-{"".join(_row(row) for row in report["rows"])}</tbody>
+{"".join(_row(row, kind, columns) for row, kind in shown)}</tbody>
 </table></div>
 <script>{SCRIPT}</script>
 </body>
@@ -121,14 +128,15 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
 
 
 def _svg(figure: "Figure", index: int) -> str:
-    """A figure as an SVG element whose ids no other figure of the page has."""
+    """A figure as an SVG element that refers to ids of its own; its curves say their names."""
     import matplotlib.pyplot as plt
 
     text = io.StringIO()
     metadata: Any = {"Date": None}
     with plt.rc_context(STYLE | {"svg.hashsalt": f"selfspec {index}"}):
         figure.savefig(text, format="svg", metadata=metadata)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    return re.sub(r'<g id="curve ([^"]*)">', r'<g class="curve"><title>\1</title>', svg)
 
 
 def _head(name: str, title: str) -> str:
@@ -136,17 +144,21 @@ def _head(name: str, title: str) -> str:
     return f"<th{kind}><button>{html.escape(title)}</button></th>"
 
 
-def _row(row: Mapping[str, Any]) -> str:
+def _shown(row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The cells of a row by column, and its class."""
     fronts = [name for key, name in (("pareto_nfe", "NFE"), ("pareto_ms", "ms")) if row[key]]
     poor = not row["diverse"] and row["sampler"] != "data"
-    shown = {
+    cells = {
         **row,
         "settings": " ".join(f"{key}={value}" for key, value in row["settings"].items()),
         "interval": f"{row['judge_low']:.3f}–{row['judge_high']:.3f}",
         "front": " ".join(fronts) or ("less diverse" if poor else ""),
     }
-    kind = "front" if fronts else "poor" if poor else ""
-    return f'<tr class="{kind}">{"".join(_cell(name, shown[name]) for name in COLUMNS)}</tr>\n'
+    return {name: cells.get(name) for name in COLUMNS}, "front" if fronts else "poor" * poor
+
+
+def _row(cells: Mapping[str, Any], kind: str, columns: Sequence[str]) -> str:
+    return f'<tr class="{kind}">{"".join(_cell(name, cells[name]) for name in columns)}</tr>\n'
 
 
 def _cell(name: str, value: Any) -> str:

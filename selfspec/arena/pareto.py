@@ -5,8 +5,8 @@ A row is **diverse** if it is, by every measure that it has, no worse than the s
 linear between neighbours in the judge score; beyond its best score its best row counts, or real
 text where that asks for less, because better text repeats its words as real text does:
 
-    word entropy, distinct 4-grams     ≥ min(standard, real text) - slack,
-    KL of 4-grams from the data        ≤ standard + slack.
+    word entropy, distinct 4-grams, distinct k-mers of proteins   ≥ min(standard, real) - slack,
+    KL of 4-grams and composition from the data                   ≤ standard + slack.
 
 A judge score alone can be bought with repetition, and a greedy sampler does. The **front** keeps
 the diverse rows that no other diverse row beats or equals in both cost and judge score.
@@ -21,9 +21,10 @@ from selfspec.arena.reduction import frontier
 
 __all__ = ["SLACK", "diverse", "front"]
 
-SLACK = {"word_entropy": 0.03, "distinct_4": 0.005, "kl_4gram": 0.01}
-"""What is still no worse: nats, a share, nats."""
-LARGER_IS_BETTER = {"word_entropy": True, "distinct_4": True, "kl_4gram": False}
+SLACK = {"word_entropy": 0.03, "distinct_4": 0.005, "distinct_kmers": 0.005,
+         "kl_4gram": 0.01, "composition": 0.002}  # fmt: skip
+"""What is still no worse: nats, shares, nats."""
+SMALLER_IS_BETTER = {"kl_4gram", "composition"}
 
 Row = Mapping[str, Any]
 
@@ -53,16 +54,17 @@ def front(rows: Sequence[Row], allowed: Sequence[bool], cost: str) -> list[bool]
 
 def _passes(row: Row, standard: Sequence[Row], real: Row | None) -> bool:
     for name, slack in SLACK.items():
-        points = sorted((r["judge"], r[name]) for r in standard if r[name] is not None)
-        if row[name] is None or not points:
+        points = sorted((r["judge"], r[name]) for r in standard if r.get(name) is not None)
+        if row.get(name) is None or not points:
             continue
         scores, measures = zip(*points, strict=True)
         bound = float(np.interp(row["judge"], scores, measures))
-        if LARGER_IS_BETTER[name]:
-            if real is not None and real[name] is not None:
-                bound = min(bound, real[name])
-            if row[name] < bound - slack:
+        if name in SMALLER_IS_BETTER:
+            if row[name] > bound + slack:
                 return False
-        elif row[name] > bound + slack:
+            continue
+        if real is not None and real.get(name) is not None:
+            bound = min(bound, real[name])
+        if row[name] < bound - slack:
             return False
     return True

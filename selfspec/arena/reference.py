@@ -2,23 +2,29 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
+from selfspec.checkpoint import BUNDLED
+from selfspec.data.corpus import Store
 from selfspec.data.ragged import RaggedStore
+from selfspec.data.tokenizers import Tokenizer
 from selfspec.kmers import Kmers, kmers
 from selfspec.metrics.entropy import distinct_n, ngram_counts, ngram_kl, word_entropy
 from selfspec.metrics.proteins import distinct_kmers, jensen_shannon, novelty
-from selfspec.metrics.spelling import spelling_counts
+from selfspec.metrics.spelling import load_vocabulary, spelling_counts
 
-__all__ = ["Measures", "ProteinReference", "Reference", "ReferenceLike"]
+__all__ = ["Measures", "ProteinReference", "Reference", "ReferenceLike", "corpus_reference"]
 
 TEXT = ("spelling", "word_entropy", "distinct_4", "kl_4gram")
 """The fields of a row that are of text."""
+
+MOST_SYMBOLS = 40
+"""Of whose 4-grams a table is made."""
 
 Measures = tuple[dict[str, float | None], dict[str, np.ndarray]]
 """Fields of a `Row` by name, and the arrays behind them."""
@@ -52,8 +58,8 @@ class Reference:
 
     def measure(self, tokens: np.ndarray) -> Measures:
         """What the parts allow; the arrays are the counts of words."""
-        arrays = {}
-        out = dict.fromkeys(TEXT, math.nan)
+        arrays: dict[str, np.ndarray] = {}
+        out: dict[str, float | None] = dict.fromkeys(TEXT)
         if self.grams is not None:
             symbols = round(len(self.grams) ** 0.25)
             out["kl_4gram"] = ngram_kl(self.grams, ngram_counts(tokens, symbols))
@@ -63,8 +69,8 @@ class Reference:
             if self.vocabulary is not None:
                 known, total = spelling_counts(texts, self.vocabulary)
                 arrays = {"known_words": known, "words": total}
-                out["spelling"] = known.sum() / total.sum() if total.sum() else math.nan
-        return {name: None if math.isnan(v) else float(v) for name, v in out.items()}, arrays
+                out["spelling"] = known.sum() / total.sum() if total.sum() else None
+        return _known(out), arrays
 
     def digest(self) -> str:
         """A hash of vocabulary and counts."""
@@ -75,36 +81,72 @@ class Reference:
 
 @dataclass(frozen=True)
 class ProteinReference:
-    """What protein samples are compared with.
+    """What protein samples are compared with; measures that lack their part are None in the row.
 
     Attributes:
         training: the sequences that the model was trained on, for novelty.
         heldout: others, for the composition.
     """
 
-    training: RaggedStore
-    heldout: RaggedStore
+    training: RaggedStore | None = None
+    heldout: RaggedStore | None = None
 
     def measure(self, tokens: np.ndarray) -> Measures:
-        """Composition, distinct k-mers, and the novelty of every sample."""
-        size = self.training.vocab_size
-        rows = [np.ma.compressed(row) for row in tokens]
-        data, drawn = (
-            np.bincount(part, minlength=size)
-            for part in (self.heldout.tokens, np.concatenate(rows))
-        )
-        new = novelty(kmers(rows, size), self._training)
+        """Distinct k-mers, and what the parts allow: composition, the novelty of every sample."""
+        size = next((s.vocab_size for s in self._stores if s), int(tokens.max()) + 1)
+        rows, arrays = [np.ma.compressed(row) for row in tokens], {}
         out: dict[str, float | None] = dict.fromkeys(TEXT)
-        out["composition"] = jensen_shannon(data, drawn)
         out["distinct_kmers"] = distinct_kmers(rows, size)
-        out["novelty"] = None if np.isnan(new).all() else float(np.nanmean(new))
-        return out, {"novelty": new}
+        if self.heldout is not None:
+            parts = self.heldout.tokens, np.concatenate(rows)
+            data, drawn = (np.bincount(part, minlength=size) for part in parts)
+            out["composition"] = jensen_shannon(data, drawn)
+        if self._training is not None:
+            new = novelty(kmers(rows, size), self._training)
+            arrays["novelty"] = new
+            out["novelty"] = None if np.isnan(new).all() else float(np.nanmean(new))
+        return _known(out), arrays
 
     def digest(self) -> str:
         """The hashes of both stores."""
-        return f"{self.training.sha256[:16]} {self.heldout.sha256[:16]}"
+        return " ".join(s.sha256[:16] if s else "none" for s in self._stores)
+
+    @property
+    def _stores(self) -> tuple[RaggedStore | None, RaggedStore | None]:
+        return self.training, self.heldout
 
     @cached_property
-    def _training(self) -> Kmers:
-        store = self.training
+    def _training(self) -> Kmers | None:
+        if (store := self.training) is None:
+            return None
         return kmers([store[i] for i in range(len(store))], store.vocab_size)
+
+
+def corpus_reference(
+    tokenizer: Tokenizer, stores: Mapping[str, Store], length: int
+) -> Reference | ProteinReference:
+    """That of a corpus: proteins are compared with its splits train and test, text with the latter.
+
+    Args:
+        tokenizer: of the corpus.
+        stores: by split, as from `data.corpus.open_corpus`.
+        length: of the blocks of text.
+    """
+    test, train = stores["test"], stores.get("train")
+    if isinstance(test, RaggedStore):
+        known = train if isinstance(train, RaggedStore) else None
+        return ProteinReference(known, test)
+    symbols = test.vocab_size <= MOST_SYMBOLS
+    grams = ngram_counts(test.blocks(length), test.vocab_size) if symbols else None
+    return Reference(tokenizer.decode, bundled_words(), grams)
+
+
+def bundled_words() -> frozenset[str] | None:
+    """The words of the bundled model's training text, where they are installed."""
+    path = BUNDLED / "books27" / "vocabulary.txt.xz"
+    return load_vocabulary(path) if path.exists() else None
+
+
+def _known(measures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What is no number is None."""
+    return {k: None if v is None or math.isnan(v) else float(v) for k, v in measures.items()}

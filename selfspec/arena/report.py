@@ -157,7 +157,9 @@ def machine() -> dict[str, Any]:
 
 def running() -> str:
     """The command that is running, without the folder of its program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def commit() -> str | None:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -80,9 +81,18 @@ def save_result(path: Path, result: Result) -> None:
 
 
 def load_result(path: Path) -> Result | None:
-    """The result that `save_result` wrote; None if there is none."""
-    row = path.with_name(path.name + ".json")
+    """The result that `save_result` wrote; None if there is none.
+
+    Raises:
+        ValueError: files that are damaged, incomplete, or of another version.
+    """
+    row, arrays = (path.with_name(f"{path.name}.{kind}") for kind in ("json", "npz"))
     if not row.exists():
         return None
-    with np.load(path.with_name(path.name + ".npz")) as arrays:
-        return Result(Row(**json.loads(row.read_text())), dict(arrays))
+    try:
+        with np.load(arrays) as kept:
+            return Result(Row(**json.loads(row.read_text())), dict(kept))
+    except (OSError, BadZipFile, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{row}: not a readable result ({error}); without it, it is measured again"
+        ) from error

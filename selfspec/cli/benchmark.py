@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from selfspec.cli.common import Loading, OrderName, Run, load_judge, note, table, to_json, watched
 
 if TYPE_CHECKING:
-    from selfspec.arena import Setting, Sweep
+    import numpy as np
+
+    from selfspec.arena import ProteinReference, Reference, Setting, Sweep
     from selfspec.model import SSMD, AutoregressiveModel
 
 Contender = Literal[
@@ -31,6 +33,7 @@ def benchmark(
     num: int = 64,
     steps: tuple[int, ...] = STEPS,
     judge: str = "books27-judge",
+    data: Path | None = None,
     batch_size: int = 64,
     calibrate: bool = False,
     predictor: Path | None = None,
@@ -49,6 +52,8 @@ def benchmark(
         num: samples a setting.
         steps: passes of the samplers that are given a number of them.
         judge: a checkpoint of an autoregressive model of the same tokens.
+        data: a corpus written by `selfspec prepare`: its split test is measured too, and the
+            samples are compared with it.
         batch_size: samples drawn at once.
         predictor: the folder of a trained error predictor, for "guided".
         policy: the folder of a trained policy, for "policy".
@@ -60,6 +65,9 @@ def benchmark(
     for name, value in {"num": num, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
+    from selfspec.arena import Sweep, contenders
+    from selfspec.nn.scorer import Scorer
+
     model = loading.model(checkpoint, run.where())
     if model.head is None:
         raise ValueError("`checkpoint` must have a causal head to benchmark, got head=None")
@@ -69,9 +77,17 @@ def benchmark(
     for name, value in {"against": against, "orders": orders}.items():
         if not value:
             raise ValueError(f"`{name}` must name at least one, got none")
-    sweep = make_sweep(model, scorer, out, num, batch_size, run)
-    settings = make_settings(model, against, orders, steps, run, predictor, policy)
-    compare(model, sweep, settings, judge, run)
+    reference, real = references(model, data, num)
+    sweep = Sweep(
+        model, scorer.log_probs, reference, out / "settings", num, batch_size, run.seed,
+        lengths=model.lengths, device=model.device, keep_tokens=False,
+    )  # fmt: skip
+    profile = kept_profile(model, run, num, out) if {"optimal", "all"} & set(against) else None
+    given = {"predictor": predictor, "policy": policy}
+    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    names = [*against, "self-speculative"]
+    settings = contenders(model, names, orders, steps, profile, **scorers)
+    compare(model, sweep, settings, real, judge, run)
 
 
 def show_table(
@@ -94,53 +110,45 @@ def show_table(
     note(f"written to {folder / 'config.json'}")
 
 
-def make_sweep(
-    model: SSMD, judge: AutoregressiveModel, out: Path, num: int, batch_size: int, run: Run
-) -> Sweep:
-    """How every setting is measured; text measures where the vocabulary is that of books27."""
-    from selfspec.arena import Reference, Sweep
-    from selfspec.checkpoint import BUNDLED
-    from selfspec.metrics import load_vocabulary
+def references(
+    model: SSMD, data: Path | None, num: int
+) -> tuple[Reference | ProteinReference, np.ndarray | None]:
+    """What samples are compared with, and real rows, as many as samples; without a corpus none."""
+    from selfspec.arena import ProteinReference, Reference, corpus_reference
+    from selfspec.arena.reference import bundled_words
+    from selfspec.data.corpus import open_corpus
+    from selfspec.data.tokenizers import ProteinTokenizer
 
-    words = BUNDLED / "books27" / "vocabulary.txt.xz"
-    vocabulary = load_vocabulary(words) if words.exists() else None
-    decode = model.tokenizer.decode if model.tokenizer else None
-    return Sweep(
-        model,
-        judge.log_probs,
-        Reference(decode, vocabulary),
-        out / "settings",
-        num,
-        batch_size,
-        run.seed,
-        lengths=model.lengths,
-        device=model.device,
-        keep_tokens=False,
-    )
+    if data is None:
+        if isinstance(model.tokenizer, ProteinTokenizer):
+            return ProteinReference(), None
+        return Reference(model.tokenizer.decode if model.tokenizer else None, bundled_words()), None
+    tokenizer, stores = open_corpus(data)
+    if "test" not in stores:
+        raise ValueError(f"`data` must have a split 'test', got {sorted(stores)} in {data}")
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"`data` must have the model's {model.vocab_size} tokens, "
+                         f"got {tokenizer.vocab_size}")  # fmt: skip
+    real = stores["test"].excerpt(model.length, num)
+    return corpus_reference(tokenizer, stores, model.length), real
 
 
-def make_settings(
-    model: SSMD,
-    against: tuple[Contender, ...],
-    orders: tuple[OrderName, ...],
-    steps: tuple[int, ...],
-    run: Run,
-    predictor: Path | None = None,
-    policy: Path | None = None,
-) -> list[Setting]:
-    """The contenders, then self-speculative sampling; the optimal schedule is measured first."""
-    from selfspec.arena import contenders
-    from selfspec.nn.scorer import Scorer
+def kept_profile(model: SSMD, run: Run, num: int, folder: Path) -> list[float]:
+    """The model's information profile, measured once a folder and kept in a file."""
+    import json
 
-    profile = None
-    if "optimal" in against or "all" in against:
-        profile = own_profile(model, run)
-    given = {"predictor": predictor, "policy": policy}
-    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
-    return contenders(model, [*against, "self-speculative"], orders, steps, profile, **scorers)
+    from selfspec.arena.sweep import fingerprint
+    from selfspec.files import write_json
+
+    num = min(num, 16)
+    path = folder / f"profile-{fingerprint(model)}-{run.seed}-{num}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, own_profile(model, run, num))
+    return json.loads(path.read_text())
 
 
-def own_profile(model: SSMD, run: Run, num: int = 16) -> list[float]:
+def own_profile(model: SSMD, run: Run, num: int) -> list[float]:
     """The information profile of the model over samples of its own, a pass a token.
 
     All of one length: the model's own, or the median of those that it was trained on.
@@ -152,7 +160,7 @@ def own_profile(model: SSMD, run: Run, num: int = 16) -> list[float]:
     from selfspec.prompts import blank
     from selfspec.sampling import AnyOrderSampler
 
-    note(f"measuring the information profile on {num} samples")
+    note(f"measuring the information profile on {num} samples, two passes a token of each")
     size = model.length - sum(map(len, model.frame))
     if model.lengths:
         size = int(model.lengths.draw(row_seeds(run.seed, 1024)).median())
@@ -162,11 +170,19 @@ def own_profile(model: SSMD, run: Run, num: int = 16) -> list[float]:
     return information_profile(model, own, run.seed, masked != model.mask_id).tolist()
 
 
-def compare(model: SSMD, sweep: Sweep, settings: list[Setting], judge: str, run: Run) -> None:
+def compare(
+    model: SSMD,
+    sweep: Sweep,
+    settings: list[Setting],
+    real: np.ndarray | None,
+    judge: str,
+    run: Run,
+) -> None:
     """Measure, write report and page, print the tables."""
     from selfspec.arena import accounts, reduction_table, reductions, row_table, write_contest
 
     results = sweep.run(settings)
+    results += [] if real is None else [sweep.measure_data(real)]
     costs = accounts(model.num_trunk_blocks, model.num_head_blocks)
     found = []
     for order in dict.fromkeys(result.row.order for result in results):

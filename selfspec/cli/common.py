@@ -149,7 +149,10 @@ def load_judge(name: str, model: SSMD) -> AutoregressiveModel:
     """
     from selfspec import api
 
-    judge = api.load_judge(name, model.device)
+    try:
+        judge = api.load_judge(name, model.device)
+    except ValueError as error:
+        raise ValueError(f"`judge` cannot be loaded: {error}") from error
     if judge.trunk.vocab_size != model.vocab_size:
         raise ValueError(f"`judge` must have the model's {model.vocab_size} tokens, "
                          f"got {judge.trunk.vocab_size}")  # fmt: skip

@@ -1,8 +1,17 @@
 """One pass over all slots: the same draws as `sampling/`, on fixed shapes.
 
-    take the slots' rows; one trunk pass; draft the window                 (S, W) places
-    for round = 1..R: the head's verdict on the window, one redraw a row
+    take the slots' rows; one trunk pass; draft the window                    (S, W) places
+    M times: the head's verdict on the next block of it, at most a redraw a row   (S, K) places
     put the rows back; a finished row's slot takes the next one
+
+A round ends at its first rejection, mostly long before the window does, and what was computed
+behind is lost. Where unembedding is dear the window is therefore judged by blocks of K places: a
+row without a rejection in its block goes on to the next one in the same round. Rounds of s_r places
+need Σ ⌈s_r / K⌉ blocks, and as Σ s_r ≤ T = W - 1, no row needs more than
+
+    M = ⌊(T + R (K - 1)) / K⌋,
+
+which is R for K = T. All blocks together have about T + R K places instead of R T.
 
 Nothing here waits for the device, indexes by data or makes a shape from data. What is not to be
 done for a row is masked out: a row's numbers depend on its own seed and request only.
@@ -21,6 +30,7 @@ from selfspec.engine.state import Pool, Rows
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import Purpose, uniform
+from selfspec.ops import take
 from selfspec.orders import Order, rearranged
 from selfspec.verification import first_rejection, residual
 
@@ -30,6 +40,8 @@ __all__ = ["Step", "Variant"]
 MOVES = ("tokens", "order", "revealed", "passes", "trunk_passes", "head_passes", "drafted",
          "accepted", "done")  # fmt: skip
 """The fields of a row that a pass may change."""
+OVERHEAD = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""What a block costs beside its logits, in logits; by estimates from timings of whole passes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Variant:
 
 
 class Drafts(NamedTuple):
-    """What the trunk drafted, and the random numbers to judge it by."""
+    """What the trunk drafted."""
 
     places: Tensor
     """(S, W) of σ."""
@@ -87,15 +99,13 @@ class Drafts(NamedTuple):
     """(S, W)."""
     inside: Tensor
     """(S, W) bool: the place is in the row's window."""
+    stop: Tensor
+    """(S,) first place behind the window."""
     law: Law
     tokens: Tensor
     """(S, W)."""
-    top_p: Tensor
-    """(S,)."""
-    u_accept: Tensor
-    """(R, S, W - 1)."""
-    u_residual: Tensor
-    """(R, S)."""
+    logp: Tensor
+    """(S, W) nats of the tokens."""
 
 
 class Tally(NamedTuple):
@@ -106,9 +116,9 @@ class Tally(NamedTuple):
     decided: Tensor
     """(S,) first place that is not decided."""
     heads: Tensor
-    """(S,) head passes."""
+    """(S,) head passes: the rounds begun."""
     rejections: Tensor
-    """(S,)."""
+    """(S,) the rounds ended by one."""
     broken: Tensor
     """(S,) bool: something that was read is NaN."""
 
@@ -139,17 +149,22 @@ class Step:
     def __call__(self, pool: Pool) -> None:
         """One pass; updates the pool in place."""
         rows = self.take(pool)
-        stop = rows.revealed + torch.where(rows.revealed < rows.end, rows.window, 0)
         hidden = self.model.encode(rows.tokens, rows.pad if self.variant.padded else None)
-        drafts, tracks, tally = self.draft(rows, stop, hidden)
-        for index in range(self.variant.rounds if tracks is not None else 0):
-            may = (tally.decided < stop) & (rows.rounds > index)
-            if self.early and not bool(may.any()):
+        drafts, tracks, tally = self.draft(rows, hidden)
+        block, blocks = self._blocks(pool)
+        for index in range(blocks):
+            if self.early and not bool(_open(rows, drafts, tally).any()):
                 break
-            given = (drafts.u_accept[index], drafts.u_residual[index], may)
-            last = index + 1 == self.variant.rounds
-            tracks, tally = self.judge(drafts, tracks, tally, stop, *given, last)
-        self.finish(pool, rows, drafts, stop, tally)
+            tally = self.judge(rows, drafts, tracks, tally, block, index + 1 == blocks)
+        self.finish(pool, rows, drafts, tally)
+
+    def _blocks(self, pool: Pool) -> tuple[int, int]:
+        """K and M."""
+        if not self.variant.verifies:
+            return 0, 0
+        logits = len(pool.slots) * self.model.vocab_size
+        overhead = OVERHEAD.get(pool.slots.device.type, OVERHEAD["cuda"])
+        return cheapest_blocks(self.variant.width - 1, self.variant.rounds, logits, overhead)
 
     def _take(self, pool: Pool) -> Rows:
         rows, rule = pool.rows.rows(pool.slots), self.variant.rule
@@ -160,19 +175,17 @@ class Step:
             rows.order = torch.where(rows.rechosen.unsqueeze(1), order, rows.order)
         return rows
 
-    def _draft(
-        self, rows: Rows, stop: Tensor, hidden: Tensor
-    ) -> tuple[Drafts, Tracks | None, Tally]:
+    def _draft(self, rows: Rows, hidden: Tensor) -> tuple[Drafts, Tracks | None, Tally]:
         """Laws and draws at the window's places, and what the head needs for its rounds."""
         width, length = self.variant.width, rows.order.shape[1]
         first = rows.revealed
+        stop = first + torch.where(first < rows.end, rows.window, 0)
         places = first.unsqueeze(1) + torch.arange(width, device=first.device)
         inside = places < stop.unsqueeze(1)
         positions = rows.order.gather(1, places.clamp(max=length - 1))
         law = self._law(self.model.draft(hidden, positions), rows.temperature, rows.top_p)
         tokens = law.draw(uniform(rows.seeds, Purpose.DRAFT, rows.passes, 0, places))
-        numbers = self._numbers(rows, places)
-        drafts = Drafts(places, positions, inside, law, tokens, rows.top_p, *numbers)
+        drafts = Drafts(places, positions, inside, stop, law, tokens, law.of(tokens))
         verified = (rows.rounds > 0) & (first < stop)
         decided = torch.where(verified, first + 1, stop)  # the tie accepts the first place
         broken = (law.log_z.isnan() & inside).any(1)
@@ -180,51 +193,48 @@ class Step:
         if not self.variant.verifies:
             return drafts, None, tally
         embedded = self.model.trunk.embed(_written(rows.tokens, positions, tokens, inside))  # type: ignore[operator]
-        tracks = open_tracks(self._head, hidden, embedded, rows.order, first, width)
+        tracks = open_tracks(self._head, hidden, embedded, rows.order)
         return drafts, tracks, tally
 
     def _judge(
-        self,
-        drafts: Drafts,
-        tracks: Tracks,
-        tally: Tally,
-        stop: Tensor,
-        u_accept: Tensor,
-        u_residual: Tensor,
-        may: Tensor,
-        last: bool,
-    ) -> tuple[Tracks, Tally]:
-        """One round: verdict on the open places, one redraw a row.
+        self, rows: Rows, drafts: Drafts, tracks: Tracks, tally: Tally, block: int, last: bool
+    ) -> Tally:
+        """Verdict on the next `block` of places of the open rows, one redraw a row.
 
         Nobody reads the tracks after the `last` one.
         """
-        logits = self.model.trunk.unembed(corrected(self._head, tracks))  # type: ignore[operator]
-        target = self._law(logits, drafts.law.temperature, drafts.top_p)
-        judged, places = tally.tokens[:, 1:], drafts.places[:, 1:]
-        open_ = drafts.inside[:, 1:] & (places >= tally.decided.unsqueeze(1)) & may.unsqueeze(1)
-        logp = drafts.law.of(tally.tokens)[:, 1:]
-        rejected, column = first_rejection(logp, target.of(judged), open_, u_accept)
-        redrawn = draw_of(residual(drafts.law.at(column + 1), target.at(column)), u_residual)
-        hit = rejected.unsqueeze(1) & (drafts.places == (drafts.places[:, :1] + 1
-                                                         + column.unsqueeze(1)))  # fmt: skip
-        behind = torch.where(rejected, drafts.places[:, 0] + column + 2, stop)
-        tally = Tally(
+        open_row, round_ = _open(rows, drafts, tally), tally.rejections
+        places = tally.decided.unsqueeze(1) + torch.arange(block, device=round_.device)
+        open_ = open_row.unsqueeze(1) & (places < drafts.stop.unsqueeze(1))
+        logits = self.model.trunk.unembed(corrected(self._head, tracks, places))  # type: ignore[operator]
+        target = self._law(logits, rows.temperature, rows.top_p)
+        column = (places - drafts.places[:, :1]).clamp(max=drafts.places.shape[1] - 1)
+        judged, logp = tally.tokens.gather(1, column), drafts.logp.gather(1, column)
+        key = (rows.passes, round_)
+        u_accept = uniform(rows.seeds, Purpose.ACCEPT, *key, places)
+        rejected, k = first_rejection(logp, target.of(judged), open_, u_accept)
+        place = take(places, k)
+        u_residual = uniform(rows.seeds, Purpose.RESIDUAL, *key, torch.zeros_like(places[:, :1]))
+        weights = residual(drafts.law.at(take(column, k)), target.at(k))
+        redrawn = draw_of(weights, u_residual.squeeze(1))
+        if not last:
+            embedded = self.model.trunk.embed(redrawn)  # type: ignore[operator]
+            replace_token(self._head, tracks, rejected, place, embedded)
+        behind = torch.where(rejected, place + 1, torch.minimum(places[:, -1] + 1, drafts.stop))
+        hit = rejected.unsqueeze(1) & (drafts.places == place.unsqueeze(1))
+        return Tally(
             tokens=torch.where(hit, redrawn.unsqueeze(1), tally.tokens),
-            decided=torch.where(may, behind, tally.decided),
-            heads=tally.heads + may.long(),
-            rejections=tally.rejections + rejected.long(),
+            decided=torch.where(open_row, behind, tally.decided),
+            heads=torch.where(open_row, round_ + 1, tally.heads),
+            rejections=round_ + rejected.long(),
             broken=tally.broken | (target.log_z.isnan() & open_).any(1),
         )
-        if last:
-            return tracks, tally
-        embedded = self.model.trunk.embed(redrawn)  # type: ignore[operator]
-        return replace_token(self._head, tracks, column + 1, embedded), tally
 
-    def _finish(self, pool: Pool, rows: Rows, drafts: Drafts, stop: Tensor, tally: Tally) -> None:
+    def _finish(self, pool: Pool, rows: Rows, drafts: Drafts, tally: Tally) -> None:
         """Reveal what is decided, keep the account, hand finished rows' slots on."""
         began, revealed = drafts.places[:, 0], tally.decided
         kept = drafts.inside & (drafts.places < revealed.unsqueeze(1))
-        active = (began < stop).long()
+        active = (began < drafts.stop).long()
         # The mask stays where there were no numbers, for the host to notice.
         drawn = torch.where(tally.broken.unsqueeze(1), self.model.mask_id, tally.tokens)
         rows.tokens = _written(rows.tokens, drafts.positions, drawn, kept)
@@ -243,21 +253,25 @@ class Step:
     def _law(self, logits: Tensor, temperature: Tensor, top_p: Tensor) -> Law:
         return law_of(logits, temperature, top_p if self.variant.nucleus else None)
 
-    def _numbers(self, rows: Rows, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform numbers for the verdicts, (R, S, W - 1), and for the redraws, (R, S)."""
-        rounds, once = range(self.variant.rounds), torch.zeros_like(places[:, :1])
-        if not self.variant.verifies:
-            return once, once
-        accept = [
-            uniform(rows.seeds, Purpose.ACCEPT, rows.passes, r, places[:, 1:]) for r in rounds
-        ]
-        redraw = [uniform(rows.seeds, Purpose.RESIDUAL, rows.passes, r, once) for r in rounds]
-        return torch.stack(accept), torch.stack(redraw).squeeze(2)
-
     @property
     def _head(self) -> CausalHead:
         assert self.model.head is not None
         return self.model.head
+
+
+def _open(rows: Rows, drafts: Drafts, tally: Tally) -> Tensor:
+    """(S,) bool: the row has places to judge, and rounds left."""
+    return (tally.decided < drafts.stop) & (tally.rejections < rows.rounds)
+
+
+def cheapest_blocks(places: int, rounds: int, logits: int, overhead: int) -> tuple[int, int]:
+    """K and M for T `places`, one of which has so many `logits` in all slots together.
+
+    >>> cheapest_blocks(39, 4, 64 * 27, 1 << 25), cheapest_blocks(135, 4, 64 * 50257, 1 << 25)
+    ((36, 4), (22, 9))
+    """
+    counts = {k: (places + rounds * (k - 1)) // k for k in range(places, 0, -1)}
+    return min(counts.items(), key=lambda item: item[1] * (overhead + item[0] * logits))
 
 
 def _written(tokens: Tensor, positions: Tensor, drafted: Tensor, keep: Tensor) -> Tensor:

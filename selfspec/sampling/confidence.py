@@ -53,6 +53,6 @@ class ConfidenceSampler(SetSampler):
         logp = self.forward(state, state.tokens)
         drawn = self.drawn(state, logp)
         gumbel = -(-self.noise(state, Purpose.SELECT).log()).log()
-        heat = self.scale * (1 - (state.passes + 1) / self.steps).clamp(min=0)
+        heat = self.scale * (1 - (state.passes + 1) / self.steps)
         score = take(logp, drawn) + heat.unsqueeze(1) * gumbel
         return Outcome(drawn, largest(score, self.masked(state), state.window))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from selfspec.model import SSMD
 from selfspec.sampling.plain import PlainSampler
+from selfspec.schedules import up_to_next
 
 __all__ = ["DilatedOrder", "DilatedSampler", "DilatedWindow"]
 
@@ -89,9 +90,7 @@ class DilatedWindow(_Dilated):
 
     def table(self, n: int) -> np.ndarray:
         """From i to the end of the pass that i falls into."""
-        ends = np.cumsum(np.bincount(self.passes(n)))
-        i = np.arange(n)
-        return ends[np.searchsorted(ends, i, side="right")] - i
+        return up_to_next(np.cumsum(np.bincount(self.passes(n))))
 
 
 class DilatedSampler(PlainSampler):
