@@ -287,3 +287,17 @@ def test_the_meter_counts_tokens_without_pads(proteins, monkeypatch):
     run.update()
     run.feed.close()
     assert counted == [loader.batch(0).count()]
+
+
+def test_observed_tokens_come_first_and_pads_are_none():
+    tokens = torch.tensor([[1, 2, 3, 1, 1, 1], [2, 1, 3, 2, 3, 1]])
+    pad = torch.tensor([[False] * 4 + [True] * 2, [False] * 5 + [True]])
+    seen = set()
+    for seed in range(40):
+        chance = Chance(torch.Generator().manual_seed(seed))
+        drawn = Diffusion(observed=(1,)).draw(tokens, chance, pad)
+        (one, two), revealed = drawn["order"].tolist(), drawn["revealed"].tolist()
+        assert [{*one[:2]}, {*one[4:]}] == [{0, 3}, {4, 5}]
+        assert [two[0], two[5]] == [1, 5]
+        seen |= {*enumerate(revealed)}
+    assert seen == {(0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)}

@@ -32,6 +32,8 @@ from selfspec.train import (
     Trainer,
     initialise,
 )
+from selfspec.train.feed import Feed
+from selfspec.train.process import interrupts
 from selfspec.train.report import Meter, Report
 from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
@@ -216,6 +218,21 @@ def test_ctrl_c_saves_says_one_line_and_resumes_exactly(tmp_path, capsys):
     assert resumed.run(progress=False)
     assert whole.run(progress=False)
     assert_same(weights(whole.model), weights(resumed.model))
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with interrupts() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_batch_is_that_of_the_step_whatever_was_read_ahead():
+    feed = Feed(Toy(), torch.device("cpu"))
+    for step in (0, 1, 5, 0):
+        assert np.array_equal(feed(step).tokens, Toy().batch(step))
+    feed.close()
 
 
 def test_stop_after_and_again_in_the_same_process(tmp_path):
