@@ -7,12 +7,13 @@ error, a full disk, a killed process. What a killed process leaves beside ends i
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing", "write_bytes", "write_json", "write_together"]
+__all__ = ["locked", "named", "replacing", "write_bytes", "write_json", "write_together"]
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with _named(path), part.open("wb") as file:
+        with named(path), part.open("wb") as file:
             yield file
             _to_disk(file)
         part.replace(path)
@@ -37,7 +38,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     with ExitStack() as renames:  # which happen last in, first out
         parts = {path: renames.enter_context(replacing(path)) for path in reversed(list(files))}
         for path, blob in files.items():
-            with _named(path):
+            with named(path):
                 parts[path].write(blob)
                 _to_disk(parts[path])
 
@@ -53,8 +54,38 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Where the disk is full, the system does not say for which file."""
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process however the process ends.
+
+    Where the system (Windows) or the file system (some of clusters) has no locks, it is not locked.
+
+    Raises:
+        RuntimeError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ModuleNotFoundError:
+            pass
+        except BlockingIOError as error:
+            raise RuntimeError(f"another run is at work in {folder}") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+        for part in list(folder.rglob("*.part")):  # of a run that was killed
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A full disk within the block names `path`: the system does not say for which file it is."""
     try:
         yield
     except OSError as error:

@@ -205,6 +205,20 @@ def fill_disk(folder: Path) -> None:
             (folder / f"told-{world}.json").write_text(json.dumps(told))
 
 
+def stop_one(folder: Path) -> None:
+    """The last rank alone is asked to end: the step at which each ends."""
+    rank, world = group()
+    run = trainer("joint", folder, folder / f"stopped-{world}", steps=9)
+    if rank == world - 1:
+        ask = partial(os.kill, os.getpid(), signal.SIGTERM)
+        run.feed._batches = At(run.feed._batches, 4, ask)
+    assert not run.run(progress=False)
+    told: list[Any] = [None] * world
+    dist.all_gather_object(told, run.step)
+    if rank == 0:
+        (folder / f"stopped-{world}.json").write_text(json.dumps(told))
+
+
 def train_apart(folder: Path) -> None:
     """Every rank in a folder that it alone sees: what each is told."""
     rank, world = group()
@@ -260,6 +274,7 @@ if __name__ == "__main__":
     with processes("cpu"):
         if name == "measure":
             measure_all(Path(folder))
+            stop_one(Path(folder))
             fill_disk(Path(folder))
             train_apart(Path(folder))
         elif name == "adapt":

@@ -17,12 +17,12 @@ from selfspec.cli.benchmark import own_profile
 from selfspec.cli.common import Run
 from selfspec.data.fasta import Unknown, read_fasta
 from selfspec.data.ragged import RaggedStore
+from selfspec.files import locked
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.lengths import Lengths
 from selfspec.noise import row_seeds
 from selfspec.recipes.attach import settings
 from selfspec.recipes.rows import documents, own_rows, text_rows
-from selfspec.train.process import locked
 
 hf: Any = transformers
 QUICK = ["--steps", "8", "--batch-size", "4", "--heads", "2", "--device", "cpu"]
@@ -211,7 +211,7 @@ def test_rows_are_made_once_and_of_one_thing(
     assert "`tokens` must be" in capsys.readouterr().err
     with locked(tmp_path / "run" / "data"):
         assert main([*command, "--data", str(lines)]) == 1
-    assert "another run is training in" in capsys.readouterr().err
+    assert "another run is at work in" in capsys.readouterr().err
     assert main([*command, "--data", "self"]) == 2
     assert "`data` must be lines.txt" in capsys.readouterr().err
 

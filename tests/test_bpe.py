@@ -104,6 +104,31 @@ def test_training_keeps_its_promises():
             train_bpe(["a short text"], size, progress=False)
 
 
+def test_a_merge_is_of_what_occurs_twice():
+    with pytest.raises(ValueError, match="`vocab_size` must be at most 257"):
+        train_bpe(["once"], 258, progress=False)
+    assert train_bpe(["once", "once"], 258, progress=False).vocab_size == 258
+
+
+def test_ids_with_gaps_and_limits_of_length():
+    inner = tokenizers.Tokenizer.from_str(BPE.to_config()["tokenizer"])
+    inner.enable_truncation(3)
+    inner.enable_padding(length=50)
+    parts = json.loads(inner.to_str())
+    last = max(parts["model"]["vocab"], key=parts["model"]["vocab"].get)
+    parts["model"]["vocab"][last] += 7
+    bpe = BPETokenizer(json.dumps(parts))
+    assert bpe.vocab_size == BPE.vocab_size + 7
+    for text in ("a", BOOKS[0]):
+        ids = np.array([i - 7 * (i == 406) for i in bpe.encode(text)])
+        assert ids.tolist() == BPE.encode(text).tolist()
+
+
+def test_characters_of_more_tokens_than_are_counted_at_once():
+    ids = np.full((1 << 24) + 3, BPE.encode("a")[0], np.uint16)
+    assert BPE.count_characters(ids) == len(ids)
+
+
 def same(one: BPETokenizer, other: BPETokenizer) -> bool:
     return [*one.encode(BOOKS[0])] == [*other.encode(BOOKS[0])] and one.end == other.end
 

@@ -11,16 +11,17 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
+import docstring_parser
 import pytest
 import tiny
 import torch
 
 import selfspec as ss
-from selfspec import calibration, checkpoint, recipes
+from selfspec import calibration, checkpoint, cli, recipes
 from selfspec.cli import main
 from selfspec.cli.benchmark import kept_profile
 from selfspec.cli.common import OrderName, Run
@@ -144,7 +145,9 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "splits"
     folder.mkdir()
     shutil.copy(source, folder / "train-0.fasta")
-    arguments = ["prepare", "fasta", "--source", str(folder), "--out", out, "--alphabet", "esm"]
+    arguments = ["prepare", "fasta", "--source", str(folder), "--alphabet", "esm", "--out"]
+    assert main([*arguments, out]) == 2  # where valid and test are those of the other corpus
+    arguments.append(str(tmp_path / "esm"))
     assert report(capsys, *arguments)["sequences"] == {"train": 61}
     assert main([*arguments, "--alphabet", "amino-acids", "--unknown", "refuse"]) == 2
     assert "residues must be of" in capsys.readouterr().err
@@ -262,7 +265,8 @@ def test_evaluate_prints_every_metric(corpus: Path, capsys: pytest.CaptureFixtur
     bits = ss.metrics.judge_nll(samples.tokens, ss.load_judge("books27-judge").log_probs).bits
     assert told["judge"] == pytest.approx(bits.mean(), rel=1e-5)
     assert told["nfe"] == pytest.approx(float(samples.nfe.mean()))
-    assert told["spelling"] == ss.metrics.spelling_accuracy(list(samples), {"a", "the"})
+    spelled = ss.metrics.spelling_accuracy(list(samples), {"a", "the"})
+    assert told["spelling"] == (None if math.isnan(spelled) else spelled)  # without a whole word
     assert told["heldout"] > 0
     assert told["heldout_exact"] is False  # the table's balanced row has a re-chosen order
     assert told["kl"] > 0
@@ -440,7 +444,9 @@ def test_recipes_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]):
     assert told["openwebtext"]["tokens"] == 262_144_000_000
     assert told.keys() == recipes.ALL.keys()
     assert main(["recipes"]) == 0
-    assert "openwebtext" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "openwebtext" in shown
+    assert " 0.0\n" not in shown  # hours that say nothing
 
 
 def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
@@ -611,6 +617,10 @@ def test_broken_checkpoints(
         ("benchmark books27 --judge nowhere", "`judge` cannot be loaded: `checkpoint` must be a"),
         ("prepare books27 --source x --bpe gpt2 --out x", "go with jsonl, texts, dataset, openweb"),
         ("prepare jsonl --source x --limit 0 --out x", "`limit` must be at least 1, got 0"),
+        ("prepare jsonl --source x --workers 0 --out x", "`workers` must be at least 1, got 0"),
+        ("prepare jsonl --source x --hold-out-documents 0 --out x", "`hold_out_documents` must be"),
+        ("prepare jsonl --source x --hold-out-blocks 1 --out x", "`hold_out_blocks` must be at le"),
+        ("prepare texts --source {folder} --out empty", "`source` must hold .txt files"),
         ("prepare texts --out x", "`source` must be given for texts, got none"),
         ("prepare jsonl --source nowhere --out x", "`source` must be a folder, got 'nowhere'"),
         ("prepare jsonl --source {folder} --out x", "must hold files train*.jsonl"),
@@ -643,6 +653,28 @@ def test_a_judge_of_other_tokens_is_one_line(
     checkpoint.save(ss.AutoregressiveModel(ss.Trunk(shape)), tmp_path)
     assert main([*verb.split(), "books27", "--judge", str(tmp_path)]) == 2
     assert "`judge` must have the model's 27 tokens, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metric", ["kl", "bound", "heldout"])
+@pytest.mark.parametrize("symbols", ["ab ", ss.CharTokenizer().alphabet[::-1]])
+def test_a_corpus_of_other_tokens_is_one_line(
+    symbols: str, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_corpus(tmp_path, {"test": ["ab ab " * 100]}, ss.CharTokenizer(symbols))
+    assert main(["evaluate", "books27", "--metrics", metric, "--data", str(tmp_path)]) == 2
+    told = f"`data` must be of the model's 27 tokens, got other {len(symbols)} in {tmp_path}"
+    assert told in capsys.readouterr().err
+
+
+def test_judges_are_there_before_anything_is_drawn(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("selfspec.api.generate", None)
+    for missing, name in {"judge": "judge", "hf-judge": "hf_judge", "mauve": "encoder"}.items():
+        flag = f"--{name.replace('_', '-')}"
+        command = ["evaluate", "books27", "--metrics", "entropy", missing, flag, "./nowhere"]
+        assert main([*command, "--data", str(corpus)]) == 2
+        assert "nowhere" in capsys.readouterr().err
 
 
 def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -709,6 +741,15 @@ def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: P
     assert "run it again to resume" in output
     assert any((tmp_path / "state").iterdir())
     assert ss.load_judge(tmp_path / "model").trunk.vocab_size == 27
+
+
+def test_help_breaks_its_lines_itself():
+    for verb in cli.all_verbs().values():
+        groups = [kind for kind in get_type_hints(verb).values() if is_dataclass(kind)]
+        for source in (verb, *groups):
+            told = docstring_parser.parse_from_object(source).params
+            assert told
+            assert all("\n" not in (about.description or "") for about in told), source
 
 
 def test_help_is_fast_because_torch_is_not_imported():

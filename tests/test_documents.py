@@ -2,6 +2,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +37,31 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_documents_are_packed_with_the_end_of_text_behind_each(tmp_path):
-    splits = {"train": ["one", "", f"{BPE.decode([BPE.end])} two"], "test": ["drei ß"]}
+    splits = {"train": ["one", f"{BPE.decode([BPE.end])} two"], "test": ["drei ß"]}
     documents.prepare(splits, tmp_path / "c", BPE)
     tokenizer, stores = open_corpus(tmp_path / "c", verify=True)
     assert stores["train"].tokens.dtype == np.uint16
     rows = [BPE.encode_documents([text])[0] for text in splits["train"]]
     assert stores["train"].tokens.tolist() == np.concatenate(rows).tolist()
-    assert (stores["train"].tokens == BPE.end).sum() == 3
+    assert (stores["train"].tokens == BPE.end).sum() == 2
     assert tokenizer.decode(stores["test"].tokens) == "drei ß<|endoftext|>"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer()], ids=["bpe", "27 symbols"])
+def test_empty_documents_are_none(tmp_path, monkeypatch, tokenizer, workers):
+    monkeypatch.setattr(documents, "TASK", 2)
+    texts = ["", "one", "", iter(()), iter(["", "two"]), "three", ""]
+    stores = documents.prepare(
+        {"train": texts}, tmp_path / "c", tokenizer, LastDocuments(2), workers
+    )
+    found = [tokenizer.decode(stores[split].tokens) for split in ("train", "valid")]
+    end = tokenizer is BPE
+    assert found == (
+        ["one<|endoftext|>", "two<|endoftext|>three<|endoftext|>"] if end else ["one", " two three"]
+    )
+    with pytest.raises(ValueError, match="must hold at least one token"):
+        documents.prepare({"train": [""]}, tmp_path / "none", tokenizer)
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, CharTokenizer()], ids=["bpe", "27 symbols"])
@@ -135,10 +153,24 @@ def test_bad_requests_are_named(tmp_path):
 
 
 def test_a_store_of_another_tokenizer_is_noticed(tmp_path):
-    documents.prepare({"train": ["a"], "test": ["b"]}, tmp_path / "c", CharTokenizer())
-    documents.prepare({"train": ["a"]}, tmp_path / "c", BPE)
-    with pytest.raises(ValueError, match=r"its tokenizer's 300 tokens, got .*test\.bin of 27"):
-        open_corpus(tmp_path / "c")
+    made = {"letters": CharTokenizer(), "words": BPE}
+    for name, tokenizer in made.items():
+        documents.prepare({"train": ["a"], "test": ["b"]}, tmp_path / name, tokenizer)
+    for into, other, sizes in [("words", "letters", (300, 27)), ("letters", "words", (27, 300))]:
+        mixed = shutil.copytree(tmp_path / into, tmp_path / f"{into}-mixed")
+        for file in (tmp_path / other).glob("test.bin*"):
+            shutil.copy(file, mixed)
+        rule = rf"its tokenizer's {sizes[0]} tokens, got .*test\.bin of {sizes[1]}"
+        with pytest.raises(ValueError, match=rule):
+            open_corpus(mixed)
+
+
+def test_splits_of_another_corpus_do_not_stay(tmp_path):
+    documents.prepare({"train": ["a", "b"]}, tmp_path / "c", BPE, LastDocuments(1))
+    before = digests(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"must hold no other splits, got \['valid'\]"):
+        documents.prepare({"train": ["a", "b"]}, tmp_path / "c", BPE)
+    assert digests(tmp_path / "c") == before
 
 
 @pytest.mark.parametrize(("damage", "rule"), [(lambda b: b[:-1], "bytes, not"),
@@ -165,7 +197,7 @@ def divided(rule, documents) -> tuple[list, list]:
 def test_the_last_documents_are_held_out(documents, count):
     rule = LastDocuments(count)
     if len(documents) <= count:
-        with pytest.raises(ValueError, match=f"`hold_out` .* got {count} to hold out of"):
+        with pytest.raises(ValueError, match=f"`count` .* got {count} to hold out of"):
             divided(rule, documents)
         return
     rest, held = divided(rule, documents)
@@ -222,21 +254,23 @@ def test_folders_of_text(tmp_path):
     for name, text in {"b.txt": "ß\r\n", "a/z.txt": "", "notes.md": "no"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
-    (tmp_path / "c.txt.xz").write_bytes(lzma.compress(b"packed\n\nlines"))
+    (tmp_path / "c.txt.xz").write_bytes(lzma.compress(b"\xef\xbb\xbfpacked\n\nlines"))
     (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"too"))
     found = texts.find_texts(tmp_path, ("train", "valid"))
     assert [path.name for path in found.pop("train")] == ["z.txt", "b.txt", "c.txt.xz", "d.txt.gz"]
     assert found == {}
     files = texts.find_texts(tmp_path, ("train",))["train"]
     assert list(map("".join, texts.read_texts(files))) == ["", "ß\r\n", "packed\n\nlines", "too"]
-    (tmp_path / "train").mkdir()
+    (tmp_path / "valid").mkdir()  # whose texts are not to be trained on
     with pytest.raises(ValueError, match=r"must hold .txt files, got none in .*train"):
-        texts.find_texts(tmp_path, ("train",))
-    (tmp_path / "train" / "e.txt").write_bytes(b"\xff")
-    found = texts.find_texts(tmp_path, ("train", "valid"))
-    assert [path.name for path in found["train"]] == ["e.txt"]
-    with pytest.raises(ValueError, match=r"e\.txt: must be UTF-8"):
-        list(map("".join, texts.read_texts(found["train"])))
+        texts.find_texts(tmp_path, ("train", "valid"))
+    (tmp_path / "train").mkdir()
+    for broken in (b"\xff", b"cut off\xc3"):
+        (tmp_path / "train" / "e.txt").write_bytes(broken)
+        found = texts.find_texts(tmp_path, ("train", "valid"))
+        assert [path.name for path in found["train"]] == ["e.txt"]
+        with pytest.raises(ValueError, match=r"e\.txt: must be UTF-8"):
+            list(map("".join, texts.read_texts(found["train"])))
     with pytest.raises(ValueError, match="`source` must be a folder"):
         texts.find_texts(tmp_path / "nowhere", ("train",))
 

@@ -1,10 +1,11 @@
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from selfspec.files import replacing, write_bytes, write_json, write_together
+from selfspec.files import locked, replacing, write_bytes, write_json, write_together
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,3 +70,16 @@ def test_a_rename_that_fails_stops_those_after_it(tmp_path: Path):
 def test_json_ends_with_a_line_break(tmp_path: Path):
     write_json(tmp_path / "a.json", {"x": [1]})
     assert contents(tmp_path) == {"a.json": b'{\n "x": [\n  1\n ]\n}\n'}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EIO])
+def test_a_file_system_without_locks_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    other = pytest.raises(OSError, match="Input/output") if number == errno.EIO else nullcontext()
+    with other, locked(tmp_path):
+        pass

@@ -54,7 +54,10 @@ def test_a_schedule_without_warmup_starts_at_one(schedule):
         (WarmupStableDecay, {"decay": 1.5}, "decay"),
         (AdamWConfig, {"lr": 0.0}, "lr"),
         (MuonConfig, {"momentum": 1.0}, "momentum"),
+        (Cosine, {"warmup": 0.5}, "warmup"),
         (TrainConfig, {"steps": 0, "batch_size": 1}, "steps"),
+        (TrainConfig, {"steps": 10.5, "batch_size": 1}, "steps"),
+        (TrainConfig, {"steps": 1, "batch_size": 1, "seed": -1}, "seed"),
         (TrainConfig, {"steps": 1, "batch_size": 3, "accumulate": 2}, "batch_size"),
         (TrainConfig, {"steps": 1, "batch_size": 1, "ema_decay": 1.0}, "ema_decay"),
     ],
@@ -85,7 +88,8 @@ def test_every_trainable_parameter_is_in_one_group_and_vectors_do_not_decay(mode
 
 
 def test_a_step_moves_each_parameter_by_its_rule(model):
-    adamw, muon = AdamWConfig(lr=0.1, weight_decay=0.0), MuonConfig(lr=0.01, weight_decay=0.0)
+    adamw = AdamWConfig(lr=0.1, weight_decay=0.0)
+    muon = MuonConfig(lr=0.01, weight_decay=0.0, momentum=0.8)
     optimisers = Optimisers(model, adamw, muon, V)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     give_gradients(model, 1)
@@ -98,6 +102,8 @@ def test_a_step_moves_each_parameter_by_its_rule(model):
             rms = moved.square().mean().sqrt().item()
             assert 0.6 < rms / (0.5 * 0.01 * 0.2) < 1.4  # that of an AdamW step, in bfloat16
             assert (moved * gradients[name]).sum() > 0
+            momentum = optimisers.state()[f"{name}/momentum_buffer"]
+            torch.testing.assert_close(momentum, 0.2 * gradients[name])
         else:
             torch.testing.assert_close(moved, 0.05 * gradients[name].sign(), rtol=1e-3, atol=1e-6)
 

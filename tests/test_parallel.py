@@ -16,7 +16,7 @@ import torch
 import selfspec as ss
 from selfspec.data.corpus import write_corpus
 from selfspec.data.tokenizers import CharTokenizer
-from selfspec.train.process import locked
+from selfspec.files import locked
 from selfspec.train.state import checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -102,6 +102,12 @@ def test_a_full_disk_on_one_rank_ends_all_with_one_error_and_the_checkpoint_befo
     assert [path.name for path in checkpoints(data / "full-2" / "state")] == ["00000003"]
     assert not list((data / "full-2").rglob("*.part"))
     assert_resumes(data, data / "full-2", 3, steps=9)
+
+
+def test_a_rank_that_is_asked_to_end_ends_all_with_a_checkpoint(data, two):
+    steps = json.loads((data / "stopped-2.json").read_text())
+    assert steps[0] == steps[1] < 9
+    assert_resumes(data, data / "stopped-2", steps[0], steps=9)
 
 
 def test_a_folder_that_rank_0_alone_sees_is_refused(data, two):
@@ -190,4 +196,4 @@ def test_rank_0_alone_tells_what_all_could_not_do(corpus, tmp_path):
         done = command(corpus, tmp_path)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("selfspec: ")]
-    assert told == [f"selfspec: another run is training in {tmp_path}"]
+    assert told == [f"selfspec: another run is at work in {tmp_path}"]

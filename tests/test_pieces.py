@@ -1,6 +1,7 @@
 """Long documents are cut where it changes no token."""
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,24 @@ def test_not_every_blank_divides_every_text(monkeypatch: pytest.MonkeyPatch):
     assert len(list(documents.encode([text], tokenizer))) == 1  # there is no place to cut
     monkeypatch.setattr(pieces, "_apart", lambda *_: True)
     assert ids([text], tokenizer) != whole
+
+
+def test_a_place_is_tried_with_what_stands_behind_it():
+    def encode(text: str) -> np.ndarray:  # "hey !" is one token
+        return np.array([hash(word) for word in re.findall(r"hey !|\S+|\s+", text)])
+
+    text = "hey " * 500
+    found = [piece for piece, _ in pieces.pieces([text, "!" * 2000], encode)]
+    assert len(found) > 1
+    whole = encode(text + "!" * 2000)
+    assert np.array_equal(np.concatenate(list(map(encode, found))), whole)
+
+
+def test_few_places_are_tried(monkeypatch: pytest.MonkeyPatch):
+    tried = []
+    monkeypatch.setattr(pieces, "_apart", lambda *near: tried.append(near))
+    assert len(list(pieces.pieces("a b " * 1250, BPE.encode))) == 1
+    assert len(tried) == pieces.TRIES * 5  # of five thousand characters
 
 
 def test_the_tokenizer_is_trained_on_the_same_words():

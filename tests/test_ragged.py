@@ -74,6 +74,7 @@ def test_an_excerpt_is_evenly_spaced(store):
     assert rows[:, 0].tolist() == [0, 900, 1800, 2700, 3600]
     assert rows.count(axis=1).tolist() == np.minimum(16, store.lengths[::9]).tolist()
     assert len(store.excerpt(16, 1000)) == N
+    assert store.excerpt(1000, 5).shape == (5, store.lengths[::9].max())
 
 
 # Batches
@@ -90,6 +91,18 @@ def test_every_sequence_comes_once_an_epoch(store, batch_size, pool):
     steps = 3 * pool * N  # whole pools and whole epochs
     counts = np.bincount(seen(loader, range(steps)), minlength=N)
     assert (counts == steps * batch_size // N).all()
+
+
+def test_epochs_and_pools_differ(store):
+    loader = BucketLoader(store, LONGEST, 4, seed=1, pool=N)  # of four epochs
+    pools = [[seen(loader, range(t, t + 1)) for t in range(n * N, n * N + N)] for n in range(8)]
+    longest = [[max(store.lengths[batch]) for batch in pool] for pool in pools]
+    assert len(set(map(str, longest))) == 8  # they come in another order
+    assert all(each != sorted(each) for each in longest)
+    alone = BucketLoader(store, LONGEST, N, seed=1, pool=1)  # an epoch a batch
+    ties = [seen(alone, range(t, t + 1)) for t in range(8)]
+    assert len(set(map(str, map(sorted, ties)))) == 1
+    assert len(set(map(str, ties))) == 8
 
 
 def test_rows_are_whole_or_cropped_at_random_places(store):
@@ -115,6 +128,7 @@ def test_rows_are_whole_or_cropped_at_random_places(store):
 def test_widths_are_few_and_pads_fewer_than_at_random(store):
     loader = BucketLoader(store, LONGEST, 4, seed=0)
     assert loader.widths.tolist() == [16, 24, 32, 40]
+    assert BucketLoader(store, 32, 4, seed=0).widths.tolist() == [8, 16, 24, 32]
     batches = [loader.batch(t) for t in range(100)]
     assert {batch.shape[1] for batch in batches} == set(loader.widths.tolist())
     for batch in batches:
@@ -134,7 +148,8 @@ def test_ranks_share_what_one_rank_would_see(store, world, step, seed):
     one = BucketLoader(store, 16, 6, seed).batch(step)
     ranks = [BucketLoader(store, 16, 6 // world, seed, r, world).batch(step) for r in range(world)]
     assert {rank.shape for rank in ranks} == {(6 // world, one.shape[1])}
-    assert sorted(map(str, one)) == sorted(str(row) for rank in ranks for row in rank)
+    for rank, rows in enumerate(ranks):
+        assert str(rows) == str(one[rank::world])
 
 
 def test_a_batch_is_a_function_of_its_step_alone(store):
@@ -272,3 +287,17 @@ def test_the_meter_counts_tokens_without_pads(proteins, monkeypatch):
     run.update()
     run.feed.close()
     assert counted == [loader.batch(0).count()]
+
+
+def test_observed_tokens_come_first_and_pads_are_none():
+    tokens = torch.tensor([[1, 2, 3, 1, 1, 1], [2, 1, 3, 2, 3, 1]])
+    pad = torch.tensor([[False] * 4 + [True] * 2, [False] * 5 + [True]])
+    seen = set()
+    for seed in range(40):
+        chance = Chance(torch.Generator().manual_seed(seed))
+        drawn = Diffusion(observed=(1,)).draw(tokens, chance, pad)
+        (one, two), revealed = drawn["order"].tolist(), drawn["revealed"].tolist()
+        assert [{*one[:2]}, {*one[4:]}] == [{0, 3}, {4, 5}]
+        assert [two[0], two[5]] == [1, 5]
+        seen |= {*enumerate(revealed)}
+    assert seen == {(0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (1, 4)}

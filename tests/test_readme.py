@@ -4,18 +4,22 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import yaml
 
 import selfspec as ss
-from selfspec import calibration
+from selfspec import calibration, cli
 from selfspec.arena import Reference, Setting, Sweep, accounts, reductions, write_report
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +111,34 @@ def test_block(number: int, place: Path):
     language, code = BLOCKS[number]
     shell = ["bash", "-euo", "pipefail", "-c"]
     run([*(shell if language == "bash" else [sys.executable, "-c"]), small(code)], place)
+
+
+def blocks(page: str, language: str = "") -> list[str]:
+    """Code of a page, a command a line."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    joined = [(kind, re.sub(r"\\\n\s*|\n\s+(?=-)", " ", code)) for kind, code in found]
+    return [code for kind, code in joined if language in ("", kind)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_such_as_the_verbs_take(page: str, monkeypatch: pytest.MonkeyPatch):
+    def parsed(verb: Callable[..., object]) -> Callable[..., None]:
+        return wraps(verb)(lambda *_, **__: None)
+
+    verbs = {name: parsed(verb) for name, verb in cli.all_verbs().items()}
+    monkeypatch.setattr(cli, "all_verbs", lambda: verbs)
+    for line in "\n".join(blocks(page)).splitlines():
+        if command := re.search(r"(?:^|\| |-m |-- )selfspec ([a-z].*)", line):
+            words = re.split(r"\s{3,}", command[1])[0]  # what stands behind says what it is
+            assert cli.main(shlex.split(words)) == 0, words
+
+
+def test_examples_for_clusters_are_bash_and_yaml():
+    (job,) = (code for code in blocks("docs/training.md", "bash") if "#SBATCH" in code)
+    subprocess.run(["bash", "-n", "-c", job], check=True)
+    found = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    assert [part["kind"] for part in yaml.safe_load_all(*found)] == ["Service", "Job"]
 
 
 @pytest.mark.parametrize("page", PAGES)

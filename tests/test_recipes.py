@@ -292,11 +292,21 @@ def test_errors_name_the_argument(store, tmp_path, monkeypatch):
         shrunk(books27.trunk()).trainer(None, letters)
 
 
+def test_a_run_goes_on_with_the_data_that_it_began_with(store, tmp_path):
+    recipe = shrunk(books27.trunk()).override(steps=1)
+    other = write_store(tmp_path / "other.bin", [store.tokens[::-1]], 27)
+    assert recipe.trainer(tmp_path, store, device="cpu").run(progress=False)
+    with pytest.raises(ValueError, match=r"`data` must be sha256:\w{16}, .*, got sha256:\w{16};"):
+        recipe.trainer(tmp_path, other, device="cpu").run(progress=False)
+    assert recipe.trainer(tmp_path, store, device="cpu").run(progress=False)
+
+
 def test_spread():
     blocks = np.arange(10).reshape(10, 1)
     assert spread(blocks, 4).ravel().tolist() == [0, 3, 6, 9]
     assert spread(blocks, 20).ravel().tolist() == list(range(10))
     assert spread(blocks, 1).ravel().tolist() == [0]
+    assert spread(blocks[:8], 4).ravel().tolist() == [0, 2, 5, 7]
 
 
 def test_a_trunk_gets_more_blocks_without_another_law():

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from selfspec import checkpoint
+from selfspec.data.tokenizers import CharTokenizer
+from selfspec.files import locked
 from selfspec.losses import next_token_loss, ssmd_loss
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.head import CausalHead, HeadConfig
@@ -30,7 +32,9 @@ from selfspec.train import (
     Trainer,
     initialise,
 )
-from selfspec.train.process import locked
+from selfspec.train.feed import Feed
+from selfspec.train.process import interrupts
+from selfspec.train.report import Meter, Report
 from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
 from selfspec.train.trainer import compiled, key
@@ -216,13 +220,42 @@ def test_ctrl_c_saves_says_one_line_and_resumes_exactly(tmp_path, capsys):
     assert_same(weights(whole.model), weights(resumed.model))
 
 
+def test_a_second_ctrl_c_ends_at_once():
+    with interrupts() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_batch_is_that_of_the_step_whatever_was_read_ahead():
+    feed = Feed(Toy(), torch.device("cpu"))
+    for step in (0, 1, 5, 0):
+        assert np.array_equal(feed(step).tokens, Toy().batch(step))
+    feed.close()
+
+
 def test_stop_after_and_again_in_the_same_process(tmp_path):
     cut, whole = trainer("plain", tmp_path), trainer("plain")
     assert not cut.run(stop_after=0, progress=False)
     assert cut.step == 1
+    assert [path.name for path in checkpoints(tmp_path / "state")] == ["00000001"]
     assert cut.run(progress=False)
     assert whole.run(progress=False)
     assert_same(weights(whole.model), weights(cut.model))
+
+
+def test_clock_and_validation_go_on(tmp_path):
+    with pytest.raises(Killed):
+        trainer("plain", tmp_path, batches=Toy(at=7, do=die)).run(progress=False)
+    about, resumed = read_about(checkpoints(tmp_path / "state")[0]), trainer("plain", tmp_path)
+    resumed.resume()
+    assert resumed.validation == about["validation"] != {}
+    assert resumed.run(progress=False)
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    elapsed = [line["elapsed"] for line in lines]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[-1] > about["elapsed"] > 0
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
@@ -244,7 +277,24 @@ def test_another_run_is_not_resumed(tmp_path):
         trainer("frozen", tmp_path).run(progress=False)
     with pytest.raises(ValueError, match="`model` must be"):
         trainer("plain", tmp_path).run(progress=False)
+    other = Trainer(diffusion_model(), Diffusion(), CONFIG, Toy(), tmp_path, VALID, data="other")
+    with pytest.raises(ValueError, match=r"`data` must be None, .*, got other"):
+        other.run(progress=False)
     assert trainer("joint", tmp_path, replace(CONFIG, log_every=5)).run(progress=False)
+
+
+def test_a_run_may_go_on_in_more_micro_batches(tmp_path):
+    config = replace(CONFIG, accumulate=4)
+    cut = trainer("judge", tmp_path, batches=Toy(at=7, do=die))
+    with pytest.raises(Killed):
+        cut.run(progress=False)
+    resumed = trainer("judge", tmp_path, config)
+    resumed.resume()
+    assert resumed.step == 6
+    seen, to_device = [], resumed.feed.to_device
+    resumed.feed.to_device = lambda tokens: seen.append(len(tokens)) or to_device(tokens)
+    assert resumed.run(progress=False)
+    assert set(seen) == {2}  # nor does validation take more memory
 
 
 # The step
@@ -317,6 +367,59 @@ def test_a_run_depends_on_its_seed_only_and_leaves_the_global_generator():
     assert not torch.equal(outcomes["a"], outcomes["c"])
 
 
+def test_a_step_is_the_formula():
+    """Draws, loss, clipping, schedule, optimiser and average, in a plain loop."""
+    adamw = AdamWConfig(lr=3e-3, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3)
+    changes = {"schedule": Cosine(warmup=3), "clip": 0.3, "seed": 3, "accumulate": 2}
+    config = replace(CONFIG, steps=6, adamw=adamw, **changes)
+    run, model = (SSMD(Trunk(replace(SHAPE, dropout=0.0))).double() for _ in range(2))
+    model.load_state_dict(run.state_dict())
+    trained = Trainer(run, Diffusion(), config, Toy())
+    params = list(model.parameters())
+    average = [p.detach().clone() for p in params]
+    split = [[p for p in params if p.ndim > 1], [p for p in params if p.ndim == 1]]
+    optimizer = torch.optim.AdamW(
+        [{"params": split[0]}, {"params": split[1], "weight_decay": 0.0}],
+        lr=3e-3, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3,
+    )  # fmt: skip
+    norms = []
+    for step, factor in enumerate([1 / 3, 2 / 3, 1, 1, 0.75, 0.25]):
+        tokens = torch.from_numpy(Toy().batch(step))
+        generator = torch.Generator().manual_seed(key(3, 0, step))
+        loss = ssmd_loss(model, **Diffusion().draw(tokens, Chance(generator)))
+        optimizer.zero_grad()
+        loss.total.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(params, 0.3)))
+        for group in optimizer.param_groups:
+            group["lr"] = adamw.lr * factor
+        optimizer.step()
+        decay = min(0.8, (step + 1) / (step + 10))
+        for a, w in zip(average, params, strict=True):
+            a.lerp_(w.detach(), 1 - decay)
+        trained.update()
+    assert min(norms) > 0.3
+    assert trained._read_meter()["grad_norm"] == pytest.approx(np.mean(norms))
+    for ours, w in zip(run.parameters(), params, strict=True):
+        torch.testing.assert_close(ours, w, rtol=0, atol=1e-12)
+    for ours, a in zip(trained.ema.average, average, strict=True):
+        torch.testing.assert_close(ours, a, rtol=0, atol=1e-12)
+
+
+def test_dropout_has_a_seed_for_every_run_step_rank_and_micro_batch(monkeypatch):
+    runs = {}
+    for seed, rank in [(0, 0), (0, 1), (1, 0)]:
+        config = replace(CONFIG, seed=seed, accumulate=2, batch_size=16)
+        runs[seed, rank] = Trainer(judge_model(), NextToken(), config, Toy())
+        runs[seed, rank].rank, runs[seed, rank].world = rank, 2
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for run in runs.values():
+        run.update()
+        run.update()
+        assert run._meter._tokens == 2 * 16 * L  # of all ranks
+    assert len(set(seeds)) == len(seeds) == 3 * 2 * 2
+
+
 def test_each_step_and_rank_draws_its_own_orders(monkeypatch):
     drawn = []
     draw = Diffusion.draw
@@ -365,6 +468,14 @@ def test_a_damaged_checkpoint_costs_one_save_interval(how, tmp_path, caplog):
     assert names == ["00000012", "00000009"]
 
 
+def test_a_damaged_checkpoint_goes_when_an_earlier_one_is_written(tmp_path):
+    with pytest.raises(Killed):
+        trainer("plain", tmp_path, batches=Toy(at=10, do=die)).run(progress=False)
+    damage(checkpoints(tmp_path / "state")[0], "emptied")
+    assert not trainer("plain", tmp_path).run(stop_after=0, progress=False)
+    assert [path.name for path in checkpoints(tmp_path / "state")] == ["00000007", "00000006"]
+
+
 def test_if_no_checkpoint_is_readable_that_is_said(tmp_path):
     run = trainer("plain", tmp_path)
     run.update()
@@ -407,7 +518,7 @@ def test_the_loss_falls_on_a_learnable_toy(job):
 
 
 def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
-    run = trainer("joint", valid=VALID[:8])
+    run = trainer("joint")
     for _ in range(4):
         run.update()
     live = weights(run.model)
@@ -419,15 +530,24 @@ def test_validation_is_the_loss_of_the_averaged_weights_in_nats():
     averaged = diffusion_model().eval()
     for name, average in zip(run.params, run.ema.average, strict=True):
         averaged.get_parameter(name).data.copy_(average)
-    chance = Chance(torch.Generator().manual_seed(key(0, VALIDATION, 0)))
-    loss = ssmd_loss(averaged, **Diffusion().draw(torch.from_numpy(VALID[:8]), chance))
-    assert loss.target is not None
-    assert measured == pytest.approx({"draft": loss.draft.item(), "target": loss.target.item()})
+    expected = {"draft": 0.0, "target": 0.0}
+    for index, rows in enumerate(torch.from_numpy(VALID).split(CONFIG.batch_size)):
+        chance = Chance(torch.Generator().manual_seed(key(0, VALIDATION, index)))
+        loss = ssmd_loss(averaged, **Diffusion().draw(rows, chance))
+        assert loss.target is not None
+        expected["draft"] += loss.draft.item() * len(rows) / len(VALID)
+        expected["target"] += loss.target.item() * len(rows) / len(VALID)
+    assert measured == pytest.approx(expected)
 
 
 def test_validation_does_not_depend_on_the_training_seed():
     first, other = trainer("joint"), trainer("joint", config=replace(CONFIG, seed=7))
     assert first.validate() == other.validate()
+
+
+def test_the_last_step_is_validated(tmp_path):
+    trainer("plain", tmp_path, replace(CONFIG, steps=5, valid_every=4)).run(progress=False)
+    assert [line["step"] for line in log_lines(tmp_path) if "valid_draft" in line] == [4, 5]
 
 
 def test_validation_weighs_rows_equally_when_the_last_chunk_is_short():
@@ -450,6 +570,8 @@ def test_the_log_has_nats_and_bits(tmp_path):
         "step", "draft", "target", "draft_bits", "target_bits", "lr", "grad_norm",
     }  # fmt: skip
     assert training["lr"] == 3e-3
+    assert lines[2]["lr"] == pytest.approx(3e-3 * CONFIG.schedule.factor(3, 12))
+    assert lines[2]["lr"] < 3e-3
     assert validation["valid_draft_bits"] == pytest.approx(validation["valid_draft"] / np.log(2))
 
 
@@ -462,6 +584,26 @@ def test_tensorboard_is_used_where_it_is_installed(installed, tmp_path, monkeypa
     assert trainer("plain", tmp_path).run(progress=False)
     assert any((tmp_path / "tensorboard").glob("events.*")) == installed
     assert len(log_lines(tmp_path)) == 10
+
+
+def test_tensorboard_shows_what_the_log_has(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Killed):
+        trainer("plain", tmp_path, batches=Toy(at=11, do=die)).run(progress=False)
+    assert trainer("plain", tmp_path).run(progress=False)  # from step 9
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    steps = [line["step"] for line in log_lines(tmp_path) if "draft" in line]
+    assert [event.step for event in found.Scalars("draft")] == steps
+
+
+def test_the_meter_counts_tokens_a_second():
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)})
+    meter.add({"loss": torch.tensor(2.0)}, 0.5)
+    meter.end_step(1000)
+    meter._start -= 100
+    assert meter.read() == pytest.approx({"loss": 2.0, "tokens_per_second": 10}, rel=0.01)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
@@ -490,10 +632,19 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     assert_same(weights(whole.model), weights(resumed.model))
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is full")
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    report = Report(tmp_path, 0, 1, progress=False)
+    report._path = Path("/dev/full")
+    with pytest.raises(OSError, match="'/dev/full'"):
+        report.write(1, 0.0, {})
+    report.close()
+
+
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
     with (
         locked(tmp_path),
-        pytest.raises(RuntimeError, match="another run is training in"),
+        pytest.raises(RuntimeError, match="another run is at work in"),
     ):
         trainer("plain", tmp_path).run(progress=False)
     assert all_but_lock(tmp_path) == set()
@@ -528,6 +679,9 @@ def test_initialise_takes_the_trunk_then_both(tmp_path):
     joint = diffusion_model()
     initialise(joint, both.model)
     assert_same(weights(both.model), weights(joint))
+    joint.tokenizer, both.model.tokenizer = CharTokenizer("abcde"), CharTokenizer("edcba")
+    with pytest.raises(ValueError, match="`source` must have the tokenizer of the data"):
+        initialise(joint, both.model)
 
 
 def test_errors_say_what_is_wrong(tmp_path):

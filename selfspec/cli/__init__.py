@@ -83,6 +83,8 @@ def all_verbs() -> dict[str, Callable[..., int | None]]:
     verbs = (
         sample, infill, score, train, adapt, attach, evaluate, benchmark, prepare, recipes, demo,
     )  # fmt: skip
+    for verb in verbs:  # the help would break its lines where the docstring does
+        verb.__doc__ = (verb.__doc__ or "").replace("\n" + 12 * " ", " ")
     return {verb.__name__: verb for verb in verbs}
 
 

@@ -23,8 +23,7 @@ class Run:
     """Flags of every verb."""
 
     device: str = "auto"
-    """where to compute, such as cpu, cuda or cuda:1; auto is CUDA where there is one,
-    under torchrun a GPU each process."""
+    """where to compute, such as cpu or cuda:1; auto is CUDA if any, under torchrun a GPU each."""
     seed: int = 0
     """of the run: the same seed gives the same result on the same machine."""
     json: bool = False

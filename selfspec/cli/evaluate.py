@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from selfspec.data.loader import TokenStore
     from selfspec.data.tokenizers import Tokenizer
     from selfspec.interfaces import Samples
-    from selfspec.model import SSMD
+    from selfspec.metrics import HuggingFaceJudge, TextFeatures
+    from selfspec.model import SSMD, AutoregressiveModel
     from selfspec.sampling import Sampler
 
 Metric = Literal[
@@ -35,6 +37,9 @@ Metric = Literal[
     "heldout", "cost",
 ]  # fmt: skip
 OF_DATA = {"kl", "mauve", "bound", "heldout"}
+OF_TOKENS = OF_DATA - {"mauve"}
+JUDGES = {"judge": "own_judge", "hf-judge": "reader", "mauve": "encoder"}
+"""What a metric loads, by its name in `Task`."""
 
 
 def evaluate(
@@ -81,17 +86,19 @@ def evaluate(
         batch_size: samples drawn at once, by each process.
     """
     from selfspec import api
-    from selfspec.interfaces import Samples
-    from selfspec.train.parallel import group, processes, share
+    from selfspec.train.parallel import group, processes, together
 
     if not metrics:
         raise ValueError("`metrics` must name at least one, got none")
     for name, value in {"num": num, "heldout_blocks": heldout_blocks}.items():
         whole(name, value, least=1)
     with processes(run.where()):
-        model = loading.model(checkpoint, run.where())
-        sampler = sampling.sampler(model)
-        corpus = open_split(data, split) if OF_DATA & set(metrics) else None
+        with together():
+            model = loading.model(checkpoint, run.where())
+            sampler = sampling.sampler(model)
+            corpus = open_split(data, split) if OF_DATA & set(metrics) else None
+            if corpus and OF_TOKENS & set(metrics):
+                check_tokens(corpus, model)
 
         def draw(rows: slice) -> Samples:
             return api.generate(
@@ -99,12 +106,11 @@ def evaluate(
                 first=rows.start, batch_size=batch_size, progress=watched() and not group().rank,
             ).cpu()  # fmt: skip
 
-        start = time.perf_counter()
-        samples = Samples.concatenate(share(num, draw))
-        seconds = time.perf_counter() - start
         task = Task(
-            model, sampler, samples, seconds, judge, hf_judge, encoder, corpus, heldout_blocks, run,
-        )  # fmt: skip
+            model, sampler, draw, num, judge, hf_judge, encoder, corpus, heldout_blocks, run
+        )
+        with together():  # what is missing is missed before anything is drawn
+            task.load(metrics)
         report = task.report(metrics)
     if not first_rank():
         return
@@ -143,20 +149,35 @@ def open_split(data: Path | None, split: str) -> Corpus:
     return Corpus(store, tokenizer)
 
 
+def check_tokens(corpus: Corpus, model: SSMD) -> None:
+    """Raises a `ValueError` where the tokens of a corpus are not the model's."""
+    from selfspec.data.tokenizers import of_another
+
+    if corpus.store.vocab_size != model.vocab_size or of_another(corpus.tokenizer, model.tokenizer):
+        raise ValueError(f"`data` must be of the model's {model.vocab_size} tokens, got other "
+                         f"{corpus.store.vocab_size} in {corpus.store.path.parent}")  # fmt: skip
+
+
 @dataclass
 class Task:
     """What the metrics read; each shares its rows among the processes, if it takes time."""
 
     model: SSMD
     sampler: Sampler
-    samples: Samples
-    seconds: float
+    draw: Callable[[slice], Samples]
+    num: int
     judge_name: str
     hf_judge_name: str
     encoder_name: str
     corpus: Corpus | None
     heldout_blocks: int
     run: Run
+
+    def load(self, metrics: tuple[Metric, ...]) -> None:
+        """Loads the models that judge."""
+        for metric in metrics:
+            if metric in JUDGES:
+                getattr(self, JUDGES[metric])
 
     def report(self, metrics: tuple[Metric, ...]) -> dict[str, Any]:
         """The settings, then every metric by name."""
@@ -167,6 +188,51 @@ class Task:
             value = getattr(self, metric.replace("-", "_"))()
             report |= value if isinstance(value, dict) else {metric: value}
         return report
+
+    @cached_property
+    def drawn(self) -> tuple[Samples, float]:
+        """The samples, and the seconds that they took."""
+        from selfspec.interfaces import Samples
+        from selfspec.train.parallel import share
+
+        start = time.perf_counter()
+        samples = Samples.concatenate(share(self.num, self.draw))
+        return samples, time.perf_counter() - start
+
+    @property
+    def samples(self) -> Samples:
+        """Of all processes."""
+        return self.drawn[0]
+
+    @cached_property
+    def own_judge(self) -> AutoregressiveModel:
+        """Of the model's tokens."""
+        return load_judge(self.judge_name, self.model)
+
+    @cached_property
+    def reader(self) -> HuggingFaceJudge:
+        """Of any text."""
+        from selfspec.metrics import HuggingFaceJudge
+
+        name = self.hf_judge_name
+        try:
+            return HuggingFaceJudge(name, device=self.model.device)
+        except OSError as error:
+            raise ValueError(
+                f"`hf_judge` must be a causal language model, got {name!r}; where "
+                f"nothing can be downloaded, a folder or a .gguf file"
+            ) from error
+
+    @cached_property
+    def encoder(self) -> TextFeatures:
+        """Of any text."""
+        from selfspec.metrics import TextFeatures
+
+        try:
+            return TextFeatures(self.encoder_name, device=self.model.device)
+        except OSError as error:
+            raise ValueError(f"`encoder` must be a model of the transformers library, "
+                             f"got {self.encoder_name!r}") from error  # fmt: skip
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -187,13 +253,12 @@ class Task:
         from selfspec.metrics import JudgeScores, judge_nll
         from selfspec.train.parallel import share
 
-        judge = load_judge(self.judge_name, self.model)
         tokens, pad = self.samples.tokens, self.samples.pad
         scores = share(
             len(tokens),
             lambda rows: judge_nll(
                 tokens[rows],
-                judge.log_probs,
+                self.own_judge.log_probs,
                 pad=None if pad is None else pad[rows],
                 device=self.model.device,
             ),
@@ -207,23 +272,15 @@ class Task:
 
     def hf_judge(self) -> dict[str, Any]:
         """Bits a character, and nats a token of its own, under a Hugging Face model."""
-        from selfspec.metrics import HuggingFaceJudge, JudgeScores
+        from selfspec.metrics import JudgeScores
         from selfspec.train.parallel import share
 
-        name = self.hf_judge_name
-        try:
-            judge = HuggingFaceJudge(name, device=self.model.device)
-        except OSError as error:
-            raise ValueError(
-                f"`hf_judge` must be a causal language model, got {name!r}; where "
-                f"nothing can be downloaded, a folder or a .gguf file"
-            ) from error
         texts = self.texts
-        scores = JudgeScores.concatenate(share(len(texts), lambda rows: judge(texts[rows])))
+        scores = JudgeScores.concatenate(share(len(texts), lambda rows: self.reader(texts[rows])))
         return {
             "hf_judge": scores.bits_per_character,
             "hf_judge_nats_per_token": scores.mean,
-            "hf_judge_name": name,
+            "hf_judge_name": self.hf_judge_name,
         }
 
     def spelling(self) -> float:
@@ -265,19 +322,14 @@ class Task:
         """Of the samples and as many held-out texts, by the features of an encoder."""
         import numpy as np
 
-        from selfspec.metrics import TextFeatures, mauve
+        from selfspec.metrics import mauve
         from selfspec.train.parallel import share
 
         assert self.corpus is not None
         rows = self.corpus.rows(self.tokens.shape[1], len(self.texts))
         real = [self.corpus.tokenizer.decode(row) for row in rows]
-        try:
-            encoder = TextFeatures(self.encoder_name, device=self.model.device)
-        except OSError as error:
-            raise ValueError(f"`encoder` must be a model of the transformers library, "
-                             f"got {self.encoder_name!r}") from error  # fmt: skip
         data, samples = (
-            np.concatenate(share(len(texts), lambda rows, t=texts: encoder(t[rows])))
+            np.concatenate(share(len(texts), lambda rows, t=texts: self.encoder(t[rows])))
             for texts in (real, self.texts)
         )
         return {"mauve": mauve(data, samples), "mauve_encoder": self.encoder_name}
@@ -335,5 +387,6 @@ class Task:
         """NFE, passes, acceptance and seconds a sample, by all processes together."""
         from selfspec.cli.sample import account
 
-        cost = account(self.samples, self.seconds / len(self.samples))
+        samples, seconds = self.drawn
+        cost = account(samples, seconds / len(samples))
         return {name: value for name, value in cost.items() if name != "n"}

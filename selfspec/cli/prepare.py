@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from selfspec.checks import whole
 from selfspec.cli.common import Run, note, to_json, watched
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ class Text:
     """How the documents of jsonl, texts, dataset and openwebtext become tokens."""
 
     bpe: str | None = None
-    """a byte-level BPE: a name on the Hub such as gpt2, a tokenizer.json, a folder with
-    encoder.json and vocab.bpe, or one that was prepared before; otherwise the 27 symbols of text8,
-    for openwebtext gpt2."""
+    """a byte-level BPE: name on the Hub, file or folder; else 27 symbols, for openwebtext gpt2."""
     vocab_size: int | None = None
     """train a BPE of this many tokens on the train split instead."""
     field: str = "text"
@@ -53,11 +52,17 @@ class Text:
     """processes; as many as there are cores by default."""
 
     def check(self, corpus: str) -> None:
-        """Raises a `ValueError` where the corpus is not made of subwords, or nothing is asked."""
+        """Raises a `ValueError` for what cannot be, before anything is read."""
         if corpus not in SUBWORDS and (self.bpe, self.vocab_size) != (None, None):
             raise ValueError(f"`bpe` and `vocab_size` go with {', '.join(SUBWORDS)}, got {corpus}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"`limit` must be at least 1, got {self.limit}")
+        if self.bpe is not None and self.vocab_size is not None:
+            raise ValueError("give `bpe` or `vocab_size`, got both")
+        if self.hold_out_documents is not None and self.hold_out_blocks is not None:
+            raise ValueError("give `hold_out_documents` or `hold_out_blocks`, got both")
+        least = {"limit": 1, "hold_out_documents": 1, "hold_out_blocks": 2, "workers": 1}
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None:
+                whole(name, value, low)
 
     def reader(self, read: Documents) -> Documents:
         """No more than the limit."""
@@ -69,8 +74,6 @@ class Text:
         from selfspec.data.pieces import pieces
         from selfspec.data.tokenizers import CharTokenizer
 
-        if self.bpe is not None and self.vocab_size is not None:
-            raise ValueError("give `bpe` or `vocab_size`, got both")
         if self.vocab_size is not None:
             texts = (text for document in train() for text, _ in pieces(document))
             return train_bpe(texts, self.vocab_size, progress=watched())
@@ -81,8 +84,6 @@ class Text:
         """What of train becomes valid; `default` documents unless told otherwise."""
         from selfspec.data.held_out import Blocks, LastDocuments
 
-        if self.hold_out_documents is not None and self.hold_out_blocks is not None:
-            raise ValueError("give `hold_out_documents` or `hold_out_blocks`, got both")
         if self.hold_out_blocks is not None:
             return Blocks(every=self.hold_out_blocks, seed=seed)
         count = default if self.hold_out_documents is None else self.hold_out_documents

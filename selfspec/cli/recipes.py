@@ -24,7 +24,14 @@ def recipes(run: Run) -> None:
                               for name, it in costs.items()}))  # fmt: skip
     rows = [
         [name, f"{it.parameters / 1e6:.1f}M", f"{it.tokens / 1e6:,.0f}M", f"{it.flops:.1e}",
-         "not measured" if (own := hours[name]) is None else f"{own:,.1f}"]
+         _short(hours[name])]
         for name, it in costs.items()
     ]  # fmt: skip
     print(table(["recipe", "parameters", "tokens", "FLOPs", "H200-hours"], rows))
+
+
+def _short(hours: float | None) -> str:
+    """Hours with a digit that says something."""
+    if hours is None:
+        return "not measured"
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.1g}"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from selfspec.data.loader import TokenStore, write_store
 from selfspec.data.ragged import RaggedStore
 from selfspec.data.tokenizers import CharTokenizer, Tokenizer, tokenizer_from
-from selfspec.files import write_json
+from selfspec.files import locked, write_json
 
 Store = TokenStore | RaggedStore
 Written = TypeVar("Written", TokenStore, RaggedStore)
@@ -33,7 +34,9 @@ def write_corpus(
         write: `write_store` concatenates the pieces, `write_sequences` keeps them apart.
 
     Raises:
-        ValueError: a piece has a character outside the alphabet, or a split has no text.
+        ValueError: a piece has a character outside the alphabet, a split has no text, or the folder
+            holds a corpus with other splits, which would be taken for some of this one.
+        RuntimeError: another process is writing there.
     """
     ids = {split: map(tokenizer.encode, pieces) for split, pieces in splits.items()}
     return write_tokens(folder, ids, tokenizer, write)
@@ -47,17 +50,32 @@ def write_tokens(
 ) -> dict[str, Written]:
     """The same of pieces that are token ids already."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f"{folder.name}.part-", dir=folder.parent) as partial:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`folder` must be one, got the file {folder}")
+    if others := sorted({store.stem for store in folder.glob("*.bin")} - {*splits}):
+        raise ValueError(f"`folder` must hold no other splits, got {others} in {folder}")
+    with _beside(folder) as partial:
         for split, pieces in splits.items():
-            write(Path(partial, f"{split}.bin"), pieces, tokenizer.vocab_size)
-        write_json(Path(partial, "tokenizer.json"), tokenizer.to_config())
+            write(partial / f"{split}.bin", pieces, tokenizer.vocab_size)
+        write_json(partial / "tokenizer.json", tokenizer.to_config())
         folder.mkdir(exist_ok=True)
         for old in (path for split in splits for path in folder.glob(f"{split}.lengths*")):
             old.unlink()  # or a store of blocks would be taken for one of sequences
-        for file in Path(partial).iterdir():
+        for file in partial.iterdir():
             file.replace(folder / file.name)
     return {split: open_store(folder / f"{split}.bin") for split in splits}  # type: ignore[misc]
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """An empty folder within `<folder>.part`, which a killed process may have left behind."""
+    held = folder.parent / f"{folder.name}.part"
+    with locked(held):
+        try:
+            (held / "new.part").mkdir()
+            yield held / "new.part"
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
 
 
 def open_corpus(

@@ -2,9 +2,9 @@
 
     documents of a split  →  ids of each  →  the part held out, if any  →  one store a split
 
-With a BPE every document is followed by its end-of-text token. With the 27 symbols of text8
-documents are normalised, empty ones dropped, and the others joined by one space. Processes take a
-million characters at a time, of a long document a piece (`pieces.py`), and their results come in
+Empty documents are dropped. With a BPE each other one is followed by its end-of-text token; with
+the 27 symbols of text8 they are normalised and joined by one space. Processes take a million
+characters at a time, of a long document a piece (`pieces.py`), and their results come in
 order: a store does not depend on how many there are.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from selfspec import checks
 from selfspec.data.bpe import BPETokenizer
 from selfspec.data.corpus import write_tokens
 from selfspec.data.held_out import HoldOut
@@ -62,8 +63,7 @@ def prepare(
         ValueError: bad documents, nothing to write, or `workers` below 1.
         RuntimeError: a process was killed.
     """
-    if workers < 1:
-        raise ValueError(f"`workers` must be at least 1, got {workers}")
+    checks.whole("workers", workers, least=1)
     if hold_out is not None and ("valid" in splits or "train" not in splits):
         raise ValueError(f"`hold_out` needs a split 'train' and no 'valid', got {sorted(splits)}")
     whole = hold_out is not None and hold_out.whole
@@ -106,6 +106,8 @@ def _tasks(
     rule = partial(_ids, tokenizer) if isinstance(tokenizer, BPETokenizer) else None
     task, size = [], 0
     for piece in chain.from_iterable(pieces(document, rule) for document in documents):
+        if not piece[0]:
+            continue  # an empty document
         task.append(piece)
         size += len(piece[0])
         if size >= TASK:

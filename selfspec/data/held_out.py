@@ -16,6 +16,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from selfspec.checks import whole
+
 
 class HoldOut(Protocol):
     """A rule that divides documents."""
@@ -44,7 +46,7 @@ class LastDocuments:
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _at_least("count", 1, self.count)
+        whole("count", self.count, least=1)
 
     def rest(self, documents: Iterable[np.ndarray], held: list[np.ndarray]) -> Iterator[np.ndarray]:
         """All but the last; see `HoldOut`."""
@@ -56,7 +58,7 @@ class LastDocuments:
                 kept += 1
                 yield last.popleft()
         if not kept:
-            raise ValueError(f"`hold_out` must leave documents to train on, got {self.count} to "
+            raise ValueError(f"`count` must leave documents to train on, got {self.count} to "
                              f"hold out of {len(last)}")  # fmt: skip
         held += last
 
@@ -71,8 +73,8 @@ class Blocks:
     whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _at_least("length", 1, self.length)
-        _at_least("every", 2, self.every)
+        whole("length", self.length, least=1)
+        whole("every", self.every, least=2)
 
     def rest(self, documents: Iterable[np.ndarray], held: list[np.ndarray]) -> Iterator[np.ndarray]:
         """All other tokens; see `HoldOut`."""
@@ -104,8 +106,3 @@ def _pieces(documents: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
             waiting, count = [whole[full:]], count - full
     if count:
         yield np.concatenate(waiting)
-
-
-def _at_least(name: str, least: int, value: int) -> None:
-    if value < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value}")

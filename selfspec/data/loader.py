@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from selfspec.checks import whole
 from selfspec.files import replacing, write_json
 
 _FORMAT = "selfspec tokens 1"
@@ -192,10 +193,8 @@ def even(n: int, count: int) -> npt.NDArray[np.int64]:
 
 def check_shares(batch_size: int, seed: int, rank: int, world: int) -> None:
     """Raises a `ValueError` unless the settings that all loaders share are in their ranges."""
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-    if seed < 0:
-        raise ValueError(f"`seed` must be at least 0, got {seed}")
+    whole("batch_size", batch_size, least=1)
+    whole("seed", seed, least=0)
     if not 0 <= rank < world:
         raise ValueError(f"`rank` must be in 0..world-1 with `world` {world}, got {rank}")
 

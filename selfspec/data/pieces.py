@@ -39,7 +39,7 @@ def pieces(document: Document, encode: Encode | None = None) -> Iterator[tuple[s
             for the 27 symbols.
 
     Returns:
-        Pieces, the last of which may be empty, and whether each is the last.
+        Pieces, and whether each is the last; of an empty document one, which is empty.
     """
     text, enough = "", PIECE
     for part in _parts(document):

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selfspec.checks import whole
 from selfspec.data.loader import TokenStore, check_shares, even, write_store
 
 
@@ -155,8 +156,7 @@ class BucketLoader:
     ) -> None:
         check_shares(batch_size, seed, rank, world)
         for name, value in {"length": length, "buckets": buckets, "pool": pool}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            whole(name, value, least=1)
         self.store, self.length, self.batch_size = store, length, batch_size
         self.seed, self.rank, self.world, self.pool = seed, rank, world, pool
         steps = np.arange(1, buckets + 1) * length / buckets

@@ -14,15 +14,16 @@ from selfspec.data.packed import bytes_bar, read_blocks
 def find_texts(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     """The files of each split, sorted by path: those in its subfolder, at any depth.
 
-    Where there is no subfolder of the first split all files are of that split.
+    Where no split has a subfolder all files are of the first one.
 
     Raises:
         ValueError: `folder` is none, or holds no text of the first split.
     """
     if not folder.is_dir():
         raise ValueError(f"`source` must be a folder, got {str(folder)!r}")
-    whole = not (folder / splits[0]).is_dir()
-    roots = {splits[0]: folder} if whole else {split: folder / split for split in splits}
+    roots = {split: folder / split for split in splits}
+    if not any(root.is_dir() for root in roots.values()):
+        roots = {splits[0]: folder}
     files = {
         split: sorted(path for path in root.rglob("*.txt*")
                       if path.name.endswith((".txt", ".txt.xz", ".txt.gz")) and path.is_file())
@@ -49,7 +50,7 @@ def read_texts(files: Sequence[Path], progress: bool = False) -> Iterator[Iterat
 
 
 def _parts(path: Path, bar: tqdm) -> Iterator[str]:
-    decoder = getincrementaldecoder("utf-8")()
+    decoder = getincrementaldecoder("utf-8-sig")()  # Windows puts a mark first
     try:
         for block in read_blocks(path, bar):
             yield decoder.decode(block)

@@ -189,6 +189,13 @@ def tokenizer_from(config: Mapping[str, Any]) -> CharTokenizer | BPETokenizer:
     return kind.from_config(config)
 
 
+def of_another(one: Tokenizer | None, other: Tokenizer | None) -> bool:
+    """Whether two tokenizers of one kind differ; none, and those of two kinds, do not compare."""
+    if one is None or other is None or type(one) is not type(other):
+        return False
+    return one.to_config() != other.to_config()
+
+
 def normalise(text: str) -> str:
     """`text` in the 27 symbols of text8, without a space at either end.
 

@@ -157,4 +157,5 @@ def make_trainer(
     device = device or default_device()
     batches = train.loader(length, share, settings.seed, *group())
     rows = None if valid is None else valid.excerpt(length, valid_rows)
-    return Trainer(model.to(device), objective, settings, batches, folder, rows)
+    data = f"sha256:{train.sha256[:16]}"
+    return Trainer(model.to(device), objective, settings, batches, folder, rows, data)

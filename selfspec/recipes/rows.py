@@ -32,7 +32,7 @@ from selfspec.data.jsonl import read_jsonl
 from selfspec.data.packed import bytes_bar, read_lines
 from selfspec.data.pieces import Document, pieces
 from selfspec.data.ragged import RaggedStore, write_sequences
-from selfspec.files import write_json
+from selfspec.files import locked, write_json
 from selfspec.generation import draw
 from selfspec.hub import HubTrunk
 from selfspec.hub.tokenizer import HubTokenizer
@@ -44,7 +44,6 @@ from selfspec.sampling import AnyOrderSampler
 from selfspec.train import TrainConfig
 from selfspec.train.feed import Batches
 from selfspec.train.parallel import group, rows_each, together
-from selfspec.train.process import locked
 
 __all__ = ["Rows", "documents", "open_rows", "own_rows", "read_data", "text_rows"]
 

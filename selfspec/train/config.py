@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
+from selfspec.checks import whole
+
 Parallel = Literal["ddp", "fsdp"]
 PARALLEL = get_args(Parallel)
 
@@ -41,7 +43,7 @@ class Cosine:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.warmup >= 0, "warmup", "at least 0", self.warmup)
+        whole("warmup", self.warmup, least=0)
         require(0 <= self.floor <= 1, "floor", "between 0 and 1", self.floor)
 
     def factor(self, step: int, steps: int) -> float:
@@ -61,7 +63,7 @@ class WarmupStableDecay:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.warmup >= 0, "warmup", "at least 0", self.warmup)
+        whole("warmup", self.warmup, least=0)
         require(0 <= self.decay <= 1, "decay", "between 0 and 1", self.decay)
         require(0 <= self.floor <= 1, "floor", "between 0 and 1", self.floor)
 
@@ -147,9 +149,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "valid_every", "save_every"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            whole(name, getattr(self, name), least=1)
         require(self.parallel in PARALLEL, "parallel", f"one of {PARALLEL}", repr(self.parallel))
-        require(self.seed >= 0, "seed", "at least 0", self.seed)
+        whole("seed", self.seed, least=0)
         require(self.clip > 0, "clip", "positive", self.clip)
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
         require(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selfspec.files import write_bytes
+from selfspec.files import named, write_bytes
 from selfspec.train.parallel import mean
 
 NO_NATS = {"reward", "steps"}
@@ -82,7 +82,7 @@ class Report:
         """Appends a line and refreshes the bar."""
         if self._path:
             line = {"step": step, "elapsed": round(elapsed, 3), **values}
-            with self._path.open("a") as file:
+            with named(self._path), self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if self._board:
             for name, value in values.items():

@@ -35,6 +35,8 @@ from torch.func import functional_call
 
 from selfspec import checkpoint
 from selfspec.cross_entropy import token_nll
+from selfspec.data.tokenizers import of_another
+from selfspec.files import locked
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
 from selfspec.train import parallel
@@ -43,7 +45,7 @@ from selfspec.train.ema import EMA
 from selfspec.train.feed import Batches, Feed
 from selfspec.train.objectives import Chance, Objective
 from selfspec.train.optim import Optimisers
-from selfspec.train.process import interrupts, locked
+from selfspec.train.process import interrupts
 from selfspec.train.report import Meter, Report, with_bits
 from selfspec.train.state import (
     Stored,
@@ -61,8 +63,9 @@ from selfspec.weights import fingerprint
 # What a random stream is for: the second number of its key.
 TRAIN, DROPOUT, VALID = range(3)
 
-# Settings that a resumed run may change, because the weights do not depend on them.
-FREE = {"compile", "log_every", "parallel", "recompute", "save_every", "valid_every"}
+# Settings that a resumed run may change: but for rounding and dropout the weights do not depend on
+# them. On fewer processes it may need more micro-batches.
+FREE = {"accumulate", "compile", "log_every", "parallel", "recompute", "save_every", "valid_every"}
 
 log = logging.getLogger("selfspec")
 
@@ -79,6 +82,7 @@ class Trainer:
         batches: the training data.
         folder: where checkpoints and logs go, and from where a run is resumed; None keeps nothing.
         valid: (n, L) tokens, the fixed validation set, masked at pads; None for no validation.
+        data: what the batches are made of; a run is resumed on the same alone.
 
     Raises:
         ValueError: the objective does not suit the model, or there are no validation rows.
@@ -92,6 +96,7 @@ class Trainer:
         batches: Batches,
         folder: str | os.PathLike[str] | None = None,
         valid: np.ndarray | None = None,
+        data: str | None = None,
     ) -> None:
         if valid is not None and len(valid) == 0:
             raise ValueError("`valid` must have at least one row, got 0")
@@ -105,7 +110,8 @@ class Trainer:
         self.part.requires_grad_(True)
         self.device = next(model.parameters()).device
         frozen = [p for p in model.parameters() if not p.requires_grad]
-        self._frozen = {"frozen": fingerprint(frozen)} if frozen else {}
+        given = {"frozen": fingerprint(frozen) if frozen else None, "data": data}
+        self._given = {name: value for name, value in given.items() if value is not None}
         self.loss = parallel.distributed(Loss(model, objective), config.parallel, self.device)
         symbols = getattr(model, "trunk", model).vocab_size
         self.optimisers = Optimisers(model, config.adamw, config.muon, symbols)
@@ -219,8 +225,8 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation set, in nats per token.
 
-        The draws are the same at every call and do not depend on the training seed. `draft` is the
-        masked-diffusion bound.
+        The draws are the same at every call and do not depend on the training seed, only on the
+        size of a micro-batch. `draft` is the masked-diffusion bound.
         """
         assert self.valid is not None
         self.part.eval()
@@ -317,7 +323,7 @@ class Trainer:
         return with_bits(means) | rest | {"lr": self.config.adamw.lr * factor}
 
     def _identity(self) -> dict[str, Any]:
-        return {"objective": repr(self.objective), **self.config.to_dict(), **self._frozen}
+        return {"objective": repr(self.objective), **self.config.to_dict(), **self._given}
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -406,10 +412,12 @@ def initialise(model: Any, source: Any) -> None:
         source: a model of the same trunk, or the folder of a checkpoint.
 
     Raises:
-        ValueError: the trunks (or the heads) differ in their parameters.
+        ValueError: the trunks (or the heads) differ in their parameters, or the tokenizers.
     """
     if isinstance(source, str | os.PathLike):
         source = checkpoint.load(Path(source))
+    if of_another(*(getattr(each, "tokenizer", None) for each in (model, source))):
+        raise ValueError("`source` must have the tokenizer of the data, got another")
     _copy(model.trunk, source.trunk, "trunk")
     if getattr(model, "head", None) and getattr(source, "head", None):
         _copy(model.head, source.head, "head")  # type: ignore[union-attr]
