@@ -247,20 +247,24 @@ def test_flops_count_every_matrix_and_all_of_attention():
 
 def test_gpu_hours_follow_from_the_measured_speed(tmp_path):
     report = tmp_path / "training.json"
-    assert measured_speed(report) is None
-    report.write_text(json.dumps({"rows": [{"model": "books27", "tokens_per_s": 9e9}]}))
-    assert measured_speed(report) is None
+    assert measured_speed(768, report) is None
+    report.write_text(json.dumps({"rows": [{"model": "books27", "tokens_per_s": 9e6}]}))
+    assert measured_speed(768, report) is None
+    small = measured_speed(320, report)
+    assert small is not None
+    trunk = cost(books27.joint())
+    assert trunk.gpu_hours(small) == pytest.approx(trunk.tokens / 9e6 / 3600)
     rows = [{"model": "150M-1024", "gpus": n, "tokens_per_s": n * 2e5 * (0.9 if n > 1 else 1)}
             for n in (2, 1)]  # fmt: skip
     report.write_text(json.dumps({"rows": rows}))
-    speed = measured_speed(report)
+    speed = measured_speed(1024, report)
     assert speed is not None
     whole = cost(openwebtext())
     assert whole.tokens == 1_000_000 * 256 * 1024
     assert whole.gpu_hours(speed) == pytest.approx(whole.tokens / 2e5 / 3600)
     report.write_text('{"rows": [{}]}')
     with pytest.raises(ValueError, match="`path` must be a report of training"):
-        measured_speed(report)
+        measured_speed(768, report)
 
 
 def test_the_head_and_joint_fit_the_trunk():

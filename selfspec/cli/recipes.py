@@ -16,9 +16,12 @@ def recipes(run: Run) -> None:
     from selfspec.recipes import ALL
     from selfspec.recipes.cost import cost, measured_speed
 
-    speed = measured_speed()
-    costs = {name: cost(make()) for name, make in ALL.items()}
-    hours = {name: None if speed is None else it.gpu_hours(speed) for name, it in costs.items()}
+    costs, hours = {}, {}
+    for name, make in ALL.items():
+        recipe = make()
+        costs[name] = it = cost(recipe)
+        speed = measured_speed(recipe.trunk.width)
+        hours[name] = None if speed is None else it.gpu_hours(speed)
     if run.json:
         return print(to_json({name: {**vars(it), "h200_hours": hours[name]}
                               for name, it in costs.items()}))  # fmt: skip

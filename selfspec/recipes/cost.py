@@ -14,17 +14,21 @@ one place behind, in (L - 1)/2; an autoregressive model predicts all of them.
 
     GPU-hours = tokens · operations per token / (operations per second and GPU · 3600)
 
-The speed is the measured one of the shape of `openwebtext`; other shapes are taken to be as fast.
+The speed is the measured one of the nearest of two widths, that of `books27` or of `openwebtext`:
+small matrices keep a GPU waiting for memory.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
+from selfspec.recipes.books27 import HEAD as SMALL_HEAD
+from selfspec.recipes.books27 import TRUNK as SMALL_TRUNK
 from selfspec.recipes.openwebtext import HEAD, TRUNK
 from selfspec.recipes.recipe import Recipe
 from selfspec.train import Diffusion
@@ -32,7 +36,8 @@ from selfspec.weights import shapes_only
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "training-h200.json"
 """In a checkout of the repository: what `benchmarks/training.py` measured."""
-MEASURED_MODEL = "150M-1024"
+SHAPES = {"books27": (SMALL_TRUNK, SMALL_HEAD), "150M-1024": (TRUNK, HEAD)}
+"""Trunk and head of what was measured, by their names there."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +90,28 @@ def flops(trunk: TrunkConfig, head: HeadConfig | None, frozen: bool = False) -> 
     return parts
 
 
-def measured_speed(path: Path = MEASURED) -> float | None:
+def measured_speed(width: int, path: Path = MEASURED) -> float | None:
     """Operations a second and GPU of training on the fewest GPUs measured; None if none was.
+
+    Args:
+        width: C; the shape with the nearest one counts.
+        path: what `benchmarks/training.py` wrote.
 
     Raises:
         ValueError: the file is broken.
     """
     if not path.exists():
         return None
+    name = min(SHAPES, key=lambda name: abs(math.log(SHAPES[name][0].width / width)))
     try:
-        rows = [row for row in json.loads(path.read_bytes())["rows"]
-                if row["model"] == MEASURED_MODEL]  # fmt: skip
+        rows = [row for row in json.loads(path.read_bytes())["rows"] if row["model"] == name]
         least = min(rows, key=lambda row: row.get("gpus", 1), default=None)
         if least is None:
             return None
         tokens_per_s = least["tokens_per_s"] / least.get("gpus", 1)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"`path` must be a report of training, got {path}: {error!r}") from error
-    return tokens_per_s * sum(flops(TRUNK, HEAD).values())
+    return tokens_per_s * sum(flops(*SHAPES[name]).values())
 
 
 def _block(mlp_ratio: int, trunk: TrunkConfig) -> float:
