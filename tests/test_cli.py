@@ -603,7 +603,7 @@ def test_broken_checkpoints(
         ("score {empty}", "`file` must hold at least one character"),
         ("score {empty} --orders 1", "`orders` must be at least 2, got 1"),
         ("score {empty} --limit 0", "`limit` must be at least 1, got 0"),
-        ("score {packed}", "`file` must be text in UTF-8, got {packed}"),
+        ("score {binary}", "`file` must be text in UTF-8, got {binary}"),
         ("evaluate books27 --num 0", "`num` must be at least 1, got 0"),
         ("evaluate books27 --heldout-blocks 0", "`heldout_blocks` must be at least 1, got 0"),
         ("evaluate books27 --metrics", "`metrics` must name at least one, got none"),
@@ -637,7 +637,7 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("")
     places = {"empty": tmp_path / "empty", "folder": tmp_path, "corpus": corpus,
-              "packed": checkpoint.BUNDLED / "books27" / "vocabulary.txt.xz"}  # fmt: skip
+              "binary": checkpoint.BUNDLED / "books27" / "model.safetensors"}  # fmt: skip
     assert main(command.format(**places).split()) == 2
     out, err = capsys.readouterr()
     assert message.format(**places) in err
