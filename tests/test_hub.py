@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from hubs import CLS, MASK, PAD, SEP
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
@@ -521,10 +521,6 @@ def test_a_folder_is_loaded_with_its_tokenizer(tmp_path: Path):
 
 
 def test_the_published_layout_of_mdlm_is_loaded_without_remote_code(tmp_path: Path):
-    import json
-
-    from safetensors.torch import save_file
-
     own = hubs.dit()
     weights = {f"backbone.{name}": p.detach() for name, p in own.named_parameters()}
     weights["backbone.rotary_emb.inv_freq"] = torch.ones(8)
@@ -720,6 +716,23 @@ def test_the_tokenizer_of_dream_needs_no_code(tmp_path: Path):
     assert (model.mask_id, model.trunk.vocabulary.forbidden) == (25, (25,))
     assert model.tokenizer.encode("ABAC_A", "_").tolist() == [22, 0, 2, 25, 0]
     assert model.tokenizer.decode([22, 0, 25, 24]) == "ABA_<|begin|>"
+
+
+@torch.no_grad()
+def test_a_llada_may_tie_its_weights_and_has_its_own_pad(tmp_path: Path):
+    weights = publish("LLaDA", source := tmp_path / "source")
+    files = load_file(source / "model.safetensors")
+    del files["model.transformer.ff_out.weight"]
+    save_file(files, source / "model.safetensors", {"format": "pt"})
+    config = CONFIGS["LLaDA"] | {"weight_tying": True, "pad_token_id": 25}
+    (source / "config.json").write_text(json.dumps(config))
+    model = attach_head(source, heads=2)
+    assert model.trunk.model.config.pad_token_id == 25
+    assert model.trunk.forbidden[25]
+    tokens, allowed = rows(model), ~model.trunk.forbidden
+    expected = open_llama({**weights, "unembedding": weights["embedding"]}, tokens)[..., allowed]
+    draft = model.draft(model.encode(tokens)).double()[..., allowed]
+    torch.testing.assert_close(draft, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_llada_that_is_no_llama_is_refused(tmp_path: Path):
