@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -695,3 +696,22 @@ def test_errors_say_what_is_wrong(tmp_path):
         initialise(
             diffusion_model(), AutoregressiveModel(Trunk(replace(SHAPE, width=16, causal=True)))
         )
+
+
+def test_windows_of_training_are_those_of_the_generated_places_alone():
+    """Δτ is at most .3, of the tokens that are neither observed nor pads."""
+    tokens = torch.zeros(4096, 40, dtype=torch.int64)
+    tokens[:, ::4] = 1  # ten to generate, thirty observed, four of which are pads
+    pad = (torch.arange(40) >= 35).expand_as(tokens) & (tokens == 0)
+    objective = Diffusion(window_weight=1.0, observed=(0,))
+    drawn = objective.draw(tokens, Chance(torch.Generator().manual_seed(0)), pad)
+    generated, window = drawn["revealed"] - (tokens == 0)[0].sum() + pad[0].sum(), drawn["window"]
+    for i in range(10):
+        tau = math.acos(1 - i / 10) * 2 / math.pi
+        least, most = (
+            max(1, 10 - i - math.floor(10 * math.cos(math.pi / 2 * min(1, tau + dtau))))
+            for dtau in (0.01, 0.3)
+        )
+        found = window[generated == i]
+        assert found.min() == least
+        assert most - 1 <= found.max() <= most
