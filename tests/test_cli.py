@@ -655,13 +655,17 @@ def test_a_judge_of_other_tokens_is_one_line(
     assert "`judge` must have the model's 27 tokens, got 2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("metric", ["kl", "bound", "heldout"])
+@pytest.mark.parametrize(
+    "verb",
+    ["benchmark", *(f"evaluate --metrics {metric}" for metric in ("kl", "bound", "heldout"))],
+)
 @pytest.mark.parametrize("symbols", ["ab ", ss.CharTokenizer().alphabet[::-1]])
 def test_a_corpus_of_other_tokens_is_one_line(
-    symbols: str, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    symbols: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     write_corpus(tmp_path, {"test": ["ab ab " * 100]}, ss.CharTokenizer(symbols))
-    assert main(["evaluate", "books27", "--metrics", metric, "--data", str(tmp_path)]) == 2
+    name, *flags = verb.split()
+    assert main([name, "books27", *flags, "--data", str(tmp_path)]) == 2
     told = f"`data` must be of the model's 27 tokens, got other {len(symbols)} in {tmp_path}"
     assert told in capsys.readouterr().err
 

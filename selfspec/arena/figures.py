@@ -103,7 +103,7 @@ class Curve:
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """The rows of each sampler, real text left out; an order of a model has one colour.
 
-    "plain, separate model" is a sampler with a model of its own.
+    So has what follows the comma in a sampler's name, as in "plain, separate model".
     """
     groups: dict[tuple[str, str, str | None], list[Mapping[str, Any]]] = {}
     for row in rows:

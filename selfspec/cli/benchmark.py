@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selfspec.cli.common import Loading, OrderName, Run, load_judge, note, table, to_json, watched
+from selfspec.cli.common import (
+    Loading,
+    OrderName,
+    Run,
+    check_tokens,
+    load_judge,
+    note,
+    table,
+    to_json,
+    watched,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,9 +136,7 @@ def references(
     tokenizer, stores = open_corpus(data)
     if "test" not in stores:
         raise ValueError(f"`data` must have a split 'test', got {sorted(stores)} in {data}")
-    if tokenizer.vocab_size != model.vocab_size:
-        raise ValueError(f"`data` must have the model's {model.vocab_size} tokens, "
-                         f"got {tokenizer.vocab_size}")  # fmt: skip
+    check_tokens(tokenizer, stores["test"], model)
     real = stores["test"].excerpt(model.length, num)
     return corpus_reference(tokenizer, stores, model.length), real
 

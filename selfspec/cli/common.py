@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from selfspec.data.corpus import Store
+    from selfspec.data.tokenizers import Tokenizer
     from selfspec.model import SSMD, AutoregressiveModel
     from selfspec.sampling import Sampler
 
@@ -139,6 +141,15 @@ class HubRun:
         names = ("rows", "length", "field", "accumulate", "stop_after")
         own = {name: getattr(self, name) for name in names}
         return own | {"seed": run.seed, "device": run.where()}
+
+
+def check_tokens(tokenizer: Tokenizer, store: Store, model: SSMD) -> None:
+    """Raises a `ValueError` where the tokens of a corpus are not the model's."""
+    from selfspec.data.tokenizers import of_another
+
+    if store.vocab_size != model.vocab_size or of_another(tokenizer, model.tokenizer):
+        raise ValueError(f"`data` must be of the model's {model.vocab_size} tokens, got other "
+                         f"{store.vocab_size} in {store.path.parent}")  # fmt: skip
 
 
 def load_judge(name: str, model: SSMD) -> AutoregressiveModel:

@@ -15,6 +15,7 @@ from selfspec.cli.common import (
     Loading,
     Run,
     Sampling,
+    check_tokens,
     first_rank,
     load_judge,
     one_line,
@@ -98,7 +99,7 @@ def evaluate(
             sampler = sampling.sampler(model)
             corpus = open_split(data, split) if OF_DATA & set(metrics) else None
             if corpus and OF_TOKENS & set(metrics):
-                check_tokens(corpus, model)
+                check_tokens(corpus.tokenizer, corpus.store, model)
 
         def draw(rows: slice) -> Samples:
             return api.generate(
@@ -147,15 +148,6 @@ def open_split(data: Path | None, split: str) -> Corpus:
     if not isinstance(store := stores[split], TokenStore):
         raise ValueError(f"`data` must be a corpus of text for these metrics, got {data}")
     return Corpus(store, tokenizer)
-
-
-def check_tokens(corpus: Corpus, model: SSMD) -> None:
-    """Raises a `ValueError` where the tokens of a corpus are not the model's."""
-    from selfspec.data.tokenizers import of_another
-
-    if corpus.store.vocab_size != model.vocab_size or of_another(corpus.tokenizer, model.tokenizer):
-        raise ValueError(f"`data` must be of the model's {model.vocab_size} tokens, got other "
-                         f"{corpus.store.vocab_size} in {corpus.store.path.parent}")  # fmt: skip
 
 
 @dataclass

@@ -19,6 +19,7 @@ done for a row is masked out: a row's numbers depend on its own seed and request
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -264,6 +265,7 @@ def _open(rows: Rows, drafts: Drafts, tally: Tally) -> Tensor:
     return (tally.decided < drafts.stop) & (tally.rejections < rows.rounds)
 
 
+@cache
 def cheapest_blocks(places: int, rounds: int, logits: int, overhead: int) -> tuple[int, int]:
     """K and M for T `places`, one of which has so many `logits` in all slots together.
 
