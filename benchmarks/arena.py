@@ -30,15 +30,15 @@ from selfspec.arena import (
     contenders,
     contest_figure,
     corpus_reference,
+    kept_profile,
     row_table,
     save_page,
     write_contest,
 )
 from selfspec.arena.figures import save_figure
-from selfspec.arena.sweep import fingerprint
 from selfspec.calibration import ORDERS
 from selfspec.data.corpus import open_corpus
-from selfspec.files import write_bytes, write_json
+from selfspec.files import write_bytes
 from selfspec.likelihood import information_profile
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.scorer import Scorer
@@ -132,14 +132,14 @@ def described(row: dict | None) -> str:
 
 def measured_profile(args: argparse.Namespace, model: SSMD, heldout: np.ndarray) -> list[float]:
     """The information profile over held-out text, measured once a folder and model."""
-    path = args.folder / f"profile-{fingerprint(model)}-{args.seed}-{len(heldout)}.json"
-    if not path.exists():
-        args.folder.mkdir(parents=True, exist_ok=True)
-        rows = torch.from_numpy(heldout.astype(np.int64)).to(model.device)
+    rows = torch.from_numpy(heldout.astype(np.int64)).to(model.device)
+
+    def measure() -> list[float]:
         with torch.autocast(model.device.type, torch.bfloat16):
             profile = information_profile(model, rows, args.seed, batch_size=args.batch_size)
-        write_json(path, profile.tolist())
-    return json.loads(path.read_text())
+        return profile.tolist()
+
+    return kept_profile(args.folder, model, args.seed, len(rows), measure)
 
 
 def parse() -> argparse.Namespace:

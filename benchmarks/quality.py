@@ -20,7 +20,6 @@ proteins of the split that `selfspec prepare proteins --relatives` holds out.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -42,18 +41,17 @@ from selfspec.arena import (
     Sweep,
     accounts,
     corpus_reference,
+    kept_profile,
     reduction_table,
     reductions,
     row_table,
     write_report,
 )
-from selfspec.arena.sweep import fingerprint
 from selfspec.calibration import ORDERS, knobs
 from selfspec.data.corpus import Store, open_corpus
 from selfspec.data.loader import spread
 from selfspec.data.ragged import RaggedStore
 from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer, Tokenizer
-from selfspec.files import write_json
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.likelihood import Scores, chain, draw_order, information_profile, scores
 from selfspec.model import SSMD, AutoregressiveModel
@@ -128,18 +126,14 @@ def optimal(model: SSMD, profile: np.ndarray) -> list[Setting]:
     return found
 
 
-def own_profile(model: SSMD, num: int, seed: int, path: Path) -> np.ndarray:
-    """The information profile of the model's own samples of full length, kept in a file."""
-    if not path.exists():
-        seeds = row_seeds(seed, num, model.device)
-        text = model.length - sum(map(len, model.frame))
-        tokens, _ = blank(torch.full_like(seeds, text), model.mask_id, frame=model.frame)
-        with torch.autocast(model.device.type, torch.bfloat16):
-            drawn = AnyOrderSampler(model).sample(tokens, seeds).tokens
-            profile = information_profile(model, drawn, seed, tokens != model.mask_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, profile.tolist())
-    return np.array(json.loads(path.read_text()))
+def own_profile(model: SSMD, num: int, seed: int) -> list[float]:
+    """The information profile of the model's own samples of full length."""
+    seeds = row_seeds(seed, num, model.device)
+    text = model.length - sum(map(len, model.frame))
+    tokens, _ = blank(torch.full_like(seeds, text), model.mask_id, frame=model.frame)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        drawn = AnyOrderSampler(model).sample(tokens, seeds).tokens
+        return information_profile(model, drawn, seed, tokens != model.mask_id).tolist()
 
 
 def cost(setting: Setting) -> float:
@@ -247,8 +241,9 @@ def points(args: argparse.Namespace, model: SSMD) -> list[Setting]:
     """Every setting that is asked for."""
     found = settings(model, args.orders)
     if args.optimal:
-        path = args.folder / f"profile-{fingerprint(model)}-{args.optimal}.json"
-        found += optimal(model, own_profile(model, args.optimal, args.seed, path))
+        num, seed = args.optimal, args.seed
+        profile = kept_profile(args.folder, model, seed, num, lambda: own_profile(model, num, seed))
+        found += optimal(model, np.asarray(profile))
     return found
 
 

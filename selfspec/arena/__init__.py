@@ -10,6 +10,7 @@ from selfspec.arena.contest import write_contest as write_contest
 from selfspec.arena.intervals import Interval as Interval
 from selfspec.arena.intervals import bootstrap_means as bootstrap_means
 from selfspec.arena.intervals import mean_interval as mean_interval
+from selfspec.arena.profile import kept_profile as kept_profile
 from selfspec.arena.reduction import Baseline as Baseline
 from selfspec.arena.reduction import Frontier as Frontier
 from selfspec.arena.reduction import Point as Point

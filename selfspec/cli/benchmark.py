@@ -142,18 +142,11 @@ def references(
 
 
 def kept_profile(model: SSMD, run: Run, num: int, folder: Path) -> list[float]:
-    """The model's information profile, measured once a folder and kept in a file."""
-    import json
-
-    from selfspec.arena.sweep import fingerprint
-    from selfspec.files import write_json
+    """The model's information profile on at most 16 samples, measured once a folder."""
+    from selfspec import arena
 
     num = min(num, 16)
-    path = folder / f"profile-{fingerprint(model)}-{run.seed}-{num}.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, own_profile(model, run, num))
-    return json.loads(path.read_text())
+    return arena.kept_profile(folder, model, run.seed, num, lambda: own_profile(model, run, num))
 
 
 def own_profile(model: SSMD, run: Run, num: int) -> list[float]:
