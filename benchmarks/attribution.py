@@ -9,6 +9,7 @@ against that. The second and the whole are records of the report; the first is t
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from tables import KEYS, SEPARATE, Record, judged, key, nfe, number, ratio, table
@@ -60,38 +61,56 @@ def attribution(report: Mapping[str, Any]) -> str:
 
 
 def tuned(report: Mapping[str, Any]) -> str:
-    """What a head tuned on an order's windows adds under every order, as Markdown.
+    """What heads tuned on an order's windows add under each order, as Markdown.
 
-    Settings that were measured with both heads.
+    Settings that were measured with the model's own head and with a tuned one.
     """
     rows = [row for row in report["rows"] if row["sampler"] == "self-speculative"]
-    own, name = dict.fromkeys(row["model"] for row in rows)
-    lines = []
-    for row in sorted((r for r in rows if r["model"] == name), key=lambda r: (r["order"], nfe(r))):
-        before = next((r for r in rows if r["model"] == own and key(r) == key(row)), None)
-        if before is None:
+    own, *names = dict.fromkeys(row["model"] for row in rows)
+    heads = {own: "own", **{name: name.removeprefix(f"{own}, ") for name in names}}
+    losses, training = report["judges"]["losses"], report["judges"]["training"]
+    steps = ", ".join(f"{training[name]['step']:,} steps in {heads[name]}" for name in names)
+    lines = [
+        f"Columns name the order that a head was tuned in ({steps}; the trunk frozen); *own* is "
+        "the bundled one, made for uniform orders. *Verification* is against plain sampling in the "
+        "same order with the same trunk.",
+        "",
+    ]
+    for order in losses[own]:
+        here = {name: [r for r in rows if (r["model"], r["order"]) == (name, order)]
+                for name in heads}  # fmt: skip
+        measured = {heads[name]: found for name, found in here.items() if found}
+        if set(measured) <= {"own"}:
             continue
-        both = [cells(r)[1:] for r in (before, row)]
-        gains = [ratio(gain(report, r)) for r in (before, row)]
-        lines.append([row["order"], cells(row)[0], *both[0], gains[0], *both[1], gains[1]])
-    half = ["NFE", "judge", "words (nats)", "verification"]
-    header = ["order", "settings", *half, *(f"{cell}, tuned" for cell in half)]
-    losses = report["judges"]["losses"]
-    window = ", ".join(
-        f"{order} {losses[own][order]['window']:.3f} → {losses[name][order]['window']:.3f}"
-        for order in losses[own]
-    )
-    steps = report["judges"]["training"][name]["step"]
-    return "\n".join(
-        [
-            f"{steps:,} steps on the windows of van der Corput's order, the trunk frozen. The "
-            f"target's loss in the windows of each order, bits per character: {window}. "
-            "*Verification* is against plain sampling in the same order with the same trunk.",
+        window = ", ".join(
+            f"{heads[name]} {losses[name][order]['window']:.3f}" for name in heads if here[name]
+        )
+        lines += [
+            f"**In {order} order.** Loss of the target in its windows, bits a character: {window}.",
             "",
-            table(header, lines),
+            _compared(report, measured),
             "",
         ]
-    )
+    return "\n".join(lines)
+
+
+def _compared(report: Mapping[str, Any], measured: Mapping[str, Sequence[Record]]) -> str:
+    """Rows of several heads in one order, as a table: a line for what two heads have."""
+    columns = [f"{head}: {c}" for head in measured for c in ("NFE", "judge", "verification")]
+    lines = []
+    for row in sorted(measured["own"], key=nfe):
+        same = [next((r for r in rows if key(r) == key(row)), None) for rows in measured.values()]
+        if sum(found is not None for found in same) > 1:
+            lines.append([judged(row)[0], *chain(*(_tried(report, found) for found in same))])
+    return table(["settings", *columns], lines)
+
+
+def _tried(report: Mapping[str, Any], row: Record | None) -> list[str]:
+    """NFE, judge with diversity, and what verification gains; dashes for what was not measured."""
+    if row is None:
+        return ["–"] * 3
+    score = f"{row['judge']:.3f} ({number(row['word_entropy'], 2)})"
+    return [number(nfe(row), 1), score, ratio(gain(report, row))]
 
 
 def gain(report: Mapping[str, Any], row: Record) -> Record | None:
