@@ -46,6 +46,7 @@ from selfspec.schedules import (
     UnboundedWindow,
     Window,
 )
+from selfspec.selection import CellOrder
 
 __all__ = [
     "ORDERS",
@@ -66,6 +67,7 @@ ORDERS: dict[str, Callable[[], Order]] = {
     "uniform": UniformOrder,
     "van-der-corput": VanDerCorputOrder,
     "respaced": RespacedOrder,
+    "cells": CellOrder,
 }
 WINDOWS: dict[str, Callable[..., Window]] = {
     "cosine": CosineWindow,

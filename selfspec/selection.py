@@ -7,7 +7,7 @@ drawn afterwards therefore has the law of a pass that was told both in advance: 
 independent draws from p_ℓ, and verification makes them draws from the target. What changes is the
 law of σ: it depends on the tokens revealed before, so that p(x) is no average of p(x | σ) over a
 fixed law of orders, and a rule that takes the most certain positions first favours certain texts.
-No exact likelihood is offered for such rules.
+No exact likelihood is offered for such rules, but `estimate_log_likelihood` serves a `DraftOrder`.
 
 The statistics of p_ℓ, larger is surer (in nats where it is a logarithm):
 
@@ -185,11 +185,11 @@ class CellOrder(DraftOrder):
     the others in random order.
 
     Args:
-        score: what sure means; `Confidence()` by default.
+        score: what sure means; `Entropy()` by default.
     """
 
     def __init__(self, score: Score | None = None):
-        self.score = score if score is not None else Confidence()
+        self.score = score if score is not None else Entropy()
 
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor

@@ -12,7 +12,9 @@ import torch
 from conftest import RuggedTrunk, make_scorer, make_toy
 from processes import Process, drafts_of, law
 from reference import (
+    HINTED,
     INFILL,
+    PADDED,
     PLAIN,
     RESPACED,
     SPACED,
@@ -90,9 +92,6 @@ from selfspec.selection import (
     SpanOrder,
     divergence,
 )
-
-HINTED, PADDED = Puzzle("1????"), Puzzle("?.2??")
-
 
 DRAWS = 40_000
 
@@ -520,7 +519,7 @@ def dilated(n: int, block: int, base: int) -> list[list[int]]:
 ORDERS: dict[str, tuple[DraftOrder, processes.PlanOf]] = {
     "confidence": (ScoreOrder(Confidence()), processes.scored("Confidence")),
     "entropy": (ScoreOrder(Entropy()), processes.scored("Entropy")),
-    "cells": (CellOrder(Entropy()), processes.in_cells),
+    "cells": (CellOrder(), processes.in_cells),
     "spans": (SpanOrder(), processes.spans),
 }
 

@@ -38,10 +38,12 @@ from selfspec.schedules import (
     UnboundedWindow,
     Window,
 )
+from selfspec.selection import CellOrder, Margin, ScoreOrder, SpanOrder
 
 FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
 MASK = 3
 RUN = ("speculative", "speculative, cosine", "fixed count", "ancestral", "any order")
+OWN_ORDER = ("dilated", "top-k", "top-k, drawn")
 MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
     **{name: ORDERED[name] for name in RUN},
     "more rounds": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), rounds=6),
@@ -49,7 +51,18 @@ MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
     "nucleus": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), 2, 1.5, top_p=0.8),
     "plain nucleus": lambda m, o: FixedCountSampler(m, o, steps=2, top_p=0.7),
     "window of one": lambda m, o: SpeculativeSampler(m, o, ConstantWindow(1)),
-    "dilated": lambda m, o: OTHERS["dilated"](m),  # a fixed order and window of its own
+    # Of an order of their own.
+    **{name: lambda m, o, name=name: OTHERS[name](m) for name in OWN_ORDER},
+}
+
+
+RULES: dict[str, Order] = {
+    "uniform": UNIFORM,
+    "spaced": SPACED,
+    "respaced": RESPACED,
+    "cells": CellOrder(),
+    "scores": ScoreOrder(Margin(), temperature=0.5),
+    "spans": SpanOrder(),
 }
 
 
@@ -57,7 +70,7 @@ def same(ours, theirs) -> bool:
     return all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in FIELDS)
 
 
-@pytest.mark.parametrize("order", [UNIFORM, SPACED, RESPACED], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("order", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_the_engine_draws_what_the_sampler_draws(ternary: SSMD, make: Callable, order: Order):
     sampler, (tokens, pad) = make(ternary, order), stacked(ROWS * 8)
@@ -97,7 +110,7 @@ def requests(engine: Engine, model: SSMD) -> dict[int, tuple[Sampler, torch.Tens
     """Every kind of request, in one engine: number → (sampler, row, seed)."""
     made = {}
     for k, (make, puzzle) in enumerate(zip(list(MAKERS.values()) * 2, ROWS * 3)):  # noqa: B905
-        sampler = make(model, (UNIFORM, SPACED, RESPACED)[k % 3])
+        sampler = make(model, list(RULES.values())[k % len(RULES)])
         row = puzzle.tokens[~puzzle.pad][None]
         (number,) = engine.submit(sampler, row, seed := row_seeds(k, 1))
         made[number] = (sampler, row, int(seed))
@@ -483,7 +496,7 @@ def test_what_the_engine_cannot_run_has_a_reason(ternary: SSMD):
 
 def test_it_runs_no_sampler_of_another_law(ternary: SSMD):
     ordered = [make(ternary, SPACED) for name, make in ORDERED.items() if name not in RUN]
-    others = [make(ternary) for name, make in OTHERS.items() if name != "dilated"]
+    others = [make(ternary) for name, make in OTHERS.items() if name not in OWN_ORDER]
     for sampler in (*ordered, *others):
         assert unsupported(sampler) is not None, sampler
 

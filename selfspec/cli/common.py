@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from selfspec.model import SSMD, AutoregressiveModel
     from selfspec.sampling import Sampler
 
-OrderName = Literal["uniform", "van-der-corput", "respaced"]
+OrderName = Literal["uniform", "van-der-corput", "respaced", "cells"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from selfspec.ops import outside, take
 
-__all__ = ["Law", "draw_of", "law_of"]
+__all__ = ["Law", "draw_of", "law_of", "log_probs_of"]
 
 CHUNK = 256
 SMALL = 1024
@@ -68,13 +68,26 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
     top = logits.amax(-1)
     if top_p is not None:
-        logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
-        limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
-        logits = logits.masked_fill(outside(logp, limit), -torch.inf)
+        logits = _within(logits, top, temperature, top_p)
     # Few numbers are converted then, and half-precision logits are no better.
     add = torch.float32 if logits.dtype.itemsize < 4 else torch.float64
     mass = _masses(_scaled(logits, top, temperature).exp(), add)
     return Law(logits, top, mass, mass.sum(-1).log(), temperature)
+
+
+def log_probs_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Tensor:
+    """The law written out, (B, W, V) nats, in float32 at least: for what only reads it."""
+    top = logits.amax(-1)
+    if top_p is not None:
+        logits = _within(logits, top, temperature, top_p)
+    return _scaled(logits, top, temperature).log_softmax(-1)
+
+
+def _within(logits: Tensor, top: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+    """-inf outside the nucleus."""
+    logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
+    limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
+    return logits.masked_fill(outside(logp, limit), -torch.inf)
 
 
 def _scaled(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:

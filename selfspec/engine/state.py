@@ -18,7 +18,7 @@ from selfspec.nn.head import CausalHead
 from selfspec.orders import Order
 from selfspec.sampling import PlainSampler, Sampler, SpeculativeSampler
 from selfspec.sampling.base import State
-from selfspec.selection import DraftOrder, DraftWindow
+from selfspec.selection import DraftWindow
 
 __all__ = ["Pool", "Rows", "prepare", "rechosen_rule", "unsupported"]
 
@@ -59,9 +59,8 @@ def unsupported(sampler: Sampler) -> str | None:
                     return f"{type(thing).__name__} has its own `{name}`"
     if not isinstance(sampler, SpeculativeSampler | PlainSampler):
         return f"{type(sampler).__name__} has its own `step`"
-    for rule in (sampler.order, sampler.window):
-        if isinstance(rule, DraftOrder | DraftWindow):
-            return f"{type(rule).__name__} reads the draft distributions"
+    if isinstance(sampler.window, DraftWindow):
+        return f"{type(sampler.window).__name__} reads the draft distributions"
     if isinstance(sampler, SpeculativeSampler) and model.num_head_blocks > 1:
         return f"the head has {model.num_head_blocks} blocks: its keys cannot be kept"
     return None

@@ -1,6 +1,7 @@
 """One pass over all slots: the same draws as `sampling/`, on fixed shapes.
 
-    take the slots' rows; one trunk pass; draft the window                    (S, W) places
+    take the slots' rows; one trunk pass; σ anew where its rule asks for it
+    draft the window                                                          (S, W) places
     M times: the head's verdict on the next block of it, at most a redraw a row   (S, K) places
     put the rows back; a finished row's slot takes the next one
 
@@ -18,7 +19,7 @@ done for a row is masked out: a row's numbers depend on its own seed and request
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -26,13 +27,14 @@ import torch
 from torch import Tensor
 
 from selfspec.engine.head import Tracks, corrected, open_tracks, replace_token
-from selfspec.engine.law import Law, draw_of, law_of
+from selfspec.engine.law import Law, draw_of, law_of, log_probs_of
 from selfspec.engine.state import Pool, Rows
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import take
 from selfspec.orders import Order, rearranged
+from selfspec.selection import DraftOrder
 from selfspec.verification import first_rejection, residual
 
 __all__ = ["Step", "Variant"]
@@ -131,7 +133,7 @@ class Step:
         model: an `SSMD`.
         variant: what the rows need.
         early: stop when no row is open; asks the device, which on a CPU costs nothing.
-        wrap: applied to each of the four functions that a pass consists of beside the trunk; the
+        wrap: applied to each of the functions that a pass consists of beside the trunk; the
             compiler, or nothing.
     """
 
@@ -143,7 +145,8 @@ class Step:
         wrap: Callable[[Callable], Any] = lambda function: function,
     ):
         self.model, self.variant, self.early = model, variant, early
-        self.take, self.draft = wrap(self._take), wrap(self._draft)
+        self.take, self.arrange = wrap(self._take), wrap(self._arrange)
+        self.draft = wrap(self._draft)
         self.judge, self.finish = wrap(self._judge), wrap(self._finish)
 
     @torch.no_grad()
@@ -151,6 +154,8 @@ class Step:
         """One pass; updates the pool in place."""
         rows = self.take(pool)
         hidden = self.model.encode(rows.tokens, rows.pad if self.variant.padded else None)
+        if self.variant.rule is not None:
+            rows = self.arrange(rows, hidden)
         drafts, tracks, tally = self.draft(rows, hidden)
         block, blocks = self._blocks(pool)
         for index in range(blocks):
@@ -168,13 +173,19 @@ class Step:
         return cheapest_blocks(self.variant.width - 1, self.variant.rounds, logits, overhead)
 
     def _take(self, pool: Pool) -> Rows:
-        rows, rule = pool.rows.rows(pool.slots), self.variant.rule
-        if rule is not None:
-            order = rearranged(
-                rule, rows.order, rows.revealed, rows.end, rows.window, rows.seeds, rows.passes
-            )
-            rows.order = torch.where(rows.rechosen.unsqueeze(1), order, rows.order)
-        return rows
+        return pool.rows.rows(pool.slots)
+
+    def _arrange(self, rows: Rows, hidden: Tensor) -> Rows:
+        """The rows that ask for it with their masked places in a new order."""
+        rule = self.variant.rule
+        assert rule is not None
+        if isinstance(rule, DraftOrder):
+            nucleus = rows.top_p if self.variant.nucleus else None
+            rule = rule.reading(log_probs_of(self.model.draft(hidden), rows.temperature, nucleus))
+        order = rearranged(
+            rule, rows.order, rows.revealed, rows.end, rows.window, rows.seeds, rows.passes
+        )
+        return replace(rows, order=torch.where(rows.rechosen.unsqueeze(1), order, rows.order))
 
     def _draft(self, rows: Rows, hidden: Tensor) -> tuple[Drafts, Tracks | None, Tally]:
         """Laws and draws at the window's places, and what the head needs for its rounds."""

@@ -34,18 +34,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec.likelihood.tables import Scores
-from selfspec.orders import Order
 from selfspec.schedules import Schedule, Window, stacked_tables
-from selfspec.selection import DraftOrder, DraftWindow
+from selfspec.selection import DraftWindow
 
 __all__ = ["ancestral_chain", "chain", "check_known", "expected_passes", "transition"]
 
 
-def check_known(name: str, rule: Order | Window) -> None:
-    """Raises ValueError for rules that read the drafts of a pass: no law here knows them."""
-    if isinstance(rule, DraftOrder | DraftWindow):
-        raise ValueError(f"`{name}` must not read the drafts of a pass to have a likelihood here, "
-                         f"got {type(rule).__name__}")  # fmt: skip
+def check_known(window: Window) -> None:
+    """Raises ValueError for windows that read the drafts of a pass: no law here knows them."""
+    if isinstance(window, DraftWindow):
+        raise ValueError("`window` must not read the drafts of a pass to have a likelihood here, "
+                         f"got {type(window).__name__}")  # fmt: skip
 
 
 def transition(draft: Tensor, target: Tensor, window: Tensor, rounds: int) -> Tensor:
@@ -124,7 +123,7 @@ def _kernel(table: Scores, window: Window, rounds: int) -> Tensor:
     """log K_i(i + w): (B, L, widest + 1) with axes (i, w)."""
     size, length = table.draft.shape[:2]
     places = torch.arange(length, device=table.draft.device)
-    check_known("window", window)
+    check_known(window)
     windows = torch.from_numpy(stacked_tables(window, (table.end - table.observed).tolist()))
     count = (places - table.observed.unsqueeze(1)).clamp(0, windows.shape[1] - 1)
     windows = windows.to(places.device).gather(1, count)

@@ -13,12 +13,13 @@ from torch import Tensor
 from selfspec.inputs import check_tokens, mask_of, seeds_of
 from selfspec.likelihood.chains import check_known, transition
 from selfspec.likelihood.exact import check_rounds
-from selfspec.likelihood.tables import score_pass
+from selfspec.likelihood.tables import draft_laws, score_pass
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import draw
 from selfspec.orders import Order, initial_order, rearranged
 from selfspec.schedules import Window, as_window, stacked_tables
+from selfspec.selection import DraftOrder
 
 __all__ = ["estimate_log_likelihood"]
 
@@ -43,8 +44,8 @@ def estimate_log_likelihood(
     Args:
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
-        order: any rule that does not read the drafts of a pass.
-        window: W, likewise, or a constant number of tokens.
+        order: any rule; one that reads the drafts of a pass reads them given x's revealed tokens.
+        window: W, which reads no drafts, or a constant number of tokens.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
@@ -52,13 +53,12 @@ def estimate_log_likelihood(
         temperature, top_p: of the sampler that is scored.
 
     Raises:
-        ValueError: a rule that reads drafts, `rounds` that the model cannot do, tokens that it does
-            not know, a setting out of range, or a wrong shape or type.
+        ValueError: a window that reads drafts, `rounds` that the model cannot do, tokens that it
+            does not know, a setting out of range, or a wrong shape or type.
     """
     check_rounds(model, rounds)
     window = as_window(window)
-    check_known("order", order)
-    check_known("window", window)
+    check_known(window)
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
     observed, seeds = mask_of("observed", observed, tokens) & ~pad, seeds_of(seeds, tokens)
@@ -74,7 +74,12 @@ def estimate_log_likelihood(
         sizes = tables.gather(1, (revealed - first).unsqueeze(1)).squeeze(1)
         passes = torch.full_like(end, pass_index)
         if not order.fixed:
-            sigma = rearranged(order, sigma, revealed, end, sizes, seeds, passes)
+            rule = order
+            if isinstance(order, DraftOrder):
+                rule = order.reading(
+                    draft_laws(model, tokens, sigma, revealed, pad, temperature, top_p)
+                )
+            sigma = rearranged(rule, sigma, revealed, end, sizes, seeds, passes)
         logp = score_pass(model, tokens, sigma, revealed, pad, temperature, top_p)
         ahead = revealed.unsqueeze(1) + places[: int(sizes.max())]
         draft, target = (x.gather(1, ahead.clamp(max=len(places) - 1)) for x in logp)

@@ -18,7 +18,7 @@ from selfspec.model import SSMD
 from selfspec.ops import inverse_order, log_probs, take
 from selfspec.orders import Order, initial_order
 
-__all__ = ["Scores", "draw_order", "generated", "score_pass", "scores"]
+__all__ = ["Scores", "draft_laws", "draw_order", "generated", "score_pass", "scores"]
 
 
 class Scores(NamedTuple):
@@ -61,7 +61,7 @@ def draw_order(
     if not rule.fixed:
         raise ValueError(
             f"`order` must be fixed in advance, got {type(rule).__name__}, which is re-chosen "
-            "between passes: use `estimate_log_likelihood`, unless it reads drafts"
+            "between passes: use `estimate_log_likelihood`"
         )
     pad = mask_of("pad", pad, tokens)
     observed = mask_of("observed", observed, tokens) & ~pad
@@ -121,10 +121,8 @@ def score_pass(
     top_p: float = 1.0,
 ) -> Tensor:
     """(2, B, L) draft and target log-probabilities of x in σ order; -inf outside [i, end)."""
-    hidden_places = inverse_order(order) >= revealed.unsqueeze(1)
     known = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    masked = torch.where(hidden_places & ~pad, model.mask_id, known)
-    hidden = model.encode(masked, pad if bool(pad.any()) else None)
+    hidden = _encoded(model, known, order, revealed, pad)
     logits = [model.draft(hidden, order)]
     if model.head is not None:
         logits.append(model.target(hidden, known, order, revealed))
@@ -132,6 +130,26 @@ def score_pass(
     logp = torch.stack([take(log_probs(x, temperature, top_p), wanted) for x in logits])
     logp = logp.expand(2, -1, -1)
     return logp.masked_fill(~generated(order, revealed, pad), -torch.inf)
+
+
+def draft_laws(
+    model: SSMD,
+    tokens: Tensor,
+    order: Tensor,
+    revealed: Tensor,
+    pad: Tensor,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Tensor:
+    """(B, L, V) all draft log-probabilities of that pass, in natural order."""
+    hidden = _encoded(model, tokens.masked_fill(pad, 0), order, revealed, pad)
+    return log_probs(model.draft(hidden), temperature, top_p)
+
+
+def _encoded(model: SSMD, known: Tensor, order: Tensor, revealed: Tensor, pad: Tensor) -> Tensor:
+    hidden_places = inverse_order(order) >= revealed.unsqueeze(1)
+    masked = torch.where(hidden_places & ~pad, model.mask_id, known)
+    return model.encode(masked, pad if bool(pad.any()) else None)
 
 
 def generated(order: Tensor, revealed: Tensor, pad: Tensor) -> Tensor:
