@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+STEPS = 32
+"""Steps of a score in one nat, or in the whole probability; half-precision drafts err by less."""
+
+
 class Score(Protocol):
     """How sure a model is of a position."""
 
@@ -82,7 +86,7 @@ class Entropy:
 
 def entropy(logp: Tensor) -> Tensor:
     """H = -Σ p ln p, (..., V) → (...) nats; tokens of probability 0 count nothing."""
-    return -(logp.exp() * logp.clamp(min=-1e300)).sum(-1)
+    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
 
 
 def divergence(logp: Tensor, other: Tensor) -> Tensor:
@@ -103,7 +107,10 @@ class DraftOrder(UniformOrder, ABC):
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor
     ) -> Tensor:
-        """`Order.keys` with the (B, L, V) float64 log-probabilities of the drafts, in nats."""
+        """`Order.keys` with the log-probabilities of the drafts, (B, L, V) nats.
+
+        They are float64 in `sampling/`; the engine has those of its logits, in float32 at least.
+        """
 
     def reading(self, logp: Tensor) -> Order:
         """The rule for the pass of these drafts."""
@@ -182,7 +189,9 @@ class CellOrder(DraftOrder):
 
     With n masked positions and a window of w, the masked positions are cut into w cells of equal
     size from a random offset; the surest position of every cell is taken, in random order, then
-    the others in random order.
+    the others in random order. Scores are compared in steps of 1/32, and of equal ones the first in
+    the cell is taken: while nothing is known, and all positions are as sure but for rounding, the
+    pass is that of a `RespacedOrder`.
 
     Args:
         score: what sure means; `Entropy()` by default.
@@ -199,8 +208,9 @@ class CellOrder(DraftOrder):
         window = torch.minimum(window.unsqueeze(1).clamp(min=1), count)
         rank = rotated_ranks(masked, u_row)
         cell = torch.where(masked, rank * window // count, masked.shape[1])
-        # By cell, and within it by score: the first of each cell is its surest.
-        by_score = (-self.score(logp)).argsort(dim=1, stable=True)
+        # By cell, and within it by score and rank: the first of each cell is its surest.
+        steps = (self.score(logp).double() * STEPS).round()
+        by_score = (rank - steps * masked.shape[1]).argsort(dim=1)
         sorted_ = by_score.gather(1, cell.gather(1, by_score).argsort(dim=1, stable=True))
         cells = cell.gather(1, sorted_)
         first = torch.ones_like(masked)

@@ -442,9 +442,9 @@ def in_cells(p: np.ndarray, masked: tuple[int, ...], width: int) -> Plan:
     n = len(masked)
     for shift in range(n):
         cells = defaultdict(list)
-        for rank, i in enumerate(masked):
-            cells[(rank + shift) % n * width // n].append(i)
-        surest = [best_first(p, cell, "Entropy")[0] for cell in cells.values()]
+        for rank in range(n):
+            cells[rank * width // n].append(masked[(rank - shift) % n])
+        surest = [min(cell, key=lambda i: round(32 * entropy(p[i]))) for cell in cells.values()]
         yield from _shuffled(surest, masked, 1 / n)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import make_toy
-from reference import BINARY, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
+from reference import BINARY, HINTED, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
 from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +28,7 @@ from selfspec.sampling import (
     AncestralSampler,
     AnyOrderSampler,
     FixedCountSampler,
+    PlainSampler,
     Sampler,
     SpeculativeSampler,
 )
@@ -104,6 +106,25 @@ def test_samples_of_the_engine_have_the_law_of_the_likelihood(
     if rounds:
         sampler = SpeculativeSampler(model, rule, window, rounds)
     assert p_value(engine_counts(sampler, puzzle), law) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rule", "plan", "rounds"),
+    [(CellOrder(), processes.in_cells, 1),
+     (ScoreOrder(), processes.scored("Confidence"), 2),
+     (SpanOrder(), processes.spans, 0)],
+    ids=["cells", "scores", "spans"],
+)  # fmt: skip
+def test_orders_that_read_float32_drafts_have_their_law(
+    rugged: SSMD, rule: Order, plan: processes.PlanOf, rounds: int
+):
+    single, window = copy.deepcopy(rugged).float(), ConstantWindow(2)
+    sampler = PlainSampler(single, rule, window)
+    if rounds:
+        sampler = SpeculativeSampler(single, rule, window, rounds)
+    most = window.table(len(HINTED.masked)).tolist()
+    law = processes.verified_law(rugged, HINTED, plan, most, rounds)
+    assert p_value(engine_counts(sampler, HINTED), law) > 1e-3
 
 
 def requests(engine: Engine, model: SSMD) -> dict[int, tuple[Sampler, torch.Tensor, int]]:

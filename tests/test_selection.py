@@ -1,12 +1,13 @@
-"""Windows that read drafts, on drafts made for the edges of their definitions."""
+"""Rules that read drafts, on drafts made for the edges of their definitions."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from selfspec.orders import Order, RespacedOrder
 from selfspec.sampling import EntropyBoundWindow, FactorWindow, ThresholdWindow
-from selfspec.selection import DraftWindow
+from selfspec.selection import CellOrder, Confidence, DraftWindow, Entropy
 
 
 def drafts(*confidences: float) -> Tensor:
@@ -43,3 +44,30 @@ def test_an_entropy_bound_is_met_by_the_sum_without_its_largest():
     inside = torch.ones(1, 3, dtype=torch.bool)
     for gamma, size in ((H[0] - 1e-9, 1), (H[0] + 1e-9, 2), (sum(H[:2]) - 1e-9, 2), (np.inf, 3)):
         assert EntropyBoundWindow(gamma).sizes(logp, inside).tolist() == [size]
+
+
+def first_of_cells(rule: Order, masked: Tensor, window: Tensor, u: Tensor) -> Tensor:
+    """(B, L) bool: the positions that come first, one a cell."""
+    keys = rule.keys(masked, window, u, u[:, :1])
+    place = keys.masked_fill(~masked, torch.inf).argsort(dim=1).argsort(dim=1)
+    return place < window.unsqueeze(1)
+
+
+def test_cells_of_positions_that_are_as_sure_but_for_rounding_are_evenly_spaced():
+    chance = torch.Generator().manual_seed(0)
+    masked = torch.rand(200, 40, generator=chance) < 0.6
+    window = (torch.rand(200, generator=chance) * masked.sum(1)).long() + 1
+    u = torch.rand(200, 40, generator=chance, dtype=torch.float64)
+    rounding = 0.01 * torch.randn(200, 40, 27, generator=chance)  # as half precision errs
+    cells = CellOrder().reading((torch.linspace(0, 3, 27) + rounding).log_softmax(-1))
+    expected = first_of_cells(RespacedOrder(), masked, window, u)
+    assert torch.equal(first_of_cells(cells, masked, window, u), expected)
+
+
+def test_the_surest_of_a_cell_is_taken_where_one_is_surer():
+    masked, window = torch.ones(1, 6, dtype=torch.bool), torch.tensor([2])
+    u = torch.zeros(1, 6, dtype=torch.float64)  # no rotation: cells 0-2 and 3-5
+    logp = drafts(0.4, 0.45, 0.4, 0.9, 0.4, 0.4)
+    for score in (Entropy(), Confidence()):
+        first = first_of_cells(CellOrder(score).reading(logp), masked, window, u)
+        assert first[0].nonzero().flatten().tolist() == [1, 3]
