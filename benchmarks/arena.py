@@ -8,8 +8,8 @@ sample costs, in evaluations and in milliseconds of the reference samplers. A fi
 kept in --folder and not drawn again; to use several processes or devices, start --part 0/2, --part
 1/2 and so on, and then once without --part, which writes the report, its page and its figures
 (where matplotlib is installed; --page draws them from a report elsewhere). --docs writes the table
-of budgets into docs/samplers.md. Milliseconds that are to be compared must come from one process
-alone on its device: several share it.
+of budgets into docs/samplers.md, and the figures into docs/figures. Milliseconds that are to be
+compared must come from one process alone on its device: several share it.
 """
 
 import argparse
@@ -86,18 +86,24 @@ def main() -> None:
 
 
 def draw(report: dict, out: Path) -> None:
-    """The page beside the report, and its figures for the documentation."""
+    """The page beside the report, and its figures."""
     save_page(report, out.with_suffix(".html"))
+    figures(report, out.parent / "figures")
+
+
+def figures(report: dict, folder: Path) -> None:
+    """Quality and entropy against each cost that was measured."""
     for cost, name in FIGURES.items():
         if any(row[cost] for row in report["rows"]):
-            save_figure(contest_figure(report, cost), out.parent / "figures" / name)
+            save_figure(contest_figure(report, cost), folder / name)
 
 
 def document(report: dict) -> None:
-    """Write the table of budgets between the marks of docs/samplers.md."""
+    """Write the table of budgets between the marks of docs/samplers.md, and docs/figures."""
     path = ROOT / "docs" / "samplers.md"
     text = path.read_text(encoding="utf-8")
     write_bytes(path, BLOCK.sub(lambda m: m[1] + budgets(report) + m[2], text).encode())
+    figures(report, ROOT / "docs" / "figures")
 
 
 def budgets(report: dict) -> str:
@@ -161,7 +167,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", default=None, metavar="k/n")
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")
     parser.add_argument("--page", action="store_true", help="only draw page and figures of --out")
-    parser.add_argument("--docs", action="store_true", help="only write docs/samplers.md")
+    parser.add_argument("--docs", action="store_true", help="only write docs")
     parser.add_argument("--command", default=None, help="to report, where several drew the rows")
     parser.add_argument("--folder", type=Path, default=Path("runs/arena"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/arena-books27.json"))

@@ -196,7 +196,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2500, help="of the fine-tuning")
     parser.add_argument("--rows", type=int, default=1024, help="of a step, and of validation")
     parser.add_argument("--orders", nargs="*", choices=ORDERS, help="to measure under",
-                        default=["van-der-corput", "respaced", "uniform"])  # fmt: skip
+                        default=["van-der-corput", "respaced", "cells", "uniform"])  # fmt: skip
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--heldout", type=int, default=512, help="held-out sequences")
     parser.add_argument("--batch-size", type=int, default=2048, help="of sampling")

@@ -333,7 +333,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=None, help="of all samples and test rows")
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="of `selfspec prepare`")
-    parser.add_argument("--orders", nargs="*", default=["uniform", "van-der-corput", "respaced"])
+    parser.add_argument("--orders", nargs="*", default=list(ORDERS))
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--heldout", type=int, default=512, help="held-out sequences")
     parser.add_argument("--batch-size", type=int, default=1024)
