@@ -156,6 +156,7 @@ class DraftWindow(ABC):
         """
 
 
+@dataclass(frozen=True, eq=False)
 class ScoreOrder(DraftOrder):
     """The surest positions first.
 
@@ -168,11 +169,12 @@ class ScoreOrder(DraftOrder):
         ValueError: `temperature` below 0.
     """
 
-    def __init__(self, score: Score | None = None, temperature: float = 0.0):
-        if not temperature >= 0:
-            raise ValueError(f"`temperature` must be at least 0, got {temperature}")
-        self.score = score if score is not None else Confidence()
-        self.temperature = temperature
+    score: Score = Confidence()
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"`temperature` must be at least 0, got {self.temperature}")
 
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor
@@ -184,6 +186,7 @@ class ScoreOrder(DraftOrder):
         return ranks(score, masked).double() / masked.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
 class CellOrder(DraftOrder):
     """Spaced by cells, in each cell the surest position: neither neighbours nor random.
 
@@ -197,8 +200,7 @@ class CellOrder(DraftOrder):
         score: what sure means; `Entropy()` by default.
     """
 
-    def __init__(self, score: Score | None = None):
-        self.score = score if score is not None else Entropy()
+    score: Score = Entropy()
 
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor
@@ -219,6 +221,7 @@ class CellOrder(DraftOrder):
         return torch.where(chosen, u, 1 + u) / 2
 
 
+@dataclass(frozen=True, eq=False)
 class SpanOrder(DraftOrder):
     """A contiguous span: the w neighbouring masked positions that are surest together.
 
@@ -230,8 +233,7 @@ class SpanOrder(DraftOrder):
         score: what sure means; `Entropy()` by default.
     """
 
-    def __init__(self, score: Score | None = None):
-        self.score = score if score is not None else Entropy()
+    score: Score = Entropy()
 
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor

@@ -15,7 +15,7 @@ from selfspec.model import SSMD
 from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
 from selfspec.recipes import books27
 from selfspec.schedules import ConstantWindow, CosineWindow, LinearWindow, Window
-from selfspec.selection import ScoreOrder
+from selfspec.selection import CellOrder, ScoreOrder
 from selfspec.train import Chance, Diffusion, OrderedDiffusion
 from selfspec.train.ordered import most_passes
 
@@ -38,10 +38,11 @@ def batch(rows: int, length: int = 6) -> Tensor:
 
 
 def test_orders_have_names_that_runs_can_be_known_by():
-    known = repr(OrderedDiffusion(True, order=VanDerCorputOrder(), windows=WINDOWS))
-    assert known == repr(OrderedDiffusion(True, order=VanDerCorputOrder(), windows=WINDOWS))
-    assert "order=VanDerCorputOrder()" in known
-    assert " at 0x" not in known
+    for rule in (VanDerCorputOrder, CellOrder):
+        known = repr(OrderedDiffusion(True, order=rule(), windows=WINDOWS))
+        assert known == repr(OrderedDiffusion(True, order=rule(), windows=WINDOWS))
+        assert f"order={rule.__name__}(" in known
+        assert " at 0x" not in known
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -151,6 +152,47 @@ def test_the_loss_is_its_formula_and_leaves_a_frozen_trunk_alone(rule: Order):
     assert any(p.grad is not None and bool(p.grad.any()) for p in model.head.parameters())
 
 
+@torch.no_grad()
+def surest(model: SSMD, x: Tensor, known: list[int], count: int, end: int) -> set[int]:
+    """The masked positions that are likeliest to be what the trunk thinks they are."""
+    seen = torch.full_like(x, model.mask_id)
+    seen[known] = x[known]
+    pad = torch.arange(len(x))[None] >= end
+    p = model.draft(model.encode(seen[None], pad))[0].softmax(-1).amax(-1)
+    left = [place for place in range(end) if place not in known]
+    return set(sorted(left, key=lambda place: -float(p[place]))[:count])
+
+
+def test_a_window_that_reads_drafts_is_chosen_by_the_trunk(
+    rugged: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    objective = OrderedDiffusion(True, 2.0, order=ScoreOrder(), windows=WINDOWS, observed=(1,))
+    tokens, end = batch(60, 5), torch.arange(60) % 4 + 2
+    pad = torch.arange(5) >= end.unsqueeze(1)
+    found = drawn(objective, tokens, pad=pad)
+    before, given = found["order"].clone(), {}
+    monkeypatch.setattr(Diffusion, "loss", lambda self, model, **drawn: given.update(drawn))
+    objective.loss(rugged, **found)
+    assert given.keys() == found.keys() - {"seeds"}
+    for row, (i, n) in enumerate(zip(found["revealed"].tolist(), end.tolist(), strict=True)):
+        sigma, width = given["order"][row].tolist(), int(found["window"][row])
+        assert sigma[:i] + sigma[n:] == before[row, :i].tolist() + before[row, n:].tolist()
+        expected = surest(rugged, tokens[row], sigma[:i], width, n)
+        assert set(sigma[i : min(i + width, n)]) == expected
+
+
+def test_the_loss_of_a_window_that_reads_drafts_is_its_formula(monkeypatch: pytest.MonkeyPatch):
+    model, objective = make_toy(), OrderedDiffusion(True, 2.0, order=CellOrder(), windows=WINDOWS)
+    found, given, loss = drawn(objective, batch(12)), {}, Diffusion.loss
+    monkeypatch.setattr(
+        Diffusion, "loss", lambda *args, **drawn: given.update(drawn) or loss(*args, **drawn)
+    )
+    total, parts = objective.loss(model, **found)
+    assert total.item() == pytest.approx(slow_loss(model, 2.0, given), rel=1e-6)
+    assert not torch.equal(given["order"], found["order"])
+    assert set(parts) == {"draft", "target", "window"}
+
+
 def test_ranks_draw_what_one_process_draws():
     objective, tokens = OrderedDiffusion(order=RespacedOrder()), batch(12)
     whole = drawn(objective, tokens)
@@ -184,5 +226,3 @@ def test_the_recipe_trains_the_head_alone_on_a_spaced_order():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="`windows` must hold at least one window"):
         OrderedDiffusion(windows=())
-    with pytest.raises(ValueError, match="`order` must read no drafts to be trained on"):
-        OrderedDiffusion(order=ScoreOrder())

@@ -12,7 +12,7 @@ three, positions drawn).
 from selfspec.model import SSMD
 from selfspec.sampling.fixed_count import FixedCountSampler
 from selfspec.schedules import LinearSchedule, Schedule
-from selfspec.selection import Score, ScoreOrder
+from selfspec.selection import Confidence, Score, ScoreOrder
 
 __all__ = ["TopKSampler"]
 
@@ -43,5 +43,5 @@ class TopKSampler(FixedCountSampler):
         top_p: float = 1.0,
     ):
         schedule = schedule if schedule is not None else LinearSchedule()
-        order = ScoreOrder(score, alg_temperature)
+        order = ScoreOrder(score if score is not None else Confidence(), alg_temperature)
         super().__init__(model, order, schedule, steps, temperature, top_p)

@@ -15,19 +15,26 @@ one draws it for the places that earlier passes left masked: the passes are gone
 revealing its whole window, the last one what is left to i, as after a rejection. A rejection in an
 earlier pass is not imitated: where it falls depends on the tokens. The rules see positions and
 counts only, so no draft has to be made for this.
+
+A rule that reads drafts would need a trunk pass for each pass gone through. It has one, for the
+coming pass alone: what is known is what re-spaced passes have left, and only the window at i is
+chosen as the sampler chooses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfspec.orders import Order, UniformOrder, initial_order, rearranged
+from selfspec.likelihood.tables import draft_laws
+from selfspec.model import SSMD
+from selfspec.orders import Order, RespacedOrder, UniformOrder, initial_order, rearranged
 from selfspec.schedules import LinearWindow, Window, stacked_tables
 from selfspec.selection import DraftOrder
 from selfspec.train.objectives import Chance, Diffusion, Drawn, is_one_of
@@ -43,7 +50,7 @@ class OrderedDiffusion(Diffusion):
 
     Attributes:
         window_weight: weight of the loss over the window beside that over all places.
-        order: the rule for σ, which reads no drafts.
+        order: the rule for σ; one that reads drafts takes a trunk pass more a step.
         windows: of the samplers to come, equally often; linear ones of 4 to 34 passes by default.
     """
 
@@ -54,9 +61,6 @@ class OrderedDiffusion(Diffusion):
     def __post_init__(self) -> None:
         if not self.windows:
             raise ValueError("`windows` must hold at least one window, got none")
-        if isinstance(self.order, DraftOrder):
-            name = type(self.order).__name__
-            raise ValueError(f"`order` must read no drafts to be trained on, got {name}")
 
     def draw(self, tokens: Tensor, chance: Chance, pad: Tensor | None = None) -> Drawn:
         """As `Diffusion.draw`, for the order and one of the windows of each row."""
@@ -73,8 +77,35 @@ class OrderedDiffusion(Diffusion):
 
         revealed = drawn["revealed"]
         passes = 0 if self.order.fixed else most_passes(self.windows, tokens.shape[1])
-        order = _order_at(self.order, masked, gone, revealed, end, window, seeds, passes)
-        return drawn | {"order": order, "window": window(revealed)}
+        reads = isinstance(self.order, DraftOrder)
+        rule = RespacedOrder() if reads else self.order
+        order = _order_at(rule, masked, gone, revealed, end, window, seeds, passes)
+        drawn |= {"order": order, "window": window(revealed)}
+        return drawn | {"seeds": seeds} if reads else drawn
+
+    def loss(self, model: Any, **drawn: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """That of `Diffusion`, the window chosen by the drafts first where the order reads them."""
+        if isinstance(self.order, DraftOrder):
+            drawn["order"] = _chosen(model, self.order, drawn.pop("seeds"), **drawn)
+        return super().loss(model, **drawn)
+
+
+@torch.no_grad()
+def _chosen(
+    model: SSMD,
+    rule: DraftOrder,
+    seeds: Tensor,
+    tokens: Tensor,
+    order: Tensor,
+    revealed: Tensor,
+    window: Tensor,
+    pad: Tensor | None = None,
+) -> Tensor:
+    """σ as the rule has it that reads the drafts of the pass at `revealed`."""
+    gone = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
+    reading = rule.reading(draft_laws(model, tokens, order, revealed, gone))
+    fresh = torch.full_like(seeds, tokens.shape[1])  # the passes before had the numbers below
+    return rearranged(reading, order, revealed, (~gone).sum(1), window, seeds, fresh)
 
 
 def _order_at(
