@@ -193,8 +193,8 @@ class CellOrder(DraftOrder):
     With n masked positions and a window of w, the masked positions are cut into w cells of equal
     size from a random offset; the surest position of every cell is taken, in random order, then
     the others in random order. Scores are compared in steps of 1/32, and of equal ones the first in
-    the cell is taken: while nothing is known, and all positions are as sure but for rounding, the
-    pass is that of a `RespacedOrder`.
+    the cell is taken: while nothing is known, and all positions are as sure but for rounding, these
+    are the places of a `RespacedOrder`.
 
     Args:
         score: what sure means; `Entropy()` by default.

@@ -107,18 +107,19 @@ def test_a_head_is_tuned_measured_and_reported(
     report = json.loads((place / "report.json").read_text())
     own, tuned = str(place / "model"), f"{place / 'model'}, van-der-corput"
     curves = {(r["model"], r["sampler"], r["order"]) for r in report["rows"]}
-    orders = ("van-der-corput", "respaced", "uniform")
+    *spaced, _ = orders = ("van-der-corput", "respaced", "cells", "uniform")
     assert {(own, s, o) for o in orders for s in ("plain", "self-speculative")} - curves == {
         (own, "self-speculative", "uniform")  # none of so few passes
     }
-    assert {(tuned, "self-speculative", o) for o in orders[:2]} <= curves
+    assert {(tuned, "self-speculative", order) for order in spaced} <= curves
     assert (tuned, "plain", "van-der-corput") not in curves
     assert all(
-        (r["heldout_bits"] is None) == (r["order"] in ("respaced", "")) for r in report["rows"]
+        (r["heldout_bits"] is None) == (r["order"] in ("respaced", "cells", ""))
+        for r in report["rows"]
     )
     compared = {(r["model"], r["order"]) for r in report["reduction"]
                 if r["baseline"] == f"plain {r['order']}"}  # fmt: skip
-    assert compared == {(name, order) for name in (own, tuned) for order in orders[:2]}
+    assert compared == {(name, order) for name in (own, tuned) for order in spaced}
     losses = report["judges"]["losses"]
     for order in orders:
         draft = losses[own][order]["draft"]  # the trunk's, but for its storage in int8
