@@ -79,16 +79,16 @@ def tuned(report: Mapping[str, Any]) -> str:
     for order in losses[own]:
         here = {name: [r for r in rows if (r["model"], r["order"]) == (name, order)]
                 for name in heads}  # fmt: skip
-        measured = {heads[name]: found for name, found in here.items() if found}
-        if set(measured) <= {"own"}:
+        measured = {name: found for name, found in here.items() if found}
+        if set(measured) <= {own}:
             continue
         window = ", ".join(
-            f"{heads[name]} {losses[name][order]['window']:.3f}" for name in heads if here[name]
+            f"{heads[name]} {losses[name][order]['window']:.3f}" for name in measured
         )
         lines += [
             f"**In {order} order.** Loss of the target in its windows, bits a character: {window}.",
             "",
-            _compared(report, measured),
+            _compared(report, {heads[name]: found for name, found in measured.items()}),
             "",
         ]
     return "\n".join(lines)

@@ -54,6 +54,11 @@ def test_all_are_there_once(everything: list[Setting]):
     assert any((s.sampler, s.order) == BASELINE for s in everything)
 
 
+def test_orders_that_read_drafts_take_part_unasked(everything: list[Setting]):
+    found = {s.order for s in everything if s.sampler == "self-speculative"}
+    assert found == {"uniform", "van-der-corput", "cells", "entropy", "confidence", "spans"}
+
+
 def _concrete(kind: type) -> set[type]:
     """Those of a kind that are for users."""
     own = kind.__name__.endswith("Sampler") and not kind.__abstractmethods__  # type: ignore[attr-defined]

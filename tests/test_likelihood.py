@@ -270,6 +270,16 @@ def test_the_estimate_reads_the_drafts_that_the_sampler_reads(
     check_estimates(rugged, puzzle, rule, window, rounds, law)
 
 
+@pytest.mark.parametrize("order", [UNIFORM, RESPACED, CellOrder()], ids=lambda o: type(o).__name__)
+def test_the_estimate_makes_one_trunk_pass_a_pass(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch, order: Order
+):
+    encode, calls = SSMD.encode, []
+    monkeypatch.setattr(SSMD, "encode", lambda *given: calls.append(1) or encode(*given))
+    estimate_log_likelihood(ternary, PLAIN.completions, order, ConstantWindow(2), 0)
+    assert len(calls) == 2
+
+
 def check_estimates(
     model: SSMD, puzzle: Puzzle, rule: Order, window: Window, rounds: int, law: np.ndarray
 ) -> None:

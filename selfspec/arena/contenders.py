@@ -54,7 +54,7 @@ from selfspec.sampling import (
     TopKSampler,
 )
 from selfspec.schedules import ConstantWindow, CosineSchedule, LinearSchedule, Schedule
-from selfspec.selection import Confidence, Entropy, Margin, ScoreOrder, SpanOrder
+from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
 from selfspec.weights import fingerprint
 
 __all__ = ["BASELINE", "CONTENDERS", "PREPARED", "STEPS", "contenders"]
@@ -67,6 +67,7 @@ Settings = Iterator[Setting]
 Contender = Callable[[SSMD, Sequence[str], Sequence[int]], Settings]
 
 DRAFT_ORDERS: dict[str, Callable[[], Order]] = {
+    "cells": CellOrder,
     "entropy": lambda: ScoreOrder(Entropy()),
     "confidence": lambda: ScoreOrder(Confidence()),
     "spans": SpanOrder,

@@ -66,9 +66,7 @@ class Law(NamedTuple):
 
 def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Law:
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
-    top = logits.amax(-1)
-    if top_p is not None:
-        logits = _within(logits, top, temperature, top_p)
+    logits, top = _prepared(logits, temperature, top_p)
     # Few numbers are converted then, and half-precision logits are no better.
     add = torch.float32 if logits.dtype.itemsize < 4 else torch.float64
     mass = _masses(_scaled(logits, top, temperature).exp(), add)
@@ -77,17 +75,18 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
 
 def log_probs_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Tensor:
     """The law written out, (B, W, V) nats, in float32 at least: for what only reads it."""
-    top = logits.amax(-1)
-    if top_p is not None:
-        logits = _within(logits, top, temperature, top_p)
+    logits, top = _prepared(logits, temperature, top_p)
     return _scaled(logits, top, temperature).log_softmax(-1)
 
 
-def _within(logits: Tensor, top: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
-    """-inf outside the nucleus."""
+def _prepared(logits: Tensor, temperature: Tensor, top_p: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits, -inf outside the nucleus, and their largest."""
+    top = logits.amax(-1)
+    if top_p is None:
+        return logits, top
     logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
     limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
-    return logits.masked_fill(outside(logp, limit), -torch.inf)
+    return logits.masked_fill(outside(logp, limit), -torch.inf), top
 
 
 def _scaled(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:

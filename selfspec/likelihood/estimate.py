@@ -13,10 +13,10 @@ from torch import Tensor
 from selfspec.inputs import check_tokens, mask_of, seeds_of
 from selfspec.likelihood.chains import check_known, transition
 from selfspec.likelihood.exact import check_rounds
-from selfspec.likelihood.tables import draft_laws, score_pass
+from selfspec.likelihood.tables import encoded, score_pass
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
-from selfspec.ops import draw
+from selfspec.ops import draw, log_probs
 from selfspec.orders import Order, initial_order, rearranged
 from selfspec.schedules import Window, as_window, stacked_tables
 from selfspec.selection import DraftOrder
@@ -73,14 +73,12 @@ def estimate_log_likelihood(
             break
         sizes = tables.gather(1, (revealed - first).unsqueeze(1)).squeeze(1)
         passes = torch.full_like(end, pass_index)
+        hidden, rule = encoded(model, tokens, sigma, revealed, pad), order
+        if isinstance(order, DraftOrder):
+            rule = order.reading(log_probs(model.draft(hidden), temperature, top_p))
         if not order.fixed:
-            rule = order
-            if isinstance(order, DraftOrder):
-                rule = order.reading(
-                    draft_laws(model, tokens, sigma, revealed, pad, temperature, top_p)
-                )
             sigma = rearranged(rule, sigma, revealed, end, sizes, seeds, passes)
-        logp = score_pass(model, tokens, sigma, revealed, pad, temperature, top_p)
+        logp = score_pass(model, hidden, tokens, sigma, revealed, pad, temperature, top_p)
         ahead = revealed.unsqueeze(1) + places[: int(sizes.max())]
         draft, target = (x.gather(1, ahead.clamp(max=len(places) - 1)) for x in logp)
         kernel = transition(draft, target, sizes, rounds)

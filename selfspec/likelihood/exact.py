@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfspec.inputs import check_tokens, mask_of
 from selfspec.likelihood.chains import ancestral_chain, chain
-from selfspec.likelihood.tables import Scores, draw_order, generated, score_pass, scores
+from selfspec.likelihood.tables import Scores, draw_order, encoded, generated, score_pass, scores
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.orders import Order, UniformOrder
@@ -146,7 +146,8 @@ def one_pass_score(
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
     sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
-    logq = score_pass(model, tokens, sigma, first, pad, temperature, top_p)[1]
+    hidden = encoded(model, tokens, sigma, first, pad)
+    logq = score_pass(model, hidden, tokens, sigma, first, pad, temperature, top_p)[1]
     return torch.where(generated(sigma, first, pad), logq, 0.0).sum(1)
 
 

@@ -18,7 +18,7 @@ from selfspec.model import SSMD
 from selfspec.ops import inverse_order, log_probs, take
 from selfspec.orders import Order, initial_order
 
-__all__ = ["Scores", "draft_laws", "draw_order", "generated", "score_pass", "scores"]
+__all__ = ["Scores", "draw_order", "encoded", "generated", "score_pass", "scores"]
 
 
 class Scores(NamedTuple):
@@ -106,13 +106,22 @@ def scores(
     places = torch.arange(length, device=tokens.device)
     jobs = ((places >= first.unsqueeze(1)) & (places < end.unsqueeze(1))).nonzero()
     for row, i in (chunk.T for chunk in jobs.split(batch_size) if len(chunk)):
-        logp = score_pass(model, tokens[row], order[row], i, pad[row], temperature, top_p)
-        table[:, row, i] = logp
+        part = tokens[row], order[row], i, pad[row]
+        table[:, row, i] = score_pass(model, encoded(model, *part), *part, temperature, top_p)
     return Scores(table[0], table[1], first, end)
+
+
+def encoded(model: SSMD, tokens: Tensor, order: Tensor, revealed: Tensor, pad: Tensor) -> Tensor:
+    """(B, L, C) what the trunk makes of x's tokens at the first i places of σ: one trunk pass."""
+    hidden_places = inverse_order(order) >= revealed.unsqueeze(1)
+    known = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
+    masked = torch.where(hidden_places & ~pad, model.mask_id, known)
+    return model.encode(masked, pad if bool(pad.any()) else None)
 
 
 def score_pass(
     model: SSMD,
+    hidden: Tensor,
     tokens: Tensor,
     order: Tensor,
     revealed: Tensor,
@@ -120,9 +129,11 @@ def score_pass(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """(2, B, L) draft and target log-probabilities of x in σ order; -inf outside [i, end)."""
-    known = tokens.masked_fill(pad, 0)  # what stands there need not be in the vocabulary
-    hidden = _encoded(model, known, order, revealed, pad)
+    """(2, B, L) draft and target log-probabilities of x in σ order; -inf outside [i, end).
+
+    With `hidden` from `encoded`, of an order with the same first i places.
+    """
+    known = tokens.masked_fill(pad, 0)
     logits = [model.draft(hidden, order)]
     if model.head is not None:
         logits.append(model.target(hidden, known, order, revealed))
@@ -130,26 +141,6 @@ def score_pass(
     logp = torch.stack([take(log_probs(x, temperature, top_p), wanted) for x in logits])
     logp = logp.expand(2, -1, -1)
     return logp.masked_fill(~generated(order, revealed, pad), -torch.inf)
-
-
-def draft_laws(
-    model: SSMD,
-    tokens: Tensor,
-    order: Tensor,
-    revealed: Tensor,
-    pad: Tensor,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> Tensor:
-    """(B, L, V) all draft log-probabilities of that pass, in natural order."""
-    hidden = _encoded(model, tokens.masked_fill(pad, 0), order, revealed, pad)
-    return log_probs(model.draft(hidden), temperature, top_p)
-
-
-def _encoded(model: SSMD, known: Tensor, order: Tensor, revealed: Tensor, pad: Tensor) -> Tensor:
-    hidden_places = inverse_order(order) >= revealed.unsqueeze(1)
-    masked = torch.where(hidden_places & ~pad, model.mask_id, known)
-    return model.encode(masked, pad if bool(pad.any()) else None)
 
 
 def generated(order: Tensor, revealed: Tensor, pad: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfspec.likelihood.tables import draft_laws
+from selfspec.likelihood.tables import encoded
 from selfspec.model import SSMD
+from selfspec.ops import log_probs
 from selfspec.orders import Order, RespacedOrder, UniformOrder, initial_order, rearranged
 from selfspec.schedules import LinearWindow, Window, stacked_tables
 from selfspec.selection import DraftOrder
@@ -103,7 +104,8 @@ def _chosen(
 ) -> Tensor:
     """σ as the rule has it that reads the drafts of the pass at `revealed`."""
     gone = torch.zeros_like(tokens, dtype=torch.bool) if pad is None else pad
-    reading = rule.reading(draft_laws(model, tokens, order, revealed, gone))
+    logits = model.draft(encoded(model, tokens, order, revealed, gone))
+    reading = rule.reading(log_probs(logits))
     fresh = torch.full_like(seeds, tokens.shape[1])  # the passes before had the numbers below
     return rearranged(reading, order, revealed, (~gone).sum(1), window, seeds, fresh)
 
