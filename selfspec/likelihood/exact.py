@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.inputs import check_tokens, mask_of
 from selfspec.likelihood.chains import ancestral_chain, chain
 from selfspec.likelihood.tables import Scores, draw_order, encoded, generated, score_pass, scores
@@ -116,8 +117,7 @@ def elbo(model: SSMD, tokens: Tensor, orders: int = 8, seed: int = 0, **settings
     Raises:
         ValueError: `orders` below 2, or as `log_likelihood`.
     """
-    if orders < 2:
-        raise ValueError(f"`orders` must be at least 2, got {orders}")
+    whole("orders", orders, least=2)
     seeds = row_seeds(seed, len(tokens) * orders).view(len(tokens), orders)
     draws = torch.stack(
         [log_likelihood(model, tokens, seeds=own, **settings) for own in seeds.unbind(1)]

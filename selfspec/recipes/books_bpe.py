@@ -72,7 +72,7 @@ def joint(steps: int = 1500, **changes: Any) -> Recipe:
     """Trunk and head together, by the sum of both losses and of that in `WINDOWS`."""
     changes = {"schedule": WarmupStableDecay(warmup=min(100, steps // 10), decay=0.9), **changes}
     objective = OrderedDiffusion(windows=WINDOWS)
-    return _recipe("joint", objective, _settings(steps, 2e-3, **changes))
+    return _recipe("joint", objective, _settings(steps, 2.5e-3, **changes))
 
 
 def judge(steps: int = 2500, **changes: Any) -> Recipe:
