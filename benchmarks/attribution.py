@@ -87,7 +87,8 @@ def tuned(report: Mapping[str, Any]) -> str:
             f"{heads[name]} {losses[name][order]['window']:.3f}" for name in measured
         )
         lines += [
-            f"**In {order} order.** Loss of the target in its windows, bits per character: {window}.",
+            f"**In {order} order.** Loss of the target in its windows (bits per character): "
+            f"{window}.",
             "",
             _compared(report, {heads[name]: found for name, found in measured.items()}),
             "",

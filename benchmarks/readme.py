@@ -202,7 +202,8 @@ def diversity(report: Mapping[str, Any]) -> str:
 def beside(row: Record, plain: Sequence[Record], name: str, digits: int) -> str:
     """A measure of a row / of plain sampling, interpolated to the judge score of the row."""
     curve = sorted((r["judge"], r[name]) for r in plain if r[name] is not None)  # of all or none
-    other = float(np.interp(row["judge"], *zip(*curve, strict=True))) if curve else None
+    scores, values = [point[0] for point in curve], [point[1] for point in curve]
+    other = float(np.interp(row["judge"], scores, values)) if curve else None
     return " / ".join(number(x, digits) for x in (row[name], other)).strip(" /")
 
 
