@@ -46,6 +46,8 @@ __all__ = [
 
 STEPS = 32
 """Steps of a score in one nat, or in the whole probability; half-precision drafts err by less."""
+FINE_STEPS = 2**20
+"""The same where every difference counts that is more than float32's rounding."""
 
 
 class Score(Protocol):
@@ -238,13 +240,13 @@ class SpanOrder(DraftOrder):
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor
     ) -> Tensor:
-        """rank/2L within the span, (1 + u)/2 for the others."""
+        """rank/2L within the span, (1 + u)/2 for the others; of equal spans the first."""
         count = masked.sum(1, keepdim=True)
         window = torch.minimum(window.unsqueeze(1).clamp(min=1), count)
         rank = (masked.long().cumsum(1) - 1).masked_fill(~masked, masked.shape[1])
         places = torch.arange(masked.shape[1] + 1, device=masked.device)
         # total[k]: the sum of the scores of the first k masked positions.
-        score = torch.where(masked, self.score(logp), 0.0)
+        score = torch.where(masked, settled(self.score(logp)), 0.0)
         ranked = torch.zeros(len(masked), masked.shape[1] + 1, dtype=score.dtype, device=u.device)
         behind = (rank + 1).clamp(max=masked.shape[1])
         total = ranked.scatter_add(1, behind, score).cumsum(1)
@@ -255,7 +257,15 @@ class SpanOrder(DraftOrder):
         return torch.where(inside, rank.double() / masked.shape[1], 1 + u) / 2
 
 
+def settled(score: Tensor) -> Tensor:
+    """Scores in whole steps, float64: what differs by rounding alone is a tie, and sums are exact.
+
+    While nothing is known, for one, all positions are as sure, but for rounding.
+    """
+    return (score.double() * FINE_STEPS).round() / FINE_STEPS
+
+
 def ranks(score: Tensor, among: Tensor) -> Tensor:
     """(B, L) rank by falling score of the positions `among`, the others behind; ties by place."""
-    best_first = (-score).masked_fill(~among, torch.inf).argsort(dim=1, stable=True)
+    best_first = (-settled(score)).masked_fill(~among, torch.inf).argsort(dim=1, stable=True)
     return inverse_order(best_first)
