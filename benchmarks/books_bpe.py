@@ -345,7 +345,7 @@ def facts(
         "data": {"split": "test", "rows": min(size.n, len(test) // size.length),
                  "train_tokens": len(stores["train"].tokens),
                  "characters_per_token": tokenizer.count_characters(test) / len(test)},
-        "heldout": {"split": "test", "rows": size.heldout},
+        "heldout": {"split": "test", "rows": size.heldout, "unit": "bits per token"},
         "model": {"parameters": sum(p.numel() for p in model.parameters()),
                   "steps": trained["step"], "of": trained["run"]["steps"],
                   "tokens_a_step": trained["run"]["batch_size"] * model.length,

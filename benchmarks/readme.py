@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import subwords
 from attribution import attribution, chosen, tuned
 from tables import (
     KEYS,
@@ -377,6 +378,7 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
 CURVE, SECONDS, ANTIBODIES = "books27-quality.json", "latency-h200.json", "antibody-quality.json"
 TUNED, LATER = "books27-order.json", "latency-h200-150M.json"
 BLOCKS = "books27-blocks.json"
+SUBWORDS, MORE = "books-bpe-quality.json", "books-bpe-256.json"
 PAGES = {
     "README.md": {"results": (CURVE, summary)},
     "docs/results.md": {
@@ -385,6 +387,8 @@ PAGES = {
         "later": (LATER, seconds),
         "blocks": (BLOCKS, blocks),
         "antibodies": (ANTIBODIES, antibodies),
+        "subwords": (SUBWORDS, subwords.every),
+        "subwords-more": (MORE, subwords.more),
     },
     "docs/samplers.md": {"order": (CURVE, attribution), "tuned": (TUNED, tuned)},
 }

@@ -125,13 +125,16 @@ def quality_figure(report: Mapping[str, Any]) -> "Figure":
 def second_figure(report: Mapping[str, Any]) -> "Figure":
     """As `quality_figure`, by the second judge."""
     facts = report["judges"]["second_judge"]
-    title = f"{facts['name']}, {facts['unit']}: lower is better"
+    title = f"{facts.get('name', 'Second judge')}, {facts['unit']}: lower is better"
     return _figure(report, "second_judge", title, f"{report['n']:,} samples a point")
 
 
 def heldout_figure(report: Mapping[str, Any]) -> "Figure":
     """Exact bits per token of held-out text under each sampler's own law, against NFE."""
-    unit = report["judges"].get("judge", {}).get("unit", "bits per token")
+    judges = report["judges"]
+    # A judge may read other tokens than the model's.
+    about = [judges.get(name, {}).get("unit") for name in ("heldout", "judge")]
+    unit = next(filter(None, about), "bits per token")
     return _figure(
         report, "heldout_bits", f"Held-out {_kind(report['rows'])}, {unit}: lower is better"
     )
