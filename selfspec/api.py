@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from selfspec import calibration, checkpoint
+from selfspec import calibration, checkpoint, measuring
 from selfspec.checkpoint import save as save
 from selfspec.description import is_head_only
 from selfspec.generation import generate as generate
@@ -103,12 +103,12 @@ def calibrate(
         judge: of the same tokens.
         folder: the checkpoint into whose config the table is written too; its weights stay as
             they are.
-        **settings: `samplers`, `n`, `seed`, `batch_size`, `progress`, see `calibration.measure`.
+        **settings: `samplers`, `n`, `seed`, `batch_size`, `progress`, see `measuring.measure`.
 
     Returns:
         The rows.
     """
-    model.calibration = calibration.measure(model, judge.log_probs, **settings)
+    model.calibration = measuring.measure(model, judge.log_probs, **settings)
     if folder is not None:
         calibration.store(os.fspath(folder), model.calibration)
     return model.calibration

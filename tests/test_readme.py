@@ -34,8 +34,8 @@ SMALL = {
 }
 SELFSPEC = """
 import sys
-from selfspec import calibration, cli
-calibration.SWEEP = calibration.SWEEP[:2]
+from selfspec import cli, measuring
+measuring.SWEEP, measuring.PLAIN_SWEEP = measuring.SWEEP[:2], measuring.PLAIN_SWEEP[:1]
 sys.exit(cli.main())
 """
 PREPARE = """

@@ -63,6 +63,12 @@ def row(
     }
 
 
+def plain_row(nfe: float, judge: float, order: str = "respaced", steps: int = 8) -> dict[str, Any]:
+    """The same of plain sampling."""
+    settings = {"order": order, "schedule": "linear", "steps": steps}
+    return {"sampler": "plain", **settings, "nfe": nfe, "judge": judge}
+
+
 def bundle(folder: Path) -> Path:
     """What comes with the package, in small: a calibrated model, a judge, a vocabulary."""
     made = model()
