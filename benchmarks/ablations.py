@@ -54,9 +54,8 @@ class HalfAndHalf(CausalHead):
     def rotations(self, order: Tensor) -> tuple[Rotation, Rotation]:
         channels = self.project.out_features // self.config.heads // 2
         held, predicted = rotation(order[:, :-1], channels), rotation(order[:, 1:], channels)
-        both = Rotation(
-            torch.cat([held.cos, predicted.cos], -1), torch.cat([held.sin, predicted.sin], -1)
-        )
+        pairs = ([x.chunk(2, -1) for x in both] for both in zip(held, predicted, strict=True))
+        both = Rotation(*(torch.cat([a, c, b, d], -1) for (a, b), (c, d) in pairs))
         return both, both
 
 

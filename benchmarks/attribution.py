@@ -2,7 +2,7 @@
 
 A row's reduction against plain sampling in uniform order, the standard sampler, is a product:
 
-    times = order · verification
+    total = order · verification
 
 of the reduction of plain sampling in the row's order against the standard sampler, and of the row
 against that. The second and the whole are records of the report; the first is their quotient.
@@ -16,7 +16,7 @@ from tables import KEYS, SEPARATE, Record, judged, key, nfe, number, ratio, tabl
 
 from selfspec.arena.pareto import diverse, front
 
-FACTORS = ["times", "order", "verification"]
+FACTORS = ["total", "order", "verification"]
 MOST = 50
 OPPOSITE = {"at least": "at most", "at most": "at least", None: None}
 
@@ -33,26 +33,27 @@ def attribution(report: Mapping[str, Any]) -> str:
     header = ["settings", "NFE", "judge", "words (nats)", *FACTORS]
     return "\n".join(
         [
-            "What stands here is no less diverse than the standard sampler (plain, uniform order) "
-            "at the same judge score. *Times*: how many times more evaluations the standard "
-            "sampler needs for that score. *Order*: how many times more than plain sampling in "
-            "the row's order. *Verification*: how many times more that needs than the row; the "
-            "product of the two is *times*. 95 % intervals, that of the order the widest that the "
-            "other two allow; ≥ where a plain curve ends before the score, `?` where it is too "
-            "flat to tell.",
+            "Only settings that are no less diverse than the standard sampler (plain, uniform "
+            "order) at the same judge score. All three factors are at the judge score of the row. "
+            "*Total*: NFE of the standard sampler over NFE of the row. It is the product of "
+            "*order*, NFE of the standard sampler over that of plain sampling in the row's order, "
+            "and *verification*, NFE of plain sampling in the row's order over that of the row; "
+            "below 1, verification costs more than it gives. Brackets: 95 % intervals, for "
+            "*order* the widest that the other two allow. ≥ or ≤: a plain curve ends before the "
+            "score; `?`: it is too flat to resolve the ratio.",
             "",
-            "**The best settings of all:**",
+            "**The Pareto front over all samplers and orders:**",
             "",
             table(
-                ["order", "sampler", *header],
+                ["order σ", "sampler", *header],
                 [[r["order"], r["sampler"], *cells(r), *shares(report, r)]
                  for r in chosen(rows, allowed)],
             ),
             "",
-            f"**The best of self-speculative sampling in each order, to {MOST} evaluations:**",
+            f"**The Pareto front of self-speculative sampling in each order, up to {MOST} NFE:**",
             "",
             table(
-                ["order", *header],
+                ["order σ", *header],
                 [[r["order"], *cells(r), *shares(report, r)] for r in own if nfe(r) <= MOST],
             ),
             "",
@@ -71,9 +72,9 @@ def tuned(report: Mapping[str, Any]) -> str:
     losses, training = report["judges"]["losses"], report["judges"]["training"]
     steps = ", ".join(f"{training[name]['step']:,} steps in {heads[name]}" for name in names)
     lines = [
-        f"Columns name the order that a head was tuned in ({steps}; the trunk frozen); *own* is "
-        "the bundled one, made for uniform orders. *Verification* is against plain sampling in the "
-        "same order with the same trunk.",
+        f"Columns are heads: *own* is the bundled head, trained on uniform orders; the others are "
+        f"named by the order that they were tuned in ({steps}; trunk frozen). *Verification*: as "
+        "above, against plain sampling in the same order with the same trunk.",
         "",
     ]
     for order in losses[own]:
@@ -86,7 +87,8 @@ def tuned(report: Mapping[str, Any]) -> str:
             f"{heads[name]} {losses[name][order]['window']:.3f}" for name in measured
         )
         lines += [
-            f"**In {order} order.** Loss of the target in its windows, bits a character: {window}.",
+            f"**In {order} order.** Loss of the target in its windows (bits per character): "
+            f"{window}.",
             "",
             _compared(report, {heads[name]: found for name, found in measured.items()}),
             "",

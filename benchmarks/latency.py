@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py --out benchmarks/results/latency-h200.json
     python benchmarks/latency.py --models books27 --batches 1 64 --seconds 500
+    python benchmarks/latency.py --models 150M-1024 --batches 64 --settings 0
 
 Rows that are in the file already are not measured again, so that a run may be cut into several;
 the most important ones come first, and the file is written after each. All in bfloat16 matrices.
@@ -312,9 +313,11 @@ def overlap(model: SSMD) -> float:
     return float(torch.minimum(draft, target).sum(-1).mean())
 
 
-def cases(models: list[str], batches: list[int], methods: list[str]) -> Iterator[Case]:
+def cases(
+    models: list[str], which: list[int], batches: list[int], methods: list[str]
+) -> Iterator[Case]:
     """The most important first: large batches and the published settings."""
-    for settings in SETTINGS:
+    for settings in (SETTINGS[k] for k in which):
         for batch in batches:
             for model in models:
                 for method in methods:
@@ -329,6 +332,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["books27", "150M-1024"])
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--settings", nargs="+", type=int, choices=range(len(SETTINGS)),
+                        default=list(range(len(SETTINGS))), help="which of the three")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=540, help="start no row after this time")
     parser.add_argument("--waves", type=int, default=8, help="batches in a run of the engine")
     parser.add_argument("--eager", action="store_true", help="do not compile")
@@ -362,7 +367,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for model in args.models:
         bench = None
-        for case in cases([model], args.batches, args.methods):
+        for case in cases([model], args.settings, args.batches, args.methods):
             done = case.done(report["rows"])
             needed = case.method == "engine-speculative" or not done
             if not needed or time.monotonic() - begun > args.seconds:

@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from selfspec.files import write_bytes
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 APART = 1.2
-"""How many times more evaluations each row of the README's table has than the one before."""
+"""Each row of the README's table has at least so many times the NFE of the one before."""
 BUDGETS = (8, 15, 25, 45, 60, 120)
 DIVERSITY = {"word_entropy": 2, "distinct_4": 4, "kl_4gram": 3, "spelling": 3}
 BASELINES = {("plain uniform", "same trunk"), (SEPARATE, "separate model")}
@@ -63,20 +63,7 @@ def filled(page: str, mark: str, content: str) -> str:
 
 def summary(report: Mapping[str, Any]) -> str:
     """What the README shows, as Markdown."""
-    return "\n".join(
-        [
-            conditions(report),
-            "",
-            "**Uniform order on both sides, the published comparison:**",
-            "",
-            published(report, apart=APART),
-            "",
-            "**Best judge score within a budget, by order; in brackets the entropy of words:**",
-            "",
-            budgets(report),
-            "",
-        ]
-    )
+    return "\n".join([headline(report), "", conditions(report), ""])
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -85,25 +72,35 @@ def page(report: Mapping[str, Any]) -> str:
     others = [r for r in rows if r["order"] not in ("uniform", "")]
     return "\n".join(
         [
-            conditions(report),
+            conditions(report) + " A setting is the number of rounds R and the window: cosine "
+            "with this Δτ, unless it says `linear`; for plain sampling it is the schedule and the "
+            "number of steps.",
             "",
             "## Self-speculative sampling in uniform order",
             "",
             published(report),
             "",
+            "## Best judge score within a budget, by order",
+            "",
+            "The best row of each sampler and order that costs at most so many NFE; its word "
+            "entropy in brackets; the best of a line in bold.",
+            "",
+            budgets(report),
+            "",
             "## Diversity at the same judge score",
             "",
-            "Each row beside plain sampling in uniform order, interpolated to the judge's score. "
-            "The entropy of words and the divergence of character 4-grams of real text are "
+            "Each cell is self-speculative sampling / plain sampling in uniform order, "
+            "interpolated to the same judge score. For real text the word entropy and the KL of "
+            "character 4-grams are "
             + real_text(report)
-            + ": misspelled words raise both.",
+            + "; misspelled words raise both, so nearer to real text is better here.",
             "",
             diversity(report),
             "",
             "## Other orders, against plain sampling in uniform order",
             "",
             table(
-                ["sampler", "order", "settings", *MEASURES, "reduction"],
+                ["sampler", "order", "settings", *MEASURES, "reduction, judge"],
                 [[r["sampler"], r["order"], *measures(r), ratios(report, r)[0]]
                  for r in sorted(others, key=lambda r: (r["order"], r["sampler"], nfe(r)))],
             ),
@@ -131,20 +128,38 @@ def conditions(report: Mapping[str, Any]) -> str:
     """How it was measured, and what the columns mean."""
     data = [r for r in report["rows"] if r["sampler"] == "data"]
     heldout = report["judges"].get("heldout")
-    law = f" Held-out: {heldout['rows']} sequences of the test books." if heldout else ""
-    real = f" Real text scores {data[0]['judge']:.2f}." if data else ""
+    law = f" (exact, of {heldout['rows']} sequences of the test books)" if heldout else ""
+    real = f" Real text scores {data[0]['judge']:.2f} by the judge." if data else ""
     return (
-        f"{report['n']:,} texts a row, on {report['machine']['device']}. Judge and held-out "
-        f"text in bits per character, lower is better, with 95 % intervals.{law}{real} "
-        "*Reduction*: how many times more evaluations plain masked diffusion with the same "
-        "trunk needs for the same score of the judge, or of held-out text; *separate*: "
-        "the same by the judge, of a separately trained plain model of as many blocks. "
-        "`?` marks what the plain curve is too flat to resolve, ≥ what it does not reach."
+        f"{report['n']:,} texts per row, on {report['machine']['device']}. Judge and held-out "
+        f"likelihood{law} in bits per character, lower is better; 95 % intervals in brackets."
+        f"{real} *Reduction*: the NFE that plain masked diffusion with the same trunk needs for "
+        "the same score, divided by the NFE of the row. *Separate model*: the same against a "
+        "plain model of as many blocks that was trained by itself, by the judge. `?`: the plain "
+        "curve is too flat to resolve the ratio (an error of .01 bits would move it by more than "
+        "a tenth); ≥: plain sampling does not reach the score within the NFE measured."
     )
 
 
-def published(report: Mapping[str, Any], apart: float = 1.0) -> str:
-    """The table of the published comparison.
+def headline(report: Mapping[str, Any]) -> str:
+    """The table of the README: a few rows of the front of the published comparison."""
+    plain = [r for r in report["rows"] if (r["sampler"], r["order"]) == ("plain", "uniform")]
+    return table(
+        ["NFE", "settings", "judge", "reduction, judge", "reduction, held-out",
+         "reduction, separate model", "word entropy: this / plain"],
+        [[f"{nfe(r):.1f}", spelled(r), f"{r['judge']:.3f}", *ratios(report, r),
+          beside(r, plain, "word_entropy", 2)] for r in compared(report, APART)],
+    )  # fmt: skip
+
+
+def spelled(row: Record) -> str:
+    """Rounds and window in full."""
+    knobs = row["settings"]
+    return f"R = {knobs['rounds']}, {knobs.get('schedule', 'cosine')} {knobs['dtau']}"
+
+
+def compared(report: Mapping[str, Any], apart: float = 1.0) -> list[Record]:
+    """The self-speculative rows in uniform order, by NFE.
 
     With `apart` above 1 only rows of the front, each of at least so many times the evaluations of
     the one before.
@@ -155,9 +170,14 @@ def published(report: Mapping[str, Any], apart: float = 1.0) -> str:
     for row in sorted(rows, key=nfe) if apart == 1 else chosen(rows, [True] * len(rows)):
         if not shown or nfe(row) >= apart * nfe(shown[-1]):
             shown.append(row)
+    return shown
+
+
+def published(report: Mapping[str, Any]) -> str:
+    """Every row of the published comparison."""
     return table(
-        ["R, window", *MEASURES, "reduction, judge", "reduction, held-out", "separate"],
-        [[*measures(r), *ratios(report, r)] for r in shown],
+        ["R, window", *MEASURES, "reduction, judge", "reduction, held-out", "separate model"],
+        [[*measures(r), *ratios(report, r)] for r in compared(report)],
     )
 
 
@@ -169,19 +189,22 @@ def real_text(report: Mapping[str, Any]) -> str:
 
 def diversity(report: Mapping[str, Any]) -> str:
     """Self-speculative rows beside plain ones that are as good by the judge, uniform order."""
-    rows = sorted((r for r in report["rows"] if r["order"] == "uniform"), key=lambda r: r["judge"])
-    plain = [r for r in rows if r["sampler"] == "plain"]
-    scores = [r["judge"] for r in plain]
-    lines = []
-    for row in sorted((r for r in rows if r["sampler"] == "self-speculative"), key=nfe):
-        line = [settings(row), f"{nfe(row):.1f}", number(row["judge"], 3)]
-        for name, digits in DIVERSITY.items():
-            known = [r[name] for r in plain if r[name] is not None]  # of all rows or of none
-            beside = float(np.interp(row["judge"], scores, known)) if known else None
-            line.append(" / ".join(number(x, digits) for x in (row[name], beside)).strip(" /"))
-        lines.append(line)
+    plain = [r for r in report["rows"] if (r["sampler"], r["order"]) == ("plain", "uniform")]
+    lines = [
+        [settings(row), f"{nfe(row):.1f}", number(row["judge"], 3),
+         *(beside(row, plain, name, digits) for name, digits in DIVERSITY.items())]
+        for row in compared(report)
+    ]  # fmt: skip
     names = ["words (nats)", "distinct 4-grams", "4-gram KL", "spelling"]
     return table(["R, window", "NFE", "judge", *names], lines)
+
+
+def beside(row: Record, plain: Sequence[Record], name: str, digits: int) -> str:
+    """A measure of a row / of plain sampling, interpolated to the judge score of the row."""
+    curve = sorted((r["judge"], r[name]) for r in plain if r[name] is not None)  # of all or none
+    scores, values = [point[0] for point in curve], [point[1] for point in curve]
+    other = float(np.interp(row["judge"], scores, values)) if curve else None
+    return " / ".join(number(x, digits) for x in (row[name], other)).strip(" /")
 
 
 def budgets(report: Mapping[str, Any]) -> str:
@@ -213,10 +236,11 @@ def seconds(report: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"On {report['machine']['device']}, torch {report['machine']['torch']}; medians of "
-            "five runs after warm-up. Samples per second; plain methods and MDLM's loop take as "
-            "many passes as make them as good. *A pass*: milliseconds of one of the engine's "
-            "over those of the trunk alone. *Evaluations, seconds*: how many times fewer the "
-            "engine's self-speculative sampling takes than its own plain sampling that is as good.",
+            "five runs after warm-up. The four columns of methods are samples per second; plain "
+            "sampling and MDLM's loop take as many passes as they need for the judge score of the "
+            "self-speculative row. *A pass*: time of one pass of the engine over the time of the "
+            "trunk alone. *Evaluations* and *seconds*: plain sampling of the engine over "
+            "self-speculative sampling, at that equal score.",
             "",
             table(
                 ["model", "R, window", "batch", "self-speculative", "plain", "MDLM's loop",
@@ -259,7 +283,7 @@ def antibodies(report: Mapping[str, Any]) -> str:
         lines.append([row["model"], row["sampler"], *protein_measures(row), *ratios])
     return "\n".join(
         [
-            f"{report['n']:,} sequences a row, on {report['machine']['device']}. Judges and "
+            f"{report['n']:,} sequences per row, on {report['machine']['device']}. Judges and "
             f"held-out likelihood ({judges['heldout']['rows']:,} sequences) in bits per residue; "
             f"what IgLM itself draws scores {data['judge']:.3f} by the judge, "
             f"{data['second_judge']:.3f} by IgLM, its novelty is {data['novelty']:.2f} and its "
@@ -311,9 +335,9 @@ def blocks(report: Mapping[str, Any]) -> str:
         [
             f"{report['steps']:,} steps of {report['rows_a_step']:,} texts from scratch on "
             f"{report['machine']['device']}, trunk and head together. Bits per character of "
-            f"{report['n']} held-out texts under the exact law of each setting, and the passes of "
-            "plain sampling with the same trunk that give as many, over the setting's own. "
-            f"Validation loss of draft and target: {losses} bits.",
+            f"{report['n']} held-out texts under the exact distribution of each setting. "
+            "*Reduction*: the NFE at which plain sampling with the same trunk gives as many bits, "
+            f"over the NFE of the setting. Validation loss of draft and target: {losses} bits.",
             "",
             table(["R, window", *header], lines),
             "",

@@ -2,14 +2,17 @@
 
     python benchmarks/scaling.py --gpus 1 2 --out benchmarks/results/training-scaling.json
     python benchmarks/scaling.py --gpus 1 2 --tiny --out scaling.json      a rehearsal on the CPU
+    CUDA_VISIBLE_DEVICES= python benchmarks/scaling.py --gpus 2 --what memory \\
+        --out benchmarks/results/memory-cpu.json                           in the memory of the host
 
 It starts itself under torchrun. A row of `rows` is one of `training.py` on so many GPUs, each with
 as many rows a step as one GPU alone; `efficiency` is its throughput over that of the first row,
 for each GPU. MFU counts the peak of all GPUs.
 
 A row of `memory` is one step of a model of GPT-2 XL's shape by AdamW, on the largest number of
-GPUs: bytes that rank 0 holds of weights, gradients and moments (together `state`), and of the
-moving average. `share` is `state` over that of DDP.
+GPUs, or of processes where there are none (two need about 100 GiB): bytes that rank 0 holds of
+weights, gradients and moments (together `state`), and of the moving average. `share` is `state`
+over that of DDP.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from selfspec.train.parallel import group, held_bytes, processes
 
 XL = TrunkConfig(vocab_size=50257, length=1024, width=1600, blocks=47, heads=25)
 KINDS = ("ddp", "fsdp")
+TASKS = ("speed", "memory")
 
 
 def speed(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
@@ -100,10 +104,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--model", choices=CASES, default="150M-1024")
+    parser.add_argument("--what", choices=TASKS, nargs="+", default=TASKS, help="to measure")
     parser.add_argument("--parallel", choices=KINDS, default="ddp", help="for the throughput")
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows a step")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal")
-    parser.add_argument("--task", choices=("speed", "memory"), help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
         return work(args)
@@ -116,13 +121,13 @@ def main() -> None:
         "rows": [],
         "memory": [],
     }
-    for world in args.gpus:
+    for world in args.gpus if "speed" in args.what else ():
         row = on(world, "speed", args.parallel, args)
         first = (report["rows"] or [row])[0]
         row["efficiency"] = row["tokens_per_s"] / first["tokens_per_s"] * first["gpus"] / world
         report["rows"].append(row)
         write_json(args.out, report)
-    for kind in KINDS:
+    for kind in KINDS if "memory" in args.what else ():
         row = on(max(args.gpus), "memory", kind, args)
         row["share"] = row["state"] / (report["memory"] or [row])[0]["state"]
         report["memory"].append(row)

@@ -1,8 +1,8 @@
 """Verified parallel decoding for masked diffusion models.
 
-The trunk drafts, a small causal head verifies, in one forward pass. The public names are those of
-`selfspec.public`; they are imported when the first of them is used, because PyTorch takes a second
-to start and `selfspec --help` does not need it.
+The trunk drafts, a small causal head verifies, in one forward pass. The public names are listed in
+`selfspec.public`. They are imported at first use, because importing PyTorch takes a second and
+`selfspec --help` does not need it.
 """
 
 import sys

@@ -54,17 +54,17 @@ def load(
     """A masked diffusion model from a checkpoint, in evaluation mode.
 
     Args:
-        name: of a checkpoint that comes with the package ("books27"), a folder, or "owner/name" of
-            one on the Hugging Face Hub.
-        device: where to put it.
+        name: a checkpoint that comes with the package ("books27"), a folder, or the "owner/name" of
+            a checkpoint on the Hugging Face Hub.
+        device: where to put the model.
         revision: of a checkpoint on the Hub.
-        trunk, tokenizer, trust_remote_code: of a head on a model of the Hub, see `hub.Reunion`: by
-            default both are loaded from where the checkpoint says.
+        trunk, tokenizer, trust_remote_code: for a head on a model of the Hub, see `hub.Reunion`. By
+            default trunk and tokenizer are loaded from where the checkpoint says.
 
     Raises:
-        ValueError: no such checkpoint, a corrupt one, one of an autoregressive judge, a trunk with
-            other weights than those that the head was made for, or the name of one where the
-            checkpoint holds its own.
+        ValueError: there is no such checkpoint; it is corrupt, or that of an autoregressive judge;
+            the weights of the trunk are not those that the head was made for; or `trunk` is given
+            although the checkpoint holds its own.
         OSError: no such repository on the Hub.
     """
     reunite = Reunion(trunk, tokenizer, trust_remote_code)
@@ -86,7 +86,7 @@ def load(
 
 
 def load_judge(name: Path, device: torch.device | str = "cpu") -> AutoregressiveModel:
-    """An autoregressive judge from a checkpoint; `judge.log_probs` scores tokens. As `load`."""
+    """An autoregressive judge from a checkpoint, named as in `load`; `log_probs` scores tokens."""
     model = checkpoint.load(os.fspath(name), device)
     if not isinstance(model, AutoregressiveModel):
         raise ValueError(f"`name` must be an autoregressive judge, got the model {str(name)!r}")
@@ -96,17 +96,16 @@ def load_judge(name: Path, device: torch.device | str = "cpu") -> Autoregressive
 def calibrate(
     model: SSMD, judge: AutoregressiveModel, folder: Path | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
-    """Measure the table from which `nfe=` and `quality=` are resolved, and give it to the model.
+    """Measure the calibration table that `nfe=` and `quality=` read, and give it to the model.
 
     Args:
-        model: with a head.
-        judge: of the same tokens.
-        folder: the checkpoint into whose config the table is written too; its weights stay as
-            they are.
+        model: an `SSMD` with a head.
+        judge: a judge with the same tokens.
+        folder: a checkpoint; the table is also written into its config. Its weights do not change.
         **settings: `samplers`, `n`, `seed`, `batch_size`, `progress`, see `measuring.measure`.
 
     Returns:
-        The rows.
+        The rows of the table.
     """
     model.calibration = measuring.measure(model, judge.log_probs, **settings)
     if folder is not None:

@@ -47,10 +47,10 @@ def save(
         folder: made if missing.
         dtype: how matrices are stored.
         merge: write a trunk of the Hub too, so that the checkpoint needs nothing else.
-        **extra: JSON values for the config, for people (recipe, step, losses).
+        **extra: JSON values for the config, for people to read (recipe, step, losses).
 
     Raises:
-        OSError: nothing can be written; what was there is left as it was.
+        OSError: writing failed; what was there is unchanged.
         ValueError: an unknown `dtype`, an extra field that the checkpoint sets itself, or a trunk
             that cannot be written.
     """

@@ -49,32 +49,33 @@ def generate(
     trace: bool = False,
     progress: bool = False,
 ) -> Samples:
-    """Sample from a model: from nothing, around a prompt, or behind one.
+    """Sample from a model: whole texts, the gaps of a prompt, or its continuation.
 
     Args:
         model: from `load`.
-        num: samples; of every prompt, if there are any.
-        prompt: text, or several, where each `mask_char` is one position to fill and the rest
-            stays. A prompt without any comes back as it is, at no cost, unless `length` is given.
-        mask_char: a character outside the alphabet; of a BPE any one, which is then no text.
-        length: tokens a sample; a shorter prompt is continued to the right up to it. The prompt's
-            own length by default; without a prompt a length drawn as those of the training data, or
-            the model's if these had no lengths of their own.
-        nfe, quality, order, window, rounds: what to spend, see `calibration.choose`.
-        sampler: draws the samples instead; then none of the above, `temperature` and `top_p` apply.
-        temperature, top_p: of draft and target alike; 1 and 1 sample from the model itself.
+        num: number of samples; with prompts, of samples for each prompt.
+        prompt: one text or several. Each `mask_char` is a position to fill, the rest is kept. A
+            prompt without any is returned as it is, at no cost, unless `length` is given.
+        mask_char: a character outside the alphabet; with a BPE any character, which then cannot
+            occur as text.
+        length: tokens per sample; a shorter prompt is continued to the right. By default the length
+            of the prompt; without a prompt, a length drawn from those of the training data, or the
+            model's length if the training data had only one.
+        nfe, quality, order, window, rounds: the budget or the settings, see `calibration.choose`.
+        sampler: draws the samples instead; then the five arguments before, `temperature` and
+            `top_p` must not be given.
+        temperature, top_p: applied to draft and target alike; 1 and 1 sample from the model itself.
         seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
             the rounding of float32, which may differ from one batch shape to another).
-        first: the number r of the first row, where several processes share a run.
+        first: the number r of the first row, if several processes share a run.
         batch_size: rows drawn at once.
-        engine: what draws; one for this model by default. "reference" is the plain loop of
-            `sampling/`, in the model's own precision also on CUDA.
-        trace: keep every pass, for a user interface to replay; drawn by the reference.
-        progress: show a bar.
+        engine: an `Engine` to draw with; by default one is made for this model. "reference" uses
+            the plain loop of `sampling/`, in the model's own precision also on CUDA.
+        trace: keep every pass, for a replay; uses the reference loop.
+        progress: show a progress bar.
 
     Returns:
-        `Samples`, with `.text` where the model has a tokenizer; samples of one prompt stand
-        together.
+        `Samples`, with `.text` if the model has a tokenizer; samples of one prompt are adjacent.
 
     Raises:
         ValueError: a bad argument, named with its rule and value.

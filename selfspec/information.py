@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfspec.checks import whole
 from selfspec.schedules import up_to_next
 
 __all__ = ["CutWindow", "falling_fit", "optimal_cuts", "pass_losses", "profile_losses"]
@@ -68,8 +69,7 @@ def optimal_cuts(losses: np.ndarray, steps: int) -> tuple[int, ...]:
     Raises:
         ValueError: `steps` below 1.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    whole("steps", steps, least=1)
     n = len(losses) - 1
     best, origins = losses[0], []
     for _ in range(min(steps, n) - 1):

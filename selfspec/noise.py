@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfspec.checks import whole
 
-__all__ = ["Purpose", "row_seeds", "uniform"]
+__all__ = ["Purpose", "numbers", "row_seeds", "streams", "uniform"]
 
 
 class Purpose(IntEnum):
@@ -101,5 +101,15 @@ def uniform(
         (B, W) float64.
     """
     state = _absorb(_absorb(_absorb(seeds, int(purpose)), pass_index), round_index)
-    bits = _shift(_absorb(state.unsqueeze(1), places), 12)
-    return (bits.double() + 0.5) * 2.0**-52
+    return numbers(state.unsqueeze(1), places)
+
+
+def streams(seeds: Tensor, purpose: Purpose, pass_index: Tensor, rounds: int) -> Tensor:
+    """What `numbers` takes for each of the first rounds of a pass: (B, rounds) int64."""
+    state = _absorb(_absorb(seeds, int(purpose)), pass_index).unsqueeze(1)
+    return _absorb(state, torch.arange(rounds, device=seeds.device))
+
+
+def numbers(stream: Tensor, places: Tensor | int) -> Tensor:
+    """Uniform numbers of streams (B, R) at places that fit: float64."""
+    return (_shift(_absorb(stream, places), 12).double() + 0.5) * 2.0**-52

@@ -56,7 +56,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """1 - t: equally many tokens a step."""
+    """1 - t: equally many tokens in every step."""
 
     def masked(self, t: np.ndarray) -> np.ndarray:
         """Share of masked tokens at time t."""
@@ -93,7 +93,7 @@ class _TimeWindow:
 
 @dataclass(frozen=True)
 class CosineWindow(_TimeWindow):
-    """The wider the more is known; `dtau` in (0, 1] is the time that a pass may advance."""
+    """Widens as more tokens are known; `dtau` in (0, 1] is the time that a pass may advance."""
 
     def table(self, n: int) -> np.ndarray:
         """W(0), …, W(n-1)."""

@@ -3,7 +3,7 @@ import torch
 from conftest import make_toy
 from torch import Tensor
 
-from selfspec.nn.attention import Attention, rotation
+from selfspec.nn.attention import Attention, rotate, rotation
 from selfspec.nn.head import CausalHead, HeadConfig
 
 LENGTH = 6
@@ -115,7 +115,7 @@ def test_queries_turn_by_the_position_predicted_and_keys_by_the_one_held(
     for found, positions in ((queries, order[:, 1:]), (keys, order[:, :-1])):
         expected = rotation(positions, channels, torch.float64)
         torch.testing.assert_close(found, expected)
-    assert queries.cos.shape == (4, 1, LENGTH - 1, channels // 2)
+    assert queries.cos.shape == (4, 1, LENGTH - 1, channels)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,17 @@ def test_queries_turn_by_the_position_predicted_and_keys_by_the_one_held(
 def test_bad_shapes_are_named(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_pairs_of_channels_are_turned_by_the_same_angle():
+    torch.manual_seed(0)
+    x, positions = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.arange(5)
+    by = rotation(positions, 6, torch.float64)
+    turned = torch.complex(*x.chunk(2, -1)) * torch.complex(*(y[..., 3:] for y in by))
+    expected = torch.cat([turned.real, turned.imag], -1)
+    torch.testing.assert_close(rotate(x, by), expected, rtol=0, atol=1e-15)
+    angles = positions.unsqueeze(1) * 10000.0 ** (-torch.arange(3).double() / 3)
+    torch.testing.assert_close(by.sin[0, 0, :, 3:], angles.sin())
 
 
 def test_angles_keep_their_precision_for_weights_of_few_bits():

@@ -30,7 +30,7 @@ __all__ = ["contest_figure", "marks", "save_page", "write_contest"]
 CURVE = "curve "
 """Begins the id of a curve; its name follows."""
 MARKS = {"nfe": "pareto_nfe", "ms_per_sample": "pareto_ms"}
-COSTS = {"nfe": "NFE: passes of the network per sample", "ms_per_sample": "Milliseconds a sample"}
+COSTS = {"nfe": "NFE: network evaluations per sample", "ms_per_sample": "Milliseconds per sample"}
 ENTROPY = {"word_entropy": "Entropy of words, nats", "entropy": "Entropy of tokens, nats"}
 
 
@@ -178,10 +178,10 @@ def _draw(
 def _draw_front(ax: "Axes", rows: Sequence[Mapping[str, Any]], cost: str, name: str) -> None:
     """Rings around the rows of the front; the legend says what is grey."""
     best = [row for row in rows if row[MARKS[cost]] and row[name] is not None]
-    ax.plot([], [], color=FAINT, alpha=0.5, linewidth=0.8, label="on no front")
+    ax.plot([], [], color=FAINT, alpha=0.5, linewidth=0.8, label="not on a Pareto front")
     ax.scatter(
         [row[cost] for row in best], [row[name] for row in best], s=90, facecolors="none",
-        edgecolors=INK, linewidths=1.1, zorder=5, label="Pareto front of the diverse",
+        edgecolors=INK, linewidths=1.1, zorder=5, label="Pareto front of diverse settings",
     )  # fmt: skip
 
 

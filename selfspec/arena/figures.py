@@ -187,7 +187,7 @@ def _figure(report: Mapping[str, Any], name: str, title: str, note: str = "") ->
         lines, data = _draw(ax, report["rows"], name, score=name)
         ax.set_title(title)
         ax.set_title(note, loc="right", color=FAINT, fontsize="small")
-        ax.set_xlabel("NFE: passes of the network per sample")
+        ax.set_xlabel("NFE: network evaluations per sample")
         figure.draw_without_rendering()  # fixes the layout, which the labels measure
         _draw_reduction(ax, report, name)
         if len(lines) > MOST_LABELS:
@@ -205,6 +205,8 @@ def _draw(
     found = [curve for curve in curves(rows) if any(row[name] is not None for row in curve.rows)]
     if not found:
         raise ValueError(f"`report` must have rows with a number for {name!r}, got none")
+    colours = [curve.colour for curve in found]
+    found.sort(key=lambda curve: colours.index(curve.colour))  # those of a colour side by side
     lines = [_draw_curve(ax, curve, name, score) for curve in found]
     found_data = [row for row in rows if row["sampler"] == "data" and row[name] is not None]
     real = [row[name] for row in found_data]
@@ -215,11 +217,12 @@ def _draw(
         if limits[0] <= value <= limits[1]:
             data.append(ax.axhline(value, color=FAINT, linewidth=1, zorder=1, label=label))
             continue
-        low = value < limits[0]
+        low = value < limits[0]  # curves fall: there is room below on the left, above on the right
         ax.annotate(
-            f"{label}: {value:.3g} {'↓' if low else '↑'}", (1, 0 if low else 1),
-            xytext=(-4, 5 if low else -12), xycoords="axes fraction", textcoords="offset points",
-            ha="right", color=FAINT, fontsize="small",
+            f"{label}: {value:.3g} {'↓' if low else '↑'}", (0, 0) if low else (1, 1),
+            xytext=(5, 5) if low else (-4, -12), xycoords="axes fraction",
+            textcoords="offset points", ha="left" if low else "right", color=FAINT,
+            fontsize="small",
         )  # fmt: skip
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)

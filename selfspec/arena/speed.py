@@ -1,10 +1,11 @@
 """The figure of `benchmarks/latency.py`, from its JSON alone: samples per second against batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from selfspec.arena.figures import BLUE, FAINT, GREEN, GRID, ORANGE, PURPLE, STYLE, VERMILION
-from selfspec.arena.labels import label_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["latency_figure"]
 
 METHODS = {
-    "trunk-only": ("bare trunk passes", FAINT, (0, (1, 2))),
+    "trunk-only": ("trunk alone, no sampling", FAINT, (0, (1, 2))),
     "engine-speculative": ("engine, self-speculative", VERMILION, "-"),
     "engine-plain": ("engine, plain", BLUE, (0, (4, 2))),
     "reference-speculative": ("reference, self-speculative", ORANGE, "-"),
     "mdlm-loop": ("MDLM's loop", PURPLE, (0, (4, 2))),
-    "ar-kv": ("autoregressive, cached", GREEN, "-."),
+    "ar-kv": ("autoregressive, KV cache", GREEN, "-."),
 }
 """Label, colour and line; plain ones are dashed."""
 
@@ -29,7 +30,7 @@ USUAL_SETTINGS = {"rounds": 4, "dtau": 0.083}
 def latency_figure(
     report: Mapping[str, Any], settings: Mapping[str, Any] = USUAL_SETTINGS
 ) -> "Figure":
-    """A panel a model; plain methods with as many passes as make them as good.
+    """A panel for each model; plain methods with the passes that they need for equal judge score.
 
     Args:
         report: as `benchmarks/latency.py` writes it.
@@ -46,15 +47,31 @@ def latency_figure(
         raise ValueError(f"`report` must have rows of the settings {dict(settings)}, got none")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(models), figsize=(5.2 * len(models), 4.4), layout="constrained", squeeze=False
+            1, len(models), figsize=(6.4 * len(models), 4.2), layout="constrained", squeeze=False
         )
         drawn = [_panel(ax, [row for row in rows if row["model"] == model], model)
                  for ax, model in zip(axes[0], models, strict=True)]  # fmt: skip
         figure.draw_without_rendering()  # fixes the layout, which the labels measure
         for ax, lines in zip(axes[0], drawn, strict=True):
-            label_curves(ax, lines, fontsize="small")
+            _name_ends(ax, lines)
     plt.close(figure)
     return figure
+
+
+def _name_ends(ax: "Axes", lines: "Sequence[Line2D]") -> None:
+    """Writes each label behind the last point of its line; moved up where they would touch."""
+    point = ax.figure.dpi / 72  # pixels
+    ends = [(float(x[-1]), float(y[-1]), line) for line in lines
+            for x, y in [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))]]  # fmt: skip
+    taken = -float("inf")
+    for x, y, line in sorted(ends, key=lambda end: end[1]):
+        height = float(ax.transData.transform((x, y))[1])
+        taken = max(height, taken + 11 * point)
+        ax.annotate(
+            str(line.get_label()), (x, y), xytext=(7, (taken - height) / point),
+            textcoords="offset points", va="center", color=line.get_color(), fontsize="small",
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def _drawn(row: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -85,7 +102,8 @@ def _panel(ax: "Axes", rows: list[Mapping[str, Any]], model: str) -> "list[Line2
     ax.xaxis.set_major_locator(FixedLocator(batches))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.set_xlabel("batch")
-    ax.set_title(f"{model}: samples per second, plain ones as good")
+    ax.set_xlabel("Batch size")
+    ax.set_ylabel("Samples per second")
+    ax.set_title(f"{model}: plain sampling at equal judge score")
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     return lines

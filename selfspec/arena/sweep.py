@@ -31,6 +31,7 @@ from tqdm import tqdm
 from selfspec.arena.intervals import mean_interval
 from selfspec.arena.reference import ReferenceLike
 from selfspec.arena.results import Result, Row, load_result, save_result
+from selfspec.checks import whole
 from selfspec.interfaces import Samples
 from selfspec.lengths import Lengths
 from selfspec.metrics.entropy import token_entropy
@@ -136,10 +137,8 @@ class Sweep:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"`n` and `batch_size` must be at least 1, got {self.n} and {self.batch_size}"
-            )
+        for name in ("n", "batch_size"):
+            whole(name, getattr(self, name), least=1)
 
     def run(
         self, settings: Sequence[Setting], progress: bool = True, stop_after: float = math.inf

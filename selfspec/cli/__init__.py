@@ -1,10 +1,10 @@
 """The command line: `selfspec VERB`, one file a verb.
 
-What a user did wrong (a `ValueError`, an `OSError`) is one line on standard error and exit code 2,
-what went wrong on the way (a `RuntimeError`: no memory left, a loss that is not finite) exit code
-1, Ctrl-C 130. `python -X dev -m selfspec` shows the traceback instead. PyTorch is imported when a
-verb runs, not for `--help`. Of the processes that torchrun started, the first tells what concerns
-all of them.
+What a user did wrong (arguments that cannot be parsed, a `ValueError`, an `OSError`) is one line on
+standard error and exit code 2, what went wrong on the way (a `RuntimeError`: no memory left, a loss
+that is not finite) exit code 1, Ctrl-C 130. `python -X dev -m selfspec` shows the traceback
+instead. PyTorch is imported when a verb runs, not for `--help`. Of the processes that torchrun
+started, the first tells what concerns all of them.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from selfspec.cli.common import first_rank
+from selfspec.cli.usage import later, one_line
 
 __all__ = ["main"]
 
@@ -51,19 +52,20 @@ def run(argv: list[str]) -> int:
         return 0
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         raise ValueError(f"`verb` must be one of {', '.join(verbs)}, got {argv[0]!r}")
-    code = tyro.extras.subcommand_cli_from_dict(
-        verbs,
-        prog="selfspec",
-        description="Verified parallel decoding for masked diffusion models.",
-        args=argv or ["--help"],
-        config=(
-            tyro.conf.DisallowNone,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.PositionalMetavarFromFieldName,
-        ),
-    )
-    return code or 0
+    with one_line():
+        call = tyro.extras.subcommand_cli_from_dict(
+            {name: later(verb) for name, verb in verbs.items()},
+            prog="selfspec",
+            description="Verified parallel decoding for masked diffusion models.",
+            args=argv or ["--help"],
+            config=(
+                tyro.conf.DisallowNone,
+                tyro.conf.FlagCreatePairsOff,
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.PositionalMetavarFromFieldName,
+            ),
+        )
+    return call() or 0
 
 
 def all_verbs() -> dict[str, Callable[..., int | None]]:

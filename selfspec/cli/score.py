@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfspec.checks import whole
 from selfspec.cli.common import Loading, Run, Sampling, note, table, to_json
 
 if TYPE_CHECKING:
@@ -56,10 +57,8 @@ def score(
         mutations: such as A42G, or A42G:K7R for two at once: instead of the score of the text the
             log-ratio of each mutant and the text, in nats, by a single pass.
     """
-    if orders < 2:
-        raise ValueError(f"`orders` must be at least 2, got {orders}")
-    if limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}")
+    whole("orders", orders, least=2)
+    whole("limit", limit, least=1)
     text = read(file, normalise)
     model = loading.model(checkpoint, run.where())
     if model.tokenizer is None:

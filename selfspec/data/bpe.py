@@ -30,6 +30,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from selfspec.checks import whole
+
 END = "<|endoftext|>"
 """GPT-2's token between documents."""
 
@@ -187,8 +189,7 @@ def train_bpe(
         ValueError: `vocab_size` is below 257, or more than the texts have merges for (of pairs that
             occur at least twice).
     """
-    if vocab_size < 257:
-        raise ValueError(f"`vocab_size` must be at least 257, got {vocab_size}")
+    whole("vocab_size", vocab_size, least=257)
     library = _library()
     inner = _byte_level(library.models.BPE(), end)
     inner.train_from_iterator(

@@ -165,8 +165,7 @@ class BlockLoader:
         Raises:
             ValueError: `step` is negative.
         """
-        if step < 0:
-            raise ValueError(f"`step` must be at least 0, got {step}")
+        whole("step", step, least=0)
         size = self.batch_size * self.world
         own = range(step * size + self.rank, (step + 1) * size, self.world)
         slots = (divmod(s, self.blocks_per_epoch) for s in own)

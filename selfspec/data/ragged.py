@@ -173,8 +173,7 @@ class BucketLoader:
         Raises:
             ValueError: `step` is negative.
         """
-        if step < 0:
-            raise ValueError(f"`step` must be at least 0, got {step}")
+        whole("step", step, least=0)
         number, slot = divmod(step, self.pool)
         index, starts = (part[slot] for part in self._pool(number))
         longest = min(self.length, int(self.store.lengths[index].max()))

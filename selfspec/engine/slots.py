@@ -79,10 +79,10 @@ class Waiting:
 
 
 class Engine:
-    """Draws the samples of `sampling/`, faster.
+    """Draws the same samples as the loop of `sampling/`, faster.
 
     Args:
-        model: an `SSMD`; on CUDA a copy of it is used, later changes of its weights do not count.
+        model: an `SSMD`; on CUDA it is copied, so later changes of its weights have no effect.
         slots: S, rows that a pass works on.
         length: L, the longest row; the model's by default. Shorter rows are padded.
         waiting: requests on the device beside those in slots; four a slot by default.

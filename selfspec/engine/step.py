@@ -26,13 +26,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from selfspec.engine.head import Tracks, corrected, open_tracks, replace_token
+from selfspec.engine.head import Tracks, corrected, every_rotation, open_tracks
 from selfspec.engine.law import Law, draw_of, law_of, log_probs_of
 from selfspec.engine.state import Pool, Rows
 from selfspec.model import SSMD
-from selfspec.nn.head import CausalHead
-from selfspec.noise import Purpose, uniform
-from selfspec.ops import take
+from selfspec.noise import Purpose, numbers, streams, uniform
 from selfspec.orders import Order, rearranged
 from selfspec.selection import DraftOrder
 from selfspec.verification import first_rejection, residual
@@ -40,9 +38,8 @@ from selfspec.verification import first_rejection, residual
 __all__ = ["Step", "Variant"]
 
 
-MOVES = ("tokens", "order", "revealed", "passes", "trunk_passes", "head_passes", "drafted",
-         "accepted", "done")  # fmt: skip
-"""The fields of a row that a pass may change."""
+MOVES = ("revealed", "passes", "trunk_passes", "head_passes", "drafted", "accepted", "done")
+"""The numbers of a row that a pass changes."""
 OVERHEAD = {"cpu": 1 << 20, "cuda": 1 << 25}
 """What a block costs beside its logits, in logits; by estimates from timings of whole passes."""
 
@@ -105,10 +102,12 @@ class Drafts(NamedTuple):
     stop: Tensor
     """(S,) first place behind the window."""
     law: Law
-    tokens: Tensor
-    """(S, W)."""
     logp: Tensor
-    """(S, W) nats of the tokens."""
+    """(S, W) nats of what was drawn."""
+    accept: Tensor
+    """(S, R) streams of the numbers that accept it."""
+    redraw: Tensor
+    """(S, R) numbers that draw one of it anew."""
 
 
 class Tally(NamedTuple):
@@ -123,7 +122,7 @@ class Tally(NamedTuple):
     rejections: Tensor
     """(S,) the rounds ended by one."""
     broken: Tensor
-    """(S,) bool: something that was read is NaN."""
+    """(S,) bool: a target that was read is NaN."""
 
 
 class Step:
@@ -148,6 +147,7 @@ class Step:
         self.take, self.arrange = wrap(self._take), wrap(self._arrange)
         self.draft = wrap(self._draft)
         self.judge, self.finish = wrap(self._judge), wrap(self._finish)
+        self.turns = every_rotation(model) if variant.verifies else None
 
     @torch.no_grad()
     def __call__(self, pool: Pool) -> None:
@@ -161,7 +161,7 @@ class Step:
         for index in range(blocks):
             if self.early and not bool(_open(rows, drafts, tally).any()):
                 break
-            tally = self.judge(rows, drafts, tracks, tally, block, index + 1 == blocks)
+            tally = self.judge(rows, drafts, tracks, tally, block, index > 0)
         self.finish(pool, rows, drafts, tally)
 
     def _blocks(self, pool: Pool) -> tuple[int, int]:
@@ -197,43 +197,48 @@ class Step:
         positions = rows.order.gather(1, places.clamp(max=length - 1))
         law = self._law(self.model.draft(hidden, positions), rows.temperature, rows.top_p)
         tokens = law.draw(uniform(rows.seeds, Purpose.DRAFT, rows.passes, 0, places))
-        drafts = Drafts(places, positions, inside, stop, law, tokens, law.of(tokens))
+        accept, redraw = (
+            streams(rows.seeds, purpose, rows.passes, self.variant.rounds)
+            for purpose in (Purpose.ACCEPT, Purpose.RESIDUAL)
+        )
+        redraw = numbers(redraw, 0)
+        drafts = Drafts(places, positions, inside, stop, law, law.of(tokens), accept, redraw)
         verified = (rows.rounds > 0) & (first < stop)
         decided = torch.where(verified, first + 1, stop)  # the tie accepts the first place
-        broken = (law.log_z.isnan() & inside).any(1)
-        tally = Tally(tokens, decided, torch.zeros_like(first), torch.zeros_like(first), broken)
-        if not self.variant.verifies:
+        never = decided < 0  # constants would be kernels of their own
+        tally = Tally(tokens, decided, never.long(), never.long(), never)
+        if self.turns is None:
             return drafts, None, tally
-        embedded = self.model.trunk.embed(_written(rows.tokens, positions, tokens, inside))  # type: ignore[operator]
-        tracks = open_tracks(self._head, hidden, embedded, rows.order)
+        column = torch.arange(length, device=first.device) - first.unsqueeze(1)
+        drafted = (column >= 0) & (column < width)
+        known = torch.where(drafted, tokens.gather(1, column.clamp(0, width - 1)),
+                            rows.tokens.gather(1, rows.order))  # fmt: skip
+        tracks = open_tracks(self.model, hidden, known, rows.order, self.turns)
         return drafts, tracks, tally
 
     def _judge(
-        self, rows: Rows, drafts: Drafts, tracks: Tracks, tally: Tally, block: int, last: bool
+        self, rows: Rows, drafts: Drafts, tracks: Tracks, tally: Tally, block: int, later: bool
     ) -> Tally:
-        """Verdict on the next `block` of places of the open rows, one redraw a row.
-
-        Nobody reads the tracks after the `last` one.
-        """
+        """Verdict on the next `block` of places of the open rows, one redraw a row."""
         open_row, round_ = _open(rows, drafts, tally), tally.rejections
         places = tally.decided.unsqueeze(1) + torch.arange(block, device=round_.device)
         open_ = open_row.unsqueeze(1) & (places < drafts.stop.unsqueeze(1))
-        logits = self.model.trunk.unembed(corrected(self._head, tracks, places))  # type: ignore[operator]
+        column, last = places - drafts.places[:, :1], self.variant.width - 1
+        held = tally.tokens.gather(1, (column - 1).clamp(0, last))
+        states = corrected(self.model, tracks, held, places, renew=later)
+        logits = self.model.trunk.unembed(states)  # type: ignore[operator]
         target = self._law(logits, rows.temperature, rows.top_p)
-        column = (places - drafts.places[:, :1]).clamp(max=drafts.places.shape[1] - 1)
+        column = column.clamp(max=last)
         judged, logp = tally.tokens.gather(1, column), drafts.logp.gather(1, column)
-        key = (rows.passes, round_)
-        u_accept = uniform(rows.seeds, Purpose.ACCEPT, *key, places)
+        this = round_.clamp(max=self.variant.rounds - 1).unsqueeze(1)
+        u_accept = numbers(drafts.accept.gather(1, this), places)
         rejected, k = first_rejection(logp, target.of(judged), open_, u_accept)
-        place = take(places, k)
-        u_residual = uniform(rows.seeds, Purpose.RESIDUAL, *key, torch.zeros_like(places[:, :1]))
-        weights = residual(drafts.law.at(take(column, k)), target.at(k))
-        redrawn = draw_of(weights, u_residual.squeeze(1))
-        if not last:
-            embedded = self.model.trunk.embed(redrawn)  # type: ignore[operator]
-            replace_token(self._head, tracks, rejected, place, embedded)
-        behind = torch.where(rejected, place + 1, torch.minimum(places[:, -1] + 1, drafts.stop))
+        place = tally.decided + k
+        at = (place - drafts.places[:, 0]).clamp(max=last)
+        weights = residual(drafts.law.at(at), target.at(k))
+        redrawn = draw_of(weights, drafts.redraw.gather(1, this).squeeze(1))
         hit = rejected.unsqueeze(1) & (drafts.places == place.unsqueeze(1))
+        behind = torch.where(rejected, place + 1, (tally.decided + block).minimum(drafts.stop))
         return Tally(
             tokens=torch.where(hit, redrawn.unsqueeze(1), tally.tokens),
             decided=torch.where(open_row, behind, tally.decided),
@@ -245,11 +250,18 @@ class Step:
     def _finish(self, pool: Pool, rows: Rows, drafts: Drafts, tally: Tally) -> None:
         """Reveal what is decided, keep the account, hand finished rows' slots on."""
         began, revealed = drafts.places[:, 0], tally.decided
-        kept = drafts.inside & (drafts.places < revealed.unsqueeze(1))
         active = (began < drafts.stop).long()
         # The mask stays where there were no numbers, for the host to notice.
-        drawn = torch.where(tally.broken.unsqueeze(1), self.model.mask_id, tally.tokens)
-        rows.tokens = _written(rows.tokens, drafts.positions, drawn, kept)
+        broken = tally.broken | (drafts.law.log_z.isnan() & drafts.inside).any(1)
+        drawn = torch.where(broken.unsqueeze(1), self.model.mask_id, tally.tokens)
+        # Behind the last place of σ all repeat what is done there.
+        places = drafts.places.clamp(max=rows.order.shape[1] - 1)
+        drawn = drawn.gather(1, (places - began.unsqueeze(1)).clamp(min=0))
+        kept = (places >= began.unsqueeze(1)) & (places < revealed.unsqueeze(1))
+        now = torch.where(kept, drawn, rows.tokens.gather(1, drafts.positions))
+        pool.rows.tokens[pool.slots.unsqueeze(1), drafts.positions] = now
+        if self.variant.rule is not None:
+            pool.rows.order[pool.slots] = rows.order
         rows.revealed = revealed
         rows.passes = rows.passes + active
         rows.trunk_passes = rows.passes
@@ -264,11 +276,6 @@ class Step:
 
     def _law(self, logits: Tensor, temperature: Tensor, top_p: Tensor) -> Law:
         return law_of(logits, temperature, top_p if self.variant.nucleus else None)
-
-    @property
-    def _head(self) -> CausalHead:
-        assert self.model.head is not None
-        return self.model.head
 
 
 def _open(rows: Rows, drafts: Drafts, tally: Tally) -> Tensor:
@@ -285,11 +292,3 @@ def cheapest_blocks(places: int, rounds: int, logits: int, overhead: int) -> tup
     """
     counts = {k: (places + rounds * (k - 1)) // k for k in range(places, 0, -1)}
     return min(counts.items(), key=lambda item: item[1] * (overhead + item[0] * logits))
-
-
-def _written(tokens: Tensor, positions: Tensor, drafted: Tensor, keep: Tensor) -> Tensor:
-    """(S, L) `tokens` with those of `drafted` (S, W) that are kept at their positions."""
-    length = tokens.shape[1]
-    # What is not kept goes to a column of its own: it may repeat a position.
-    wide = torch.nn.functional.pad(tokens, (0, 1))
-    return wide.scatter(1, torch.where(keep, positions, length), drafted)[:, :length]

@@ -68,20 +68,19 @@ def attach_head(
 
     Args:
         model: a name on the Hugging Face Hub, a folder, or a model of the `transformers` library,
-            which becomes part of the result and is put into evaluation mode. What is given by name
-            is found by name again, and a checkpoint need not hold it,
-            or a model of `adapt_causal` or its checkpoint, of which only the arguments of the head
-            apply.
+            which becomes part of the result and is put into evaluation mode; or a model of
+            `adapt_causal` or its checkpoint, for which only the arguments of the head apply. A
+            model given by name is not stored in checkpoints, but loaded again by its name.
         blocks: causal blocks of the head; 0 for none, to draft only.
-        heads: attention heads of the head; by default as many as leave each at least 32 channels.
+        heads: attention heads of the head; by default as many as have at least 32 channels each.
         mlp_ratio, dropout: of the head, as in `HeadConfig`.
         tokenizer: of the `transformers` library, or its name; the model's own by default.
-        mask_id: the mask token, where neither tokenizer nor config knows it.
+        mask_id: the mask token, if neither tokenizer nor config names it.
         length: the longest sequence, no more than the model's own.
         forbidden: further tokens that are never drafted, beside mask, pads and specials.
         adapter: how the model is split; the first of `ADAPTERS` that fits by default.
         revision: of a model on the Hub.
-        dtype: of a model loaded by name; as it was saved by default.
+        dtype: of a model loaded by name; by default the one it was saved in.
         trust_remote_code: run Python code that comes with the model.
         seed: of the head's initialisation.
 

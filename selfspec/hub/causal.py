@@ -171,10 +171,10 @@ def adapt_causal(
         revision: of a model on the Hub.
 
     Returns:
-        An `SSMD` without head, in float32 where it was loaded by name, in evaluation mode.
+        An `SSMD` without head, in evaluation mode; in float32 if it was loaded by name.
 
     Raises:
-        ValueError: no causal language model, or one whose attention has windows.
+        ValueError: not a causal language model, or one with windowed attention.
         OSError: no model of this name.
     """
     name, own = "", model

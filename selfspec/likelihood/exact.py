@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.inputs import check_tokens, mask_of
 from selfspec.likelihood.chains import ancestral_chain, chain
 from selfspec.likelihood.tables import Scores, draw_order, encoded, generated, score_pass, scores
@@ -48,8 +49,9 @@ def log_likelihood(
 ) -> Tensor:
     """Exact log p(x | σ) of the sampler with these settings, for a σ drawn from the seeds.
 
-    It is the law of `SpeculativeSampler`, and with `rounds=0` that of `FixedCountSampler`, whose
-    window is a `ScheduleWindow`, and of `AnyOrderSampler`, whose window is `ConstantWindow(1)`.
+    This is the distribution of `SpeculativeSampler`. With `rounds=0` it is that of
+    `FixedCountSampler` (window: a `ScheduleWindow`) and of `AnyOrderSampler` (window:
+    `ConstantWindow(1)`).
 
     Args:
         model: an `SSMD`; with a head unless `rounds` is 0.
@@ -67,8 +69,8 @@ def log_likelihood(
         (B,) nats, at most 0.
 
     Raises:
-        ValueError: a rule that is re-chosen between passes, `rounds` that the model cannot do, a
-            `window` below 1, tokens that it does not know, or a wrong shape or type.
+        ValueError: an order that is re-chosen between passes, `rounds` above 0 without a head, a
+            `window` below 1, tokens outside the vocabulary, or a wrong shape or type.
     """
     check_rounds(model, rounds)
     widths = as_window(window)  # raises on bad values
@@ -116,8 +118,7 @@ def elbo(model: SSMD, tokens: Tensor, orders: int = 8, seed: int = 0, **settings
     Raises:
         ValueError: `orders` below 2, or as `log_likelihood`.
     """
-    if orders < 2:
-        raise ValueError(f"`orders` must be at least 2, got {orders}")
+    whole("orders", orders, least=2)
     seeds = row_seeds(seed, len(tokens) * orders).view(len(tokens), orders)
     draws = torch.stack(
         [log_likelihood(model, tokens, seeds=own, **settings) for own in seeds.unbind(1)]
@@ -138,9 +139,10 @@ def one_pass_score(
 ) -> Tensor:
     """Σ_{d ≥ observed} log q(d, x_σ(d)) from a single trunk pass: (B,) nats.
 
-    The target's own joint law given the observed tokens: exactly the law of one trunk pass with an
-    unbounded window and at least as many rounds as tokens; not the law of the sampler at other
-    settings. For a model without head the draft stands for the target. Arguments and errors as in
+    The joint distribution of the target given the observed tokens. It is exactly that of one trunk
+    pass with an unbounded window and at least as many rounds as tokens, and not that of the sampler
+    at other settings. For a model without head the draft is used instead of the target. Arguments
+    and errors as in
     `log_likelihood`.
     """
     pad = mask_of("pad", pad, tokens)

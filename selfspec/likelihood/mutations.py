@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.likelihood.exact import one_pass_score
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
@@ -96,8 +97,7 @@ def mutation_effect(
             does not know or does not read one by one, or `orders` or `batch_size` below 1.
     """
     for name, value in {"orders": orders, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+        whole(name, value, least=1)
     if model.tokenizer is None:
         raise ValueError("`model` must have a tokenizer to read `wild_type`, got none")
     if not mutations:

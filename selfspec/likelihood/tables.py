@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.inputs import mask_of, seeds_of
 from selfspec.model import SSMD
 from selfspec.ops import inverse_order, log_probs, take
@@ -95,8 +96,7 @@ def scores(
     Raises:
         ValueError: `batch_size`, `temperature` or `top_p` out of range.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+    whole("batch_size", batch_size, least=1)
     size, length = tokens.shape
     pad = mask_of("pad", pad, tokens)
     end = (~pad).sum(1)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from selfspec.checks import whole
 from selfspec.metrics.spelling import inner_words
 
 __all__ = ["distinct_n", "ngram_counts", "ngram_kl", "token_entropy", "word_entropy"]
@@ -77,8 +78,7 @@ def distinct_n(texts: Sequence[str], n: int = 4) -> float:
     >>> distinct_n(["< a b c >", "< a b c >"], n=2)
     0.5
     """
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}")
+    whole("n", n, least=1)
     samples = [inner_words(text) for text in texts]
     grams = [tuple(words[i : i + n]) for words in samples for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from selfspec.checks import whole
 from selfspec.files import write_bytes
 
 __all__ = [
@@ -91,8 +92,7 @@ def vocabulary(counts: Counter[str], minimum: int = 2) -> frozenset[str]:
     Raises:
         ValueError: `minimum` is below 1.
     """
-    if minimum < 1:
-        raise ValueError(f"`minimum` must be at least 1, got {minimum}")
+    whole("minimum", minimum, least=1)
     return frozenset(word for word, count in counts.items() if count >= minimum)
 
 

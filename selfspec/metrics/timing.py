@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from selfspec.checks import whole
+
 __all__ = ["Timing", "median_seconds", "synchronize"]
 
 
@@ -47,10 +49,8 @@ def median_seconds(
     Raises:
         ValueError: `repeats` is below 5 or `warmup` below 1.
     """
-    if repeats < 5:
-        raise ValueError(f"`repeats` must be at least 5, got {repeats}")
-    if warmup < 1:
-        raise ValueError(f"`warmup` must be at least 1, got {warmup}")
+    whole("repeats", repeats, least=5)
+    whole("warmup", warmup, least=1)
     seconds = []
     for _ in range(warmup + repeats):
         synchronize(device)

@@ -19,10 +19,11 @@ __all__ = ["Attention", "Memory", "RMSNorm", "Rotation", "rotation"]
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of the angles: (B or 1, 1, S, E/2) each."""
+    """What turns channel pairs (e, e + E/2): (B or 1, 1, S, E) each."""
 
     cos: Tensor
     sin: Tensor
+    """With its sign: negative for the first of a pair."""
 
 
 def rotation(positions: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Rotation:
@@ -33,14 +34,17 @@ def rotation(positions: Tensor, channels: int, dtype: torch.dtype = torch.float3
     dtype = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, channels, 2, device=positions.device, dtype=dtype) / channels
     angles = positions.to(dtype).unsqueeze(-1) * 10000.0**-exponents
+    angles = torch.cat([-angles, angles], dim=-1)
     angles = angles.reshape(-1, 1, *angles.shape[-2:])
     return Rotation(angles.cos(), angles.sin())
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """(B, H, S, E) turned pairwise."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * by.cos - second * by.sin, second * by.cos + first * by.sin], dim=-1)
+    """(B, H, S, E) turned pairwise.
+
+    Without taking x apart and together again, which compiled would be kernels of their own.
+    """
+    return x * by.cos + x.roll(x.shape[-1] // 2, -1) * by.sin
 
 
 class Memory:

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfspec.checks import whole
 from selfspec.nn.attention import RMSNorm, Rotation, rotation
 from selfspec.nn.transformer import Block, reset_block
 from selfspec.ops import reorder
@@ -52,8 +53,7 @@ class HeadConfig:
 
     def __post_init__(self):
         for name in ("heads", "blocks", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            whole(name, getattr(self, name), least=1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
 

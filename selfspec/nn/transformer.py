@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfspec.checks import whole
 from selfspec.nn.attention import Attention, Memory, RMSNorm, Rotation, rotation
 
 __all__ = ["Block", "Trunk", "TrunkConfig", "aligned"]
@@ -50,8 +51,7 @@ class TrunkConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "length", "width", "blocks", "heads", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+            whole(name, getattr(self, name), least=1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
 

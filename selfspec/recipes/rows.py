@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from selfspec.checks import whole
 from selfspec.data.fasta import Cleaner, Policy, Unknown, read_fasta
 from selfspec.data.jsonl import read_jsonl
 from selfspec.data.packed import bytes_bar, read_lines
@@ -204,8 +205,7 @@ def own_rows(
     progress: bool = True,
 ) -> Iterator[np.ndarray]:
     """Rows of `room` tokens that the trunk draws, one token a pass, in a uniform order."""
-    if num < 2:
-        raise ValueError(f"`num` must be at least 2, got {num}")
+    whole("num", num, least=2)
     blank, _ = layout(None, None, model.mask_id, model.length, length=room, frame=model.frame)
     sampler, device = AnyOrderSampler(model), model.device
     with tqdm(total=num, desc="drawing rows", unit="row", disable=not progress) as bar:

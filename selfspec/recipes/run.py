@@ -32,22 +32,23 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> SSMD | AutoregressiveModel:
-    """Train by a recipe, or train a model further; under torchrun on all its processes.
+    """Train by a recipe, or train a model further; under torchrun with all its processes.
 
     Args:
-        what: a recipe, or a model, which is left as it is: a copy is trained.
+        what: a recipe; or a model, of which a copy is trained.
         data: a corpus as `selfspec prepare` writes it.
         folder: for checkpoints and logs; a run found there is resumed.
-        start: for a recipe, a model or the folder of a checkpoint to start from.
-        objective: for a model, what to minimise; the loss of its kind by default.
-        device: CUDA if there is one.
-        stop_after: seconds after which to stop, with a checkpoint; the run is then unfinished.
+        start: with a recipe: a model or the folder of a checkpoint to start from.
+        objective: with a model: what to minimise; by default the loss of its kind.
+        device: by default CUDA if available.
+        stop_after: seconds after which to stop with a checkpoint, the run unfinished.
         progress: show a bar with losses, speed and time left.
-        **settings: of `TrainConfig`, over the recipe's; `steps` and `batch_size` for a model.
+        **settings: of `TrainConfig`; they override the recipe's. A model needs `steps` and
+            `batch_size`.
 
     Returns:
-        The trained model, with the averaged weights; with `parallel="fsdp"` its weights are still
-        shared out among the processes, and the whole model is in the folder.
+        The trained model, with the averaged weights. With `parallel="fsdp"` its weights are still
+        sharded over the processes; the whole model is in the folder.
 
     Raises:
         ValueError: bad data, settings or start, or an argument that goes with the other kind.
@@ -97,7 +98,7 @@ def train_head(
 
     Raises:
         ValueError: bad data or settings. OSError: no such file.
-        RuntimeError: another run is at work in the folder, or the loss is not finite.
+        RuntimeError: another run uses the folder, or the loss is not finite.
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
     with processes(options.get("device")):
@@ -114,7 +115,7 @@ def train_adapted(
     progress: bool = True,
     **options: Any,
 ) -> SSMD:
-    """Train a model from `adapt_causal` whole, in place, until it drafts; then `attach_head`.
+    """Train all weights of a model from `adapt_causal`, in place; then use `attach_head`.
 
     Arguments, result and errors as `train_head`; the options are those of `recipes.adapt_ar`.
     """

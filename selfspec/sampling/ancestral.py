@@ -19,9 +19,10 @@ __all__ = ["AncestralSampler"]
 
 
 class AncestralSampler(FixedCountSampler):
-    """Binomial numbers of tokens; `steps` is K, the other arguments as in `FixedCountSampler`.
+    """Reveals binomial numbers of tokens in K = `steps` steps; arguments as in `FixedCountSampler`.
 
-    `likelihood.ancestral_log_likelihood` is its law.
+    For orders that are fixed in advance, `ancestral_log_likelihood` is the exact log-probability of
+    its samples.
     """
 
     def row_windows(self, to_generate: Tensor, seeds: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Sampler(ABC):
     """Draws sequences from a model.
 
     Args:
-        model: an `SSMD`, in evaluation mode: with dropout no seed gives the same row twice.
+        model: an `SSMD` in evaluation mode (with dropout, equal seeds would give different rows).
         order: the rule for σ.
         temperature: divides the logits of draft and target alike.
         top_p: nucleus, on draft and target alike.

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.sampling.plain import PlainSampler
 from selfspec.schedules import up_to_next
@@ -58,10 +59,8 @@ class _Dilated:
     base: int = 2
 
     def __post_init__(self):
-        if self.block < 1:
-            raise ValueError(f"`block` must be at least 1, got {self.block}")
-        if self.base < 2:
-            raise ValueError(f"`base` must be at least 2, got {self.base}")
+        whole("block", self.block, least=1)
+        whole("base", self.base, least=2)
 
     def passes(self, n: int) -> np.ndarray:
         """The pass of each of n places."""

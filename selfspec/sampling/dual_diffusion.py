@@ -24,6 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import take, take_along
@@ -111,8 +112,7 @@ class DualDiffusionSampler(SetSampler):
     ):
         check_keeps(model)
         super().__init__(model, None, temperature, top_p)
-        if drafts < 1:
-            raise ValueError(f"`drafts` must be at least 1, got {drafts}")
+        whole("drafts", drafts, least=1)
         if order is not None and not order.fixed:
             raise ValueError(f"`order` must be fixed in advance, got {type(order).__name__}")
         self.doubt = doubt if doubt is not None else DivergenceDoubt()

@@ -18,7 +18,8 @@ __all__ = ["AnyOrderSampler", "FixedCountSampler"]
 class FixedCountSampler(PlainSampler):
     """Reveals the counts of a masking schedule.
 
-    `likelihood.log_likelihood` with its `window` and `rounds=0` is its law.
+    For orders that are fixed in advance, `log_likelihood` with the same `window` and `rounds=0` is
+    the exact log-probability of its samples.
 
     Args:
         model: an `SSMD`, with or without a head.
@@ -44,7 +45,7 @@ class FixedCountSampler(PlainSampler):
 
 
 class AnyOrderSampler(PlainSampler):
-    """One token a pass; exact for the model. Arguments as in `Sampler`."""
+    """One token per pass: the model's own distribution. Arguments as in `Sampler`."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.sampling.base import State
 from selfspec.sampling.plain import PlainSampler
@@ -64,8 +65,7 @@ class KLASSSampler(PlainSampler):
         if not epsilon > 0:
             raise ValueError(f"`epsilon` must be above 0, got {epsilon}")
         for name, value in {"history": history, "fallback": fallback}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            whole(name, value, least=1)
         self.tau, self.epsilon, self.history, self.fallback = tau, epsilon, history, fallback
 
     def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> KLASSState:

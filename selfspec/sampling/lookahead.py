@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.noise import Purpose
 from selfspec.ops import draw
@@ -66,8 +67,7 @@ class LookaheadSampler(SetSampler):
         schedule = schedule if schedule is not None else LinearSchedule()
         super().__init__(model, ScheduleWindow(schedule, steps), temperature, top_p)
         for name, value in {"pool": pool, "candidates": candidates}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            whole(name, value, least=1)
         if not weight_temperature > 0:
             raise ValueError(f"`weight_temperature` must be above 0, got {weight_temperature}")
         self.pool, self.candidates, self.heat = pool, candidates, weight_temperature

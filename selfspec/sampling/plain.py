@@ -20,8 +20,8 @@ __all__ = ["PlainSampler"]
 class PlainSampler(Sampler):
     """Reveals the drafts of the whole window, unverified.
 
-    Where order and window do not read the drafts, `likelihood.log_likelihood` (for a fixed order)
-    with this window and `rounds=0` is its law.
+    For an order that is fixed in advance and a window that reads no drafts, `log_likelihood` with
+    this window and `rounds=0` is the exact log-probability of its samples.
 
     Args:
         model: an `SSMD`, with or without a head.

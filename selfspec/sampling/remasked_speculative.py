@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.interfaces import Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
@@ -82,8 +83,7 @@ class RemaskedSpeculativeSampler(SpeculativeSampler):
                              f"got {type(self.window).__name__}")  # fmt: skip
         if not 0 <= eta <= 1:
             raise ValueError(f"`eta` must be in [0, 1], got {eta}")
-        if passes < 0:
-            raise ValueError(f"`passes` must be at least 0, got {passes}")
+        whole("passes", passes, least=0)
         self.eta, self.passes = eta, passes
 
     def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> RemaskedState:

@@ -17,6 +17,7 @@ account counts sequences: it pays in latency on idle hardware, not in work. Sour
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.sampling.base import State
 from selfspec.sampling.sets import Outcome, SetSampler
@@ -38,8 +39,7 @@ class SelfVerifiedSampler(SetSampler):
     """
 
     def __init__(self, model: SSMD, drafts: int = 8):
-        if drafts < 1:
-            raise ValueError(f"`drafts` must be at least 1, got {drafts}")
+        whole("drafts", drafts, least=1)
         super().__init__(model, ConstantWindow(drafts))
 
     def move(self, state: State) -> Outcome:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfspec.checks import whole
 from selfspec.interfaces import Pass, Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
@@ -139,8 +140,7 @@ class RemaskingSampler(SetSampler):
 
     def __init__(self, model: SSMD, steps: int, temperature: float = 1.0, top_p: float = 1.0):
         super().__init__(model, None, temperature, top_p)
-        if steps < 1:
-            raise ValueError(f"`steps` must be at least 1, got {steps}")
+        whole("steps", steps, least=1)
         self.steps = steps
 
     def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> GivenState:

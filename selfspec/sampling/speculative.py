@@ -30,9 +30,10 @@ __all__ = ["SpeculativeSampler"]
 
 
 class SpeculativeSampler(Sampler):
-    """Drafts and verifies; see the module.
+    """Drafts with the trunk and verifies with the head; the module has the algorithm.
 
-    `likelihood.log_likelihood` with its `window` and `rounds` is its law.
+    For orders that are fixed in advance, `log_likelihood` with the same `window` and `rounds` is
+    the exact log-probability of its samples.
 
     Args:
         model: an `SSMD` with a head.
