@@ -3,7 +3,8 @@
     python benchmarks/calibrate.py --report benchmarks/results/books27-quality.json books27
 
 The table is that of `selfspec benchmark CHECKPOINT --calibrate`, with the report's samples and
-judge.
+judge: of the model's own sampling all self-speculative rows, and the plain rows that
+`measuring.worthwhile` keeps.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfspec import calibration
+from selfspec import calibration, measuring
 
 REPORT = Path(__file__).parent / "results" / "books27-quality.json"
 
@@ -27,25 +28,29 @@ def main() -> None:
 
 
 def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The self-speculative rows of a report, by rising NFE, as `calibration` wants them."""
+    """The rows of a report that a table keeps, by rising NFE, as `calibration` wants them."""
     rows = [
         {
-            "sampler": "speculative",
-            "order": row["order"],
-            "window": {
-                "kind": row["settings"].get("schedule", "cosine"),
-                "dtau": row["settings"]["dtau"],
-            },
-            "rounds": row["settings"]["rounds"],
+            **sampler(row),
             "nfe": round(row["nfe"], 2),
             "judge": round(row["judge"], 4),
             "n": row["n"],
             "word_entropy": row["word_entropy"] and round(row["word_entropy"], 3),
         }
         for row in report["rows"]
-        if row["sampler"] == "self-speculative"
+        if row["sampler"] in ("self-speculative", "plain")
     ]
-    return sorted(rows, key=lambda row: row["nfe"])
+    return sorted(measuring.worthwhile(rows), key=lambda row: row["nfe"])
+
+
+def sampler(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What drew a row of a report, as `calibration.describe` says it."""
+    order, settings = row["order"], row["settings"]
+    if row["sampler"] == "plain":
+        return {"sampler": "plain", "order": order, **settings}
+    window = {"kind": settings.get("schedule", "cosine"), "dtau": settings["dtau"]}
+    rounds = settings["rounds"]
+    return {"sampler": "speculative", "order": order, "window": window, "rounds": rounds}
 
 
 if __name__ == "__main__":

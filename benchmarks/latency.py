@@ -38,11 +38,11 @@ from torch import nn
 
 from selfspec import checkpoint
 from selfspec.arena.report import commit, machine, running
-from selfspec.calibration import knobs
 from selfspec.engine import Engine
 from selfspec.engine.graphs import copied
 from selfspec.files import write_json
 from selfspec.interfaces import Samples
+from selfspec.measuring import knobs
 from selfspec.metrics.timing import Timing, median_seconds
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig

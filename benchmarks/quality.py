@@ -47,13 +47,14 @@ from selfspec.arena import (
     row_table,
     write_report,
 )
-from selfspec.calibration import ORDERS, knobs
+from selfspec.calibration import ORDERS, SCHEDULES
 from selfspec.data.corpus import Store, open_corpus
 from selfspec.data.loader import spread
 from selfspec.data.ragged import RaggedStore
 from selfspec.data.tokenizers import CharTokenizer, ProteinTokenizer, Tokenizer
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
 from selfspec.likelihood import Scores, chain, draw_order, information_profile, scores
+from selfspec.measuring import knobs
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.noise import row_seeds
 from selfspec.prompts import blank
@@ -63,7 +64,7 @@ from selfspec.sampling import (
     PlainSampler,
     SpeculativeSampler,
 )
-from selfspec.schedules import CosineSchedule, CosineWindow, LinearSchedule, LinearWindow
+from selfspec.schedules import CosineWindow, LinearWindow
 
 COSINE_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512)
 LINEAR_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
@@ -74,7 +75,6 @@ LINEAR = ((3, 0.125), (2, 0.125), (2, 0.09), (1, 0.09), (1, 0.06), (1, 0.045), (
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
 OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
-SCHEDULES = {"cosine": CosineSchedule, "linear": LinearSchedule}
 Drawn = Sequence[tuple[Sweep, Setting, Result]]
 
 

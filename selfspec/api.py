@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from selfspec import calibration, checkpoint
+from selfspec import calibration, checkpoint, measuring
 from selfspec.checkpoint import save as save
 from selfspec.description import is_head_only
 from selfspec.generation import generate as generate
@@ -102,12 +102,12 @@ def calibrate(
         model: an `SSMD` with a head.
         judge: a judge with the same tokens.
         folder: a checkpoint; the table is also written into its config. Its weights do not change.
-        **settings: `samplers`, `n`, `seed`, `batch_size`, `progress`, see `calibration.measure`.
+        **settings: `samplers`, `n`, `seed`, `batch_size`, `progress`, see `measuring.measure`.
 
     Returns:
         The rows of the table.
     """
-    model.calibration = calibration.measure(model, judge.log_probs, **settings)
+    model.calibration = measuring.measure(model, judge.log_probs, **settings)
     if folder is not None:
         calibration.store(os.fspath(folder), model.calibration)
     return model.calibration

@@ -1,22 +1,28 @@
 """From a budget to a sampler.
 
-A checkpoint carries a table of settings that were measured for its weights, one row each:
+A checkpoint carries a table of settings that were measured for its weights, one row each, of
+self-speculative sampling and of plain sampling:
 
     {"sampler": "speculative", "order": "uniform", "window": {"kind": "cosine", "dtau": 0.083},
      "rounds": 4, "nfe": 14.3, "judge": 2.90, "word_entropy": 6.1, "n": 1024}
+    {"sampler": "plain", "order": "respaced", "schedule": "linear", "steps": 8, "nfe": 7.3, ...}
 
 with `judge` in bits per token, lower is better. A request picks one row:
 
     nfe = b     the lowest `judge` among the rows with NFE ≤ b
-    fast        the row with the lowest NFE
+    fast        the same, with the NFE of the cheapest self-speculative row as the budget
     best        the row with the lowest `judge`
     balanced    the cheapest row that is at least three quarters of the way from fast to best:
                 judge ≤ judge(best) + (judge(fast) - judge(best)) / 4
 
+Few passes are best left unverified, so that fast may be a plain row; but plain sampling can be made
+as cheap as one likes, and as bad, so that the cheapest row of all is not what fast should be.
+`measuring` makes a table, and says which plain rows are in it.
+
 The table is measured on sequences of the model's full length, or of the lengths of its training
-data where these had their own. Its windows are shares of the tokens to generate, so a shorter text
-takes fewer passes, but only slightly, until there are about as many tokens as passes: a budget that
-holds at full length holds there too.
+data where these had their own. Its windows are shares of the tokens to generate, and its steps at
+most a pass a token, so a shorter text takes fewer passes, but only slightly, until there are about
+as many tokens as passes: a budget that holds at full length holds there too.
 """
 
 import math
@@ -25,24 +31,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from tqdm import tqdm
-
 from selfspec.checkpoint import load_config, resolve
+from selfspec.checks import whole
 from selfspec.files import write_json
-from selfspec.interfaces import Samples
-from selfspec.metrics.entropy import word_entropy
-from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.model import SSMD
-from selfspec.noise import row_seeds
 from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
-from selfspec.prompts import blank
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import (
     USUAL_ROUNDS,
     ConstantWindow,
+    CosineSchedule,
     CosineWindow,
+    LinearSchedule,
     LinearWindow,
+    Schedule,
     UnboundedWindow,
     Window,
 )
@@ -50,14 +52,13 @@ from selfspec.selection import CellOrder
 
 __all__ = [
     "ORDERS",
+    "SCHEDULES",
     "Point",
     "Quality",
     "by_budget",
     "by_quality",
     "choose",
     "describe",
-    "knobs",
-    "measure",
     "store",
 ]
 
@@ -75,27 +76,25 @@ WINDOWS: dict[str, Callable[..., Window]] = {
     "constant": ConstantWindow,
     "unbounded": UnboundedWindow,
 }
-SWEEP: tuple[tuple[int, CosineWindow | LinearWindow], ...] = (
-    (6, CosineWindow(0.16)),
-    (2, LinearWindow(0.09)),
-    (4, CosineWindow(0.083)),
-    (1, LinearWindow(0.06)),
-    (4, CosineWindow(0.04)),
-    (1, LinearWindow(0.03)),
-    (4, CosineWindow(0.02)),
-    (3, CosineWindow(0.01)),
-    (2, CosineWindow(0.005)),
-)
-"""Rounds and windows that `measure` tries with every order, from about 8 to 110 NFE at D = 256."""
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "cosine": CosineSchedule,
+    "linear": LinearSchedule,
+}
+Kind = type[SpeculativeSampler] | type[FixedCountSampler]
+SAMPLERS: dict[str, Kind] = {
+    "speculative": SpeculativeSampler,
+    "plain": FixedCountSampler,
+}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a table: a setting of `SpeculativeSampler` and what it measured."""
+    """One row of a table: a sampler, and what it measured."""
 
+    kind: Kind
     order: Order
-    window: Window
-    rounds: int
+    settings: Mapping[str, Any]
+    """Of a sampler of this kind: `window` and `rounds`, or `schedule` and `steps`."""
     nfe: float
     judge: float
 
@@ -107,18 +106,24 @@ class Point:
             ValueError: a field is missing, of a wrong type or of an unknown kind.
         """
         try:
-            if row["sampler"] != "speculative":
-                raise ValueError(f"unknown sampler {row['sampler']!r}")
-            window = dict(row["window"])
             return cls(
+                kind=SAMPLERS[row["sampler"]],
                 order=ORDERS[row["order"]](),
-                window=WINDOWS[window.pop("kind")](**window),
-                rounds=int(row["rounds"]),
+                settings=_settings(row),
                 nfe=float(row["nfe"]),
                 judge=float(row["judge"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"`calibration` has a bad row {row!r} ({error!r})") from error
+
+    @property
+    def verified(self) -> bool:
+        """Whether drafts are verified, or stand as they are."""
+        return self.kind is SpeculativeSampler
+
+    def sampler(self, model: SSMD, temperature: float = 1.0, top_p: float = 1.0) -> Sampler:
+        """What the row describes, for a model."""
+        return self.kind(model, self.order, **self.settings, temperature=temperature, top_p=top_p)
 
 
 def choose(
@@ -134,14 +139,14 @@ def choose(
     """The sampler of a budget, of a named quality or of raw settings: one of the three.
 
     Args:
-        model: with a head: `SpeculativeSampler`. Without: `FixedCountSampler`, whose NFE is its
-            number of passes, so that `nfe` needs no table there; `AnyOrderSampler` if `nfe` allows
-            a pass a token.
+        model: with a head: `SpeculativeSampler`, or `FixedCountSampler` where the table has it.
+            Without: `FixedCountSampler`, whose NFE is its number of passes, so that `nfe` needs no
+            table there; `AnyOrderSampler` if `nfe` allows a pass a token.
         nfe: the most function evaluations a sample, on average.
         quality: a named point of the table; "balanced" where nothing is asked for.
         order: the rule for σ; restricts the table to its rows.
-        window, rounds: raw settings; a whole number is a constant window. A model without a table
-            uses `SpeculativeSampler`'s own defaults for what is not given.
+        window, rounds: raw settings of `SpeculativeSampler`; a whole number is a constant window.
+            A model without a table uses the sampler's own defaults for what is not given.
         temperature, top_p: of draft and target alike; the table is measured at 1 and 1.
 
     Raises:
@@ -171,7 +176,7 @@ def choose(
             "lacks: run `selfspec benchmark CHECKPOINT --calibrate`, or give `window` and `rounds`"
         )
     point = by_quality(table, quality or "balanced") if nfe is None else by_budget(table, nfe)
-    return SpeculativeSampler(model, point.order, point.window, point.rounds, temperature, top_p)
+    return point.sampler(model, temperature, top_p)
 
 
 def by_budget(table: Sequence[Point], nfe: float) -> Point:
@@ -184,16 +189,22 @@ def by_budget(table: Sequence[Point], nfe: float) -> Point:
     if not affordable:
         # Rounded up, so that the number named is one that works.
         least = math.ceil(10 * min(point.nfe for point in table)) / 10
-        raise ValueError(f"`nfe` must be at least {least:g} for this checkpoint, got {nfe:g}")
+        orders = {type(point.order).__name__ for point in table}
+        alone = f" with {orders.pop()}" if len(orders) == 1 else ""
+        raise ValueError(
+            f"`nfe` must be at least {least:g} for this checkpoint{alone}, got {nfe:g}"
+        )
     return min(affordable, key=lambda point: (point.judge, point.nfe))
 
 
 def by_quality(table: Sequence[Point], quality: Quality) -> Point:
     """A named point of the table, as this module's head defines it."""
-    fast = min(table, key=lambda point: (point.nfe, point.judge))
+    verified = [point.nfe for point in table if point.verified]
+    fast = by_budget(table, min(verified or [point.nfe for point in table]))
     best = min(table, key=lambda point: (point.judge, point.nfe))
     limit = best.judge + (fast.judge - best.judge) / 4
-    balanced = min((p for p in table if p.judge <= limit), key=lambda point: point.nfe)
+    near = [point for point in table if point.judge <= limit]
+    balanced = min(near, key=lambda point: (point.nfe, point.judge))
     named = {"fast": fast, "balanced": balanced, "best": best}
     if quality not in named:
         raise ValueError(f"`quality` must be one of {list(named)}, got {quality!r}")
@@ -201,71 +212,16 @@ def by_quality(table: Sequence[Point], quality: Quality) -> Point:
 
 
 def describe(sampler: Sampler) -> dict[str, Any]:
-    """The settings of a sampler in JSON types; `Point.from_row` reads a speculative one's."""
+    """The settings of a sampler in JSON types; `Point.from_row` reads those that it knows."""
     if isinstance(sampler, SpeculativeSampler):
         window = {"kind": _name(sampler.window, WINDOWS), **vars(sampler.window)}
         settings = {"window": window, "rounds": sampler.rounds}
-    elif isinstance(sampler, FixedCountSampler) and not isinstance(sampler, AnyOrderSampler):
-        settings = {"schedule": type(sampler.schedule).__name__, "steps": sampler.steps}
+    elif isinstance(sampler, FixedCountSampler):
+        settings = {"schedule": _name(sampler.schedule, SCHEDULES), "steps": sampler.steps}
     else:
         settings = {}
-    name = type(sampler).__name__.removesuffix("Sampler").lower()
-    return {"sampler": name, "order": _name(sampler.order, ORDERS), **settings}
-
-
-def knobs(rounds: int, window: CosineWindow | LinearWindow) -> dict[str, Any]:
-    """Rounds and window as the settings of a report; a window is cosine if nothing is said."""
-    schedule = {} if isinstance(window, CosineWindow) else {"schedule": "linear"}
-    return {"rounds": rounds, **schedule, "dtau": window.dtau}
-
-
-def measure(
-    model: SSMD,
-    judge: Judge,
-    samplers: Sequence[SpeculativeSampler] | None = None,
-    n: int = 256,
-    seed: int = 0,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> list[dict[str, Any]]:
-    """Draws n samples at every setting and scores them: a new table.
-
-    Args:
-        model: with a head; its own table is neither used nor changed.
-        judge: (B, L) tokens → (B, L) nats, on the model's device.
-        samplers: settings to measure; by default `SWEEP` with every order.
-        n: samples a setting, with the same row seeds at each.
-        seed: of the run.
-        batch_size: rows drawn at once.
-        progress: show a bar over the settings.
-
-    Returns:
-        A row a setting, by rising NFE.
-
-    Raises:
-        ValueError: `n` or `batch_size` below 1, or a model without head.
-    """
-    for name, value in {"n": n, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-    if samplers is None:
-        samplers = [
-            SpeculativeSampler(model, order(), window, rounds)
-            for order in ORDERS.values()
-            for rounds, window in SWEEP
-        ]
-    seeds = row_seeds(seed, n, model.device)
-    text = model.length - len(model.frame[0]) - len(model.frame[1])
-    sizes = model.lengths.draw(seeds) if model.lengths else torch.full_like(seeds, text)
-    tokens, pad = blank(sizes, model.mask_id, frame=model.frame)
-    rows = []
-    bar = tqdm(samplers, desc="calibrating", unit="setting", disable=not progress)
-    for sampler in bar:
-        batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
-        parts = [sampler.sample(*batch) for batch in batches]
-        rows.append({**describe(sampler), **_scores(model, judge, Samples.concatenate(parts))})
-        bar.set_postfix(nfe=f"{rows[-1]['nfe']:.1f}", judge=f"{rows[-1]['judge']:.3f}")
-    return sorted(rows, key=lambda row: row["nfe"])
+    kind, order = _name(sampler, SAMPLERS), _name(sampler.order, ORDERS)
+    return {"sampler": kind, "order": order, **settings}
 
 
 def store(checkpoint: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -287,18 +243,14 @@ def store(checkpoint: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def _scores(model: SSMD, judge: Judge, samples: Samples) -> dict[str, Any]:
-    """What a row says of its samples; numbers rounded to what n samples can resolve."""
-    bits = judge_nll(samples.tokens, judge, pad=samples.pad).bits
-    scores: dict[str, Any] = {
-        "nfe": round(float(samples.nfe.mean()), 2),
-        "judge": round(float(bits.mean()), 4),
-        "n": len(samples),
-    }
-    if model.tokenizer is not None:
-        entropy = word_entropy([model.tokenizer.decode(row.compressed()) for row in samples.rows])
-        scores["word_entropy"] = None if math.isnan(entropy) else round(entropy, 3)
-    return scores
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its sampler beside kind and order."""
+    if row["sampler"] == "plain":
+        steps = whole("steps", row["steps"], least=1)
+        return {"schedule": SCHEDULES[row["schedule"]](), "steps": steps}
+    window = dict(row["window"])
+    rounds = whole("rounds", row["rounds"], least=1)
+    return {"window": WINDOWS[window.pop("kind")](**window), "rounds": rounds}
 
 
 def _name(value: object, names: Mapping[str, Any]) -> str:

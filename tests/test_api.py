@@ -1,4 +1,4 @@
-"""The façade: prompts, budgets, calibration, round trips, training."""
+"""The façade: prompts, round trips, training."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import selfspec as ss
-from selfspec import calibration, prompts, public
+from selfspec import prompts, public
 from selfspec.data.corpus import write_corpus
 from selfspec.nn.transformer import TrunkConfig
 from selfspec.recipes import Recipe
@@ -21,19 +21,6 @@ MASK = 27
 @pytest.fixture(scope="module")
 def model() -> ss.SSMD:
     return tiny.model()
-
-
-@pytest.fixture
-def calibrated() -> ss.SSMD:
-    made = tiny.model()
-    made.calibration = [
-        tiny.row(8, 5.0, dtau=0.3),
-        tiny.row(12, 4.2),
-        tiny.row(14, 4.3, dtau=0.05),
-        tiny.row(20, 4.0, dtau=0.01),
-        tiny.row(13, 4.1, "respaced", rounds=3),
-    ]
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -179,149 +166,6 @@ def test_prompts_are_laid_out_with_pads():
     tokens, pad = prompts.layout(["a_", "bcd"], ss.CharTokenizer(), MASK, longest=5)
     assert tokens[0].tolist()[:2] == [1, MASK]
     assert pad.tolist() == [[False, False, True], [False, False, False]]
-
-
-# Budgets
-
-
-def chosen(model: ss.SSMD, **request) -> tuple[str, float, int]:
-    sampler = calibration.choose(model, **request)
-    settings = calibration.describe(sampler)
-    return settings["order"], settings["window"]["dtau"], settings["rounds"]
-
-
-@pytest.mark.parametrize(
-    ("nfe", "row"),
-    [
-        (8, ("uniform", 0.3, 2)),
-        (12.9, ("uniform", 0.1, 2)),
-        (13, ("respaced", 0.1, 3)),
-        (19, ("respaced", 0.1, 3)),  # 14 NFE measured worse than 13
-        (1000, ("uniform", 0.01, 2)),
-    ],
-)
-def test_a_budget_takes_the_best_row_that_it_affords(calibrated: ss.SSMD, nfe: float, row: tuple):
-    assert chosen(calibrated, nfe=nfe) == row
-
-
-def test_an_order_restricts_the_table(calibrated: ss.SSMD):
-    assert chosen(calibrated, nfe=19, order=ss.UniformOrder()) == ("uniform", 0.1, 2)
-    assert chosen(calibrated, order=ss.RespacedOrder()) == ("respaced", 0.1, 3)
-    with pytest.raises(ValueError, match="needs a calibration table for VanDerCorputOrder"):
-        calibration.choose(calibrated, nfe=19, order=ss.VanDerCorputOrder())
-
-
-def test_a_budget_below_the_table_names_the_lowest(calibrated: ss.SSMD):
-    with pytest.raises(ValueError, match="`nfe` must be at least 8 for this checkpoint, got 3"):
-        ss.generate(calibrated, nfe=3)
-
-
-def test_three_quarters_of_the_way_are_balanced():
-    model = tiny.model()
-    model.calibration = [tiny.row(8, 5.0), tiny.row(12, 4.3), tiny.row(16, 4.2), tiny.row(20, 4.0)]
-    table = [calibration.Point.from_row(row) for row in model.calibration]
-    assert calibration.by_quality(table, "balanced").nfe == 16
-
-
-@pytest.mark.parametrize(
-    ("head", "asked"),
-    [(True, {}), (True, {"nfe": 12}), (True, {"quality": "best"}), (True, {"window": 3}),
-     (False, {}), (False, {"nfe": 12}), (False, {"nfe": 1000})],
-)  # fmt: skip
-def test_temperature_and_nucleus_reach_every_sampler(
-    calibrated: ss.SSMD, head: bool, asked: dict[str, Any]
-):
-    model = calibrated if head else tiny.model(head=False)
-    sampler = calibration.choose(model, **asked, temperature=0.7, top_p=0.9)
-    assert (sampler.temperature, sampler.top_p) == (0.7, 0.9)
-
-
-def test_the_named_qualities(calibrated: ss.SSMD):
-    assert chosen(calibrated, quality="fast") == ("uniform", 0.3, 2)
-    assert chosen(calibrated, quality="best") == ("uniform", 0.01, 2)
-    # From 5.0 to 4.0, three quarters of the way is 4.25: the rows at 12, 13 and 20 NFE reach it.
-    assert chosen(calibrated, quality="balanced") == ("uniform", 0.1, 2)
-    assert chosen(calibrated) == chosen(calibrated, quality="balanced")
-    with pytest.raises(ValueError, match="`quality` must be one of"):
-        calibration.choose(calibrated, quality="good")  # type: ignore[arg-type]
-
-
-def test_raw_settings_pass_the_table_by(calibrated: ss.SSMD):
-    sampler = calibration.choose(calibrated, window=ss.CosineWindow(0.2), rounds=7)
-    assert calibration.describe(sampler) == {
-        "sampler": "speculative",
-        "order": "uniform",
-        "window": {"kind": "cosine", "dtau": 0.2},
-        "rounds": 7,
-    }
-
-
-def test_without_a_head_a_budget_is_a_number_of_passes():
-    plain = tiny.model(head=False)
-    assert ss.generate(plain, nfe=5.9).nfe.tolist() == [5]
-    assert ss.generate(plain, nfe=float("inf")).nfe.tolist() == [tiny.LENGTH]
-    with pytest.raises(ValueError, match="must have a causal head"):
-        ss.generate(plain, quality="best")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sampler": "magic"},
-        {"order": "alphabetical"},
-        {"window": {"kind": "cosine", "dtau": 2}},
-        {"window": {"kind": "round"}},
-        {"window": 3},
-        {"nfe": "many"},
-        {"rounds": None},
-    ],
-)
-def test_a_bad_row_is_named(change: dict):
-    made = tiny.model()
-    made.calibration = [tiny.row(8, 5.0) | change]
-    with pytest.raises(ValueError, match="`calibration` has a bad row"):
-        ss.generate(made)
-
-
-# Calibration
-
-
-def test_calibrating_measures_what_sampling_costs(tmp_path: Path):
-    made = tiny.model()
-    ss.save(made, tmp_path)
-    weights = (tmp_path / "model.safetensors").read_bytes()
-    samplers = [
-        ss.SpeculativeSampler(made, ss.UniformOrder(), ss.CosineWindow(0.3), 2),
-        ss.SpeculativeSampler(made, ss.RespacedOrder(), ss.ConstantWindow(3), 1),
-    ]
-    rows = ss.calibrate(
-        made, tiny.judge(), tmp_path, samplers=samplers, n=6, seed=2, progress=False
-    )
-    assert [row["nfe"] for row in rows] == sorted(row["nfe"] for row in rows)
-    for row in rows:
-        point = calibration.Point.from_row(row)
-        samples = ss.generate(
-            made, 6, seed=2, order=point.order, window=point.window, rounds=point.rounds
-        )
-        assert row["nfe"] == pytest.approx(float(samples.nfe.mean()), abs=0.01)
-        bits = ss.metrics.judge_nll(samples.tokens, tiny.judge().log_probs).bits
-        assert row["judge"] == pytest.approx(bits.mean(), abs=1e-3)
-    assert (tmp_path / "model.safetensors").read_bytes() == weights
-    assert ss.load(tmp_path).calibration == rows
-
-
-@pytest.mark.parametrize("name", ["n", "batch_size"])
-def test_a_calibration_without_samples_is_refused(model: ss.SSMD, name: str):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
-        ss.calibrate(model, tiny.judge(), **{name: 0})  # type: ignore[arg-type]
-
-
-def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
-    ss.save(tiny.model(), tmp_path)
-    before = (tmp_path / "config.json").read_text()
-    with pytest.raises(ValueError, match="bad row"):
-        calibration.store(tmp_path, [tiny.row(8, 5.0), {"sampler": "speculative"}])
-    assert (tmp_path / "config.json").read_text() == before
 
 
 # Checkpoints

@@ -21,7 +21,7 @@ import tiny
 import torch
 
 import selfspec as ss
-from selfspec import calibration, checkpoint, cli, recipes
+from selfspec import calibration, checkpoint, cli, measuring, recipes
 from selfspec.cli import main
 from selfspec.cli.benchmark import kept_profile
 from selfspec.cli.common import OrderName, Run
@@ -181,6 +181,20 @@ def test_sample_resolves_a_budget_from_the_table(capsys: pytest.CaptureFixture[s
     assert told["sampler"]["window"] == {"kind": "linear", "dtau": 0.2}
 
 
+def test_a_budget_may_buy_plain_sampling(capsys: pytest.CaptureFixture[str]):
+    told = report(capsys, "sample", "--nfe", "10.5")
+    plain = {"sampler": "plain", "order": "respaced", "schedule": "linear", "steps": 15}
+    assert told["sampler"] == plain
+    assert (told["trunk_passes"], told["head_passes"]) == (15, 0)
+    assert report(capsys, "infill", "the ____ sat", "--nfe", "10")["sampler"] == plain
+    assert main(["sample", "--nfe", "10"]) == 0
+    about = capsys.readouterr().err
+    assert about.splitlines()[-1] == "plain respaced linear steps=15"
+    assert "acceptance" not in about  # of nothing
+    assert main(["sample", "--nfe", "9", "--order", "uniform"]) == 0
+    assert "acceptance" in capsys.readouterr().err
+
+
 def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "new" / "texts.txt"
     assert main(["sample", "--num", "2", "--length", "9", "--out", str(out)]) == 0
@@ -253,6 +267,26 @@ def test_score_reads_standard_input_in_blocks(
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat"))
     assert main(["score", "-", "--orders", "2", "--order", "respaced"]) == 0
     assert "estimate" in capsys.readouterr().out
+
+
+def test_score_keeps_to_a_fixed_order_unless_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "text.txt"
+    file.write_text("the cat sat on")
+    scoring = ["score", str(file), "--orders", "2", "--nfe", "12"]
+    told = report(capsys, *scoring)
+    assert (told["exact"], told["sampler"]["order"]) == (True, "uniform")
+    told = report(capsys, *scoring, "--order", "respaced")
+    assert (told["exact"], told["sampler"]["sampler"]) == (False, "plain")
+    model = ss.load("books27")
+    tokens = torch.from_numpy(tokenizer().encode("the cat sat on"))[None]
+    window = ss.ScheduleWindow(ss.LinearSchedule(), 15)
+    draws = [
+        ss.estimate_log_likelihood(model, tokens, ss.RespacedOrder(), window, 0, seeds=k).item()
+        for k in ss.row_seeds(0, 2).split(1)
+    ]
+    assert told["bits"] == pytest.approx(-sum(draws) / 2 / (14 * math.log(2)))
 
 
 def test_evaluate_prints_every_metric(corpus: Path, capsys: pytest.CaptureFixture[str]):
@@ -344,6 +378,25 @@ def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.Captur
     assert {row["order"] for row in told["calibration"]} == set(calibration.ORDERS)
     nfe = min(row["nfe"] for row in told["calibration"])
     assert report(capsys, "sample", "--checkpoint", str(tmp_path), "--nfe", str(nfe))["n"] == 1
+
+
+def test_a_calibration_is_shown_row_by_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(measuring, "SWEEP", ((2, ss.LinearWindow(0.25)),))
+    monkeypatch.setattr(measuring, "PLAIN_SWEEP", (24,))
+    monkeypatch.setattr(measuring, "worthwhile", lambda rows: rows)
+    ss.save(tiny.model(), tmp_path)
+    assert main(["benchmark", str(tmp_path), "--calibrate", "--num", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["sampler", "NFE", "judge"]
+    assert len(lines) == 1 + 2 * len(calibration.ORDERS)
+    for name in calibration.ORDERS:
+        assert any(
+            line.startswith(f"speculative {name} linear dtau=0.25 rounds=2 ") for line in lines
+        )
+        (plain,) = (line for line in lines if line.startswith(f"plain {name} linear steps=24 "))
+        assert plain.split()[-2] == "16.0"  # 24 passes of two of three blocks
 
 
 def test_prepare_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -456,6 +509,8 @@ def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
     ]  # fmt: skip
     plain, verified, best = rows
     assert abs(plain["nfe"] - verified["nfe"]) <= 2 / 3  # a pass of two of three blocks
+    # Though the table has a better plain row for this budget.
+    assert [row["sampler"] for row in rows] == ["plain", "speculative", "speculative"]
     assert best["order"] == "respaced"
     assert main(["demo", "--num", "1", "--nfe", "12"]) == 0
     assert "plain masked diffusion" in capsys.readouterr().out
@@ -495,6 +550,24 @@ def test_frames_show_drafts_verdicts_and_redraws():
     rejections = sum(round_.rejected is not None for p in passes for round_ in p.rounds)
     assert sum(any(state is State.REJECTED for _, state in f.cells) for f in frames) == rejections
     assert len(frames) == sum(1 + len(p.rounds) for p in passes) + rejections + 1
+
+
+def test_frames_of_plain_sampling_show_drafts_that_stand(capsys: pytest.CaptureFixture[str]):
+    model = tiny.model()
+    plain = ss.FixedCountSampler(model, ss.RespacedOrder(), ss.LinearSchedule(), steps=6)
+    samples = ss.generate(model, sampler=plain, trace=True)
+    assert samples.trace is not None
+    frames = list(Replay(samples.tokens[0].tolist(), samples.trace[0], 2, 1).frames())
+    seen = {state for frame in frames for _, state in frame.cells}
+    assert seen == {State.MASKED, State.DRAFTED, State.REVEALED}
+    assert len(frames) == 6 + 1
+    assert [sum(state is State.MASKED for _, state in f.cells) for f in frames] == [
+        20, 16, 12, 8, 4, 0, 0
+    ]  # fmt: skip
+    assert (frames[-1].head_passes, frames[-1].nfe) == (0, 4)
+    assert main(["sample", "--watch", "--nfe", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "head passes   0  NFE  10.0" in out
 
 
 def test_watch_prints_frames_without_control_codes(capsys: pytest.CaptureFixture[str]):

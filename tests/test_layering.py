@@ -31,7 +31,7 @@ LAYERS = [
     {"description", "inputs"},
     {"checkpoint", "likelihood", "losses", "sampling"},
     {"calibration", "engine", "train"},
-    {"generation"},
+    {"generation", "measuring"},
     {"hub"},
     {"arena", "recipes", "serve"},
     {"api"},

@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from selfspec import calibration
+from selfspec import measuring
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.prompts import blank, decode, in_frame, layout, unprompted
 from selfspec.sampling import SpeculativeSampler
@@ -64,7 +64,7 @@ def test_a_calibration_draws_rows_with_their_frame():
         return torch.ones(tokens.shape)
 
     sampler = SpeculativeSampler(model, window=ConstantWindow(8))
-    calibration.measure(model, judge, [sampler], n=3, progress=False)
+    measuring.measure(model, judge, [sampler], n=3, progress=False)
     (tokens,) = seen
     assert tokens.shape == (3, tiny.LENGTH)
     assert tokens[:, :2].tolist() == [[3, 4]] * 3

@@ -51,7 +51,7 @@ def front_matter(card: str) -> dict[str, Any]:
 
 def test_a_checkpoint_goes_up_with_its_card_and_comes_down_again(shelf: Path):
     model = tiny.model()
-    model.calibration = [tiny.row(12, 4.0)]
+    model.calibration = [tiny.row(12, 4.0), tiny.plain_row(7.3, 4.5)]
     address = ss.push_to_hub(model, "me/letters", licence="mit", private=True, token="t")
     assert address.startswith("https://huggingface.co/me/letters")
     assert Api.asked == ["t", ("me/letters", {"private": True, "exist_ok": True})]
@@ -60,7 +60,8 @@ def test_a_checkpoint_goes_up_with_its_card_and_comes_down_again(shelf: Path):
     card = (shelf / "me--letters" / "README.md").read_text()
     assert front_matter(card)["license"] == "mit"
     assert 'ss.load("me/letters")' in card
-    assert "| uniform | kind cosine, dtau 0.1 | 2 | 12 | 4.0 |" in card
+    assert "| speculative | uniform | kind cosine, dtau 0.1, rounds 2 | 12 | 4.0 |" in card
+    assert "| plain | respaced | schedule linear, steps 8 | 7.3 | 4.5 |" in card
     loaded = ss.load("me/letters")
     assert loaded.head is not None
     assert loaded.calibration == model.calibration

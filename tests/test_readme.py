@@ -19,7 +19,7 @@ import tiny
 import yaml
 
 import selfspec as ss
-from selfspec import calibration, cli
+from selfspec import calibration, checkpoint, cli, measuring
 from selfspec.arena import Reference, Setting, Sweep, accounts, reductions, write_report
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +34,8 @@ SMALL = {
 }
 SELFSPEC = """
 import sys
-from selfspec import calibration, cli
-calibration.SWEEP = calibration.SWEEP[:2]
+from selfspec import cli, measuring
+measuring.SWEEP, measuring.PLAIN_SWEEP = measuring.SWEEP[:2], measuring.PLAIN_SWEEP[:1]
 sys.exit(cli.main())
 """
 PREPARE = """
@@ -215,6 +215,20 @@ def test_a_report_becomes_tables_and_a_calibration(tmp_path: Path):
     line = f"| {score / 10:.4f} / {min(max(score, best), worst) / 10:.4f} |"
     assert line in script.diversity(report)
     model.calibration = load_script("calibrate").table(report)
-    budget = max(row["nfe"] for row in model.calibration)
-    assert calibration.describe(calibration.choose(model, budget))["rounds"] == 2
-    assert len(model.calibration) == 2
+    points = [calibration.Point.from_row(row) for row in model.calibration]
+    verified, plain = ([p for p in points if p.verified == kind] for kind in (True, False))
+    assert [point.settings["rounds"] for point in verified] == [2, 2]
+    kinds = {(point.settings["steps"], type(point.settings["schedule"])) for point in plain}
+    assert kinds <= {(k, ss.CosineSchedule) for k in (2, 8)}
+    assert measuring.worthwhile(model.calibration) == model.calibration
+
+
+def test_the_table_of_the_bundled_model_is_that_of_its_report():
+    report = json.loads((ROOT / "benchmarks/results/books27-quality.json").read_text())
+    table = checkpoint.load_config(checkpoint.resolve("books27"))["calibration"]
+    assert load_script("calibrate").table(report) == table
+    points = [calibration.Point.from_row(row) for row in table]
+    measured = [row for row in report["rows"] if row["sampler"] in ("plain", "self-speculative")]
+    for nfe in (5.6, 8, 9.5, 11.5, 14, 16, 20, 45, 250):
+        best = min(row["judge"] for row in measured if row["nfe"] <= nfe)
+        assert calibration.by_budget(points, nfe).judge == round(best, 4)

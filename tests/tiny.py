@@ -63,11 +63,18 @@ def row(
     }
 
 
+def plain_row(nfe: float, judge: float, order: str = "respaced", steps: int = 8) -> dict[str, Any]:
+    """The same of plain sampling."""
+    settings = {"order": order, "schedule": "linear", "steps": steps}
+    return {"sampler": "plain", **settings, "nfe": nfe, "judge": judge}
+
+
 def bundle(folder: Path) -> Path:
     """What comes with the package, in small: a calibrated model, a judge, a vocabulary."""
     made = model()
     made.calibration = [
-        row(8, 5.0, dtau=0.3), row(12, 4.0), row(20, 3.9, dtau=0.01), row(11, 3.95, "respaced")
+        row(8, 5.0, dtau=0.3), row(12, 4.0), row(20, 3.9, dtau=0.01), row(11, 3.95, "respaced"),
+        plain_row(10, 3.8, steps=15),
     ]  # fmt: skip
     checkpoint.save(made, folder / "books27")
     checkpoint.save(judge(), folder / "books27-judge")

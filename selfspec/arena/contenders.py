@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from selfspec.arena.sweep import Setting
-from selfspec.calibration import ORDERS, SWEEP, knobs
+from selfspec.calibration import ORDERS, SCHEDULES
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
+from selfspec.measuring import SWEEP, knobs
 from selfspec.model import SSMD
 from selfspec.nn.scorer import Scorer
 from selfspec.orders import Order
@@ -53,7 +54,7 @@ from selfspec.sampling import (
     ThresholdSampler,
     TopKSampler,
 )
-from selfspec.schedules import ConstantWindow, CosineSchedule, LinearSchedule, Schedule
+from selfspec.schedules import ConstantWindow
 from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
 from selfspec.weights import fingerprint
 
@@ -71,10 +72,6 @@ DRAFT_ORDERS: dict[str, Callable[[], Order]] = {
     "entropy": lambda: ScoreOrder(Entropy()),
     "confidence": lambda: ScoreOrder(Confidence()),
     "spans": SpanOrder,
-}
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "cosine": CosineSchedule,
-    "linear": LinearSchedule,
 }
 
 

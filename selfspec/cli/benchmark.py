@@ -12,6 +12,7 @@ from selfspec.cli.common import (
     check_tokens,
     load_judge,
     note,
+    one_line,
     table,
     to_json,
     watched,
@@ -67,8 +68,8 @@ def benchmark(
         batch_size: samples drawn at once.
         predictor: the folder of a trained error predictor, for "guided".
         policy: the folder of a trained policy, for "policy".
-        calibrate: instead, measure the table that --nfe and --quality are resolved from, with
-            every order, and store it in the checkpoint.
+        calibrate: instead, measure the table that --nfe and --quality are resolved from, of
+            self-speculative and plain sampling in every order, and store it in the checkpoint.
         out: the folder for report.json, report.html (where matplotlib is installed), and finished
             settings, which are not drawn again.
     """
@@ -111,12 +112,13 @@ def show_table(
     rows = api.calibrate(model, judge, folder, n=n, batch_size=batch_size, seed=run.seed)
     if run.json:
         return print(to_json({"checkpoint": str(folder), "calibration": rows}))
+    about = ("sampler", "order", "window", "rounds", "schedule", "steps")
     cells = [
-        [row["order"], row["window"]["kind"], f"{row['window']['dtau']:g}", str(row["rounds"]),
+        [one_line({name: row[name] for name in about if name in row}),
          f"{row['nfe']:.1f}", f"{row['judge']:.3f}"]
         for row in rows
     ]  # fmt: skip
-    print(table(["order", "window", "Δτ", "rounds", "NFE", "judge"], cells))
+    print(table(["sampler", "NFE", "judge"], cells))
     note(f"written to {folder / 'config.json'}")
 
 

@@ -2,7 +2,7 @@
 
 One trunk draws all texts, so that a plain pass costs the trunk's share of all blocks. The order of
 the positions is uniform on both sides, as published; a last row has the order that the checkpoint's
-calibration table finds best.
+calibration table finds best for the method.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     """
     from selfspec import api
     from selfspec.arena import accounts
-    from selfspec.calibration import choose
+    from selfspec.calibration import Point, by_budget
     from selfspec.orders import UniformOrder
     from selfspec.sampling import FixedCountSampler
 
     model = api.load("books27", run.where())
     judge = api.load_judge("books27-judge", run.where())
     note(f"{num} texts a row, at most {nfe:g} function evaluations each ...")
-    verified = choose(model, nfe, order=UniformOrder())
-    row = measure("self-speculative", verified, model, judge, num, run.seed)
+    points = [Point.from_row(row) for row in model.calibration]
+    verified = [point for point in points if point.verified]
+    uniform = [point for point in verified if isinstance(point.order, UniformOrder)]
+    published = by_budget(uniform, nfe).sampler(model)
+    row = measure("self-speculative", published, model, judge, num, run.seed)
     pass_cost = accounts(model.num_trunk_blocks, model.num_head_blocks)["same trunk"]
     plain = FixedCountSampler(model, steps=max(1, round(row["nfe"] / pass_cost)))
     rows = [measure("plain masked diffusion", plain, model, judge, num, run.seed), row]
-    best = choose(model, nfe)
-    if type(best.order) is not UniformOrder:
+    best = by_budget(verified, nfe).sampler(model)
+    if not isinstance(best.order, UniformOrder):
         rows.append(measure("self-speculative, best order", best, model, judge, num, run.seed))
     print(to_json({"rows": rows}) if run.json else show(rows))
 

@@ -104,7 +104,7 @@ class SSMDOutput(hf.utils.ModelOutput):
             none.
         num_forward_passes: (B,) function evaluations, of all blocks each (`interfaces.py`): a pass
             of the trunk or of the head counts by its share of the blocks.
-        acceptance_rate: share of the verified drafts that were accepted.
+        acceptance_rate: share of the verified drafts that were accepted; 1 for plain sampling.
     """
 
     sequences: Tensor | None = None

@@ -13,6 +13,8 @@ from selfspec.model import SSMD
 __all__ = ["download", "model_card", "push_to_hub"]
 
 FILES = ["config.json", "*.safetensors", "tokenizer/*", "README.md"]
+KNOBS = ("rounds", "schedule", "steps")
+"""What a row of a calibration table says of its sampler beside the window."""
 
 CARD = """\
 ---
@@ -159,9 +161,12 @@ def _training(training: Mapping[str, Any]) -> dict[str, str]:
 def _table(rows: list[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
-    lines = ["| order | window | rounds | NFE | judge, bits per token |", "|---|---|---|---|---|"]
+    lines = [
+        "| sampler | order | settings | NFE | judge, bits per token |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
-        window = _shape(row["window"])
-        lines.append(f"| {row['order']} | {window} | {row['rounds']} | {row['nfe']} "
+        settings = _shape({**row.get("window", {}), **{k: row[k] for k in KNOBS if k in row}})
+        lines.append(f"| {row['sampler']} | {row['order']} | {settings} | {row['nfe']} "
                      f"| {row['judge']} |")  # fmt: skip
     return "\n".join(lines) + "\n\n"
