@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfspec.checkpoint import load_config, resolve
-from selfspec.checks import whole
+from selfspec.checks import real, whole
 from selfspec.files import write_json
 from selfspec.model import SSMD
-from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder
+from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder, as_order
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import (
     USUAL_ROUNDS,
@@ -152,10 +152,11 @@ def choose(
     Raises:
         ValueError: a budget below what the table has, no table, or several requests at once.
     """
+    as_order(order)
     raw = window is not None or rounds is not None
     if (nfe is not None) + (quality is not None) + raw > 1:
         raise ValueError("give one of `nfe`, `quality` or `window` and `rounds`, got several")
-    if nfe is not None and not nfe >= 1:
+    if nfe is not None and not real("nfe", nfe) >= 1:
         raise ValueError(f"`nfe` must be at least 1, got {nfe:g}")
     if model.head is None:
         if quality is not None or raw:

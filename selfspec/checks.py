@@ -1,8 +1,22 @@
-"""What a whole number must be."""
+"""What a number must be."""
 
 import operator
 
-__all__ = ["whole"]
+__all__ = ["real", "whole"]
+
+
+def real(name: str, value: object) -> float:
+    """`value` as a float.
+
+    Raises:
+        ValueError: it is no number.
+
+    >>> real("temperature", 1)
+    1.0
+    """
+    if not hasattr(value, "__float__"):  # as text has not, which `float` would read
+        raise ValueError(f"`{name}` must be a number, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def whole(name: str, value: object, least: int | None = None) -> int:

@@ -87,12 +87,14 @@ def generate(
     knobs = (nfe, quality, order, window, rounds)
     if sampler is None:
         sampler = calibration.choose(model, *knobs, temperature, top_p)
+    elif not isinstance(sampler, Sampler):
+        raise ValueError(f"`sampler` must be a Sampler, got {sampler!r}")
     elif any(knob is not None for knob in knobs):
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
                          "`window` and `rounds` out")  # fmt: skip
     if not isinstance(engine, Engine) and engine not in (None, "reference"):
         raise ValueError(f'`engine` must be an Engine, "reference" or None, got {engine!r}')
-    texts = [prompt] if isinstance(prompt, str) else prompt
+    texts = prompts.as_texts(prompt)
     rows = num * (1 if texts is None else len(texts))
     seeds = row_seeds(seed, rows, model.device, first)
     if texts is None:

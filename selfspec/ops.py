@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfspec.checks import real
+
 __all__ = ["draw", "inverse_order", "log_probs", "outside", "reorder", "take", "take_along"]
 
 
@@ -31,11 +33,11 @@ def log_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> T
         (..., V) nats, float64, -inf outside the nucleus.
 
     Raises:
-        ValueError: `temperature` or `top_p` out of range.
+        ValueError: `temperature` or `top_p` is no number, or out of range.
     """
-    if not 0 < temperature < math.inf:
+    if not 0 < real("temperature", temperature) < math.inf:
         raise ValueError(f"`temperature` must be above 0 and finite, got {temperature}")
-    if not 0 < top_p <= 1:
+    if not 0 < real("top_p", top_p) <= 1:
         raise ValueError(f"`top_p` must be in (0, 1], got {top_p}")
     precise = logits.double()
     # Divided before, the likeliest could be infinite.

@@ -15,7 +15,7 @@ scheduling, Luxembourg et al. 2025, arXiv 2506.19037).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,12 +28,14 @@ __all__ = [
     "RespacedOrder",
     "UniformOrder",
     "VanDerCorputOrder",
+    "as_order",
     "initial_order",
     "rearranged",
     "rotated_ranks",
 ]
 
 
+@runtime_checkable
 class Order(Protocol):
     """A rule that orders the places to generate."""
 
@@ -64,6 +66,19 @@ class UniformOrder:
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
         """The random numbers themselves."""
         return u
+
+
+def as_order(order: Order | None) -> Order:
+    """A rule; None stands for the uniform one.
+
+    Raises:
+        ValueError: no rule.
+    """
+    if order is None:
+        return UniformOrder()
+    if isinstance(order, type) or not isinstance(order, Order):
+        raise ValueError(f"`order` must be a rule, such as UniformOrder(), got {order!r}")
+    return order
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from selfspec.lengths import Lengths
 __all__ = [
     "NO_FRAME",
     "Frame",
+    "as_texts",
     "blank",
     "decode",
     "encode",
@@ -114,6 +115,19 @@ def blank(
     for offset, token in enumerate(end):
         tokens.masked_fill_(places == stop + offset, token)
     return tokens, places >= stop + len(end)
+
+
+def as_texts(prompt: str | Sequence[str] | None) -> Sequence[str] | None:
+    """One text or several, as several.
+
+    Raises:
+        ValueError: neither.
+    """
+    if prompt is None or isinstance(prompt, str):
+        return None if prompt is None else [prompt]
+    if not isinstance(prompt, Sequence) or not all(isinstance(text, str) for text in prompt):
+        raise ValueError(f"`prompt` must be a text or several, got {prompt!r}")
+    return prompt
 
 
 def encode(

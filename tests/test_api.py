@@ -155,6 +155,16 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
         ({"nfe": 4, "rounds": 2}, "give one of"),
         ({"nfe": 4}, "`nfe` needs a calibration table, which this checkpoint lacks"),
         ({"quality": "fast"}, "`quality` needs a calibration table"),
+        ({"prompt": 5}, "`prompt` must be a text or several, got 5"),
+        ({"prompt": b"a_"}, "`prompt` must be a text or several, got b'a_'"),
+        ({"prompt": ["a_", 5]}, r"`prompt` must be a text or several, got \['a_', 5\]"),
+        ({"prompt": "a_", "mask_char": 5}, "`mask_char` must be one character outside"),
+        ({"nfe": "4"}, "`nfe` must be a number, got '4'"),
+        ({"temperature": "1"}, "`temperature` must be a number, got '1'"),
+        ({"top_p": "1"}, "`top_p` must be a number, got '1'"),
+        ({"order": "uniform"}, r"`order` must be a rule, such as UniformOrder\(\), got 'uniform'"),
+        ({"order": ss.UniformOrder}, "`order` must be a rule"),
+        ({"sampler": "plain"}, "`sampler` must be a Sampler, got 'plain'"),
     ],
 )
 def test_bad_requests_name_argument_rule_and_value(model: ss.SSMD, options: dict, message: str):

@@ -275,6 +275,6 @@ def _valid(text: str) -> str:
 
 
 def _one(mask_char: str) -> str:
-    if len(mask_char) != 1:
+    if not isinstance(mask_char, str) or len(mask_char) != 1:
         raise ValueError(f"`mask_char` must be one character, got {mask_char!r}")
     return mask_char

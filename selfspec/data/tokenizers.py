@@ -155,7 +155,7 @@ class CharTokenizer:
         return kinds[config["kind"]](config["alphabet"])
 
     def _outside(self, mask_char: str) -> str:
-        if len(mask_char) != 1 or mask_char in self.alphabet:
+        if not isinstance(mask_char, str) or len(mask_char) != 1 or mask_char in self.alphabet:
             raise ValueError(
                 f"`mask_char` must be one character outside the alphabet, got {mask_char!r}"
             )

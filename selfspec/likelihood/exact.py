@@ -16,7 +16,7 @@ from selfspec.likelihood.chains import ancestral_chain, chain
 from selfspec.likelihood.tables import Scores, draw_order, encoded, generated, score_pass, scores
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
-from selfspec.orders import Order, UniformOrder
+from selfspec.orders import Order, as_order
 from selfspec.schedules import (
     USUAL_ROUNDS,
     CosineSchedule,
@@ -147,7 +147,7 @@ def one_pass_score(
     """
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
-    sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
+    sigma, first = draw_order(as_order(order), tokens, seeds, pad, observed)
     hidden = encoded(model, tokens, sigma, first, pad)
     logq = score_pass(model, hidden, tokens, sigma, first, pad, temperature, top_p)[1]
     return torch.where(generated(sigma, first, pad), logq, 0.0).sum(1)
@@ -171,5 +171,5 @@ def _table(
     """The scores along a σ drawn from the seeds."""
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))
-    sigma, first = draw_order(order or UniformOrder(), tokens, seeds, pad, observed)
+    sigma, first = draw_order(as_order(order), tokens, seeds, pad, observed)
     return scores(model, tokens, sigma, first, pad, **options)

@@ -10,7 +10,7 @@ from selfspec.information import falling_fit
 from selfspec.inputs import check_tokens, mask_of
 from selfspec.likelihood.tables import draw_order, scores
 from selfspec.model import SSMD
-from selfspec.orders import Order, UniformOrder
+from selfspec.orders import Order, as_order
 
 __all__ = ["draft_nats", "information_profile"]
 
@@ -48,7 +48,7 @@ def draft_nats(
     check_tokens(model, tokens, torch.zeros_like(observed), False, observed)
     if len(counts := observed.sum(1).unique().tolist()) > 1:
         raise ValueError(f"`observed` must be as many tokens in each row, got {counts}")
-    rule = order if order is not None else UniformOrder()
+    rule = as_order(order)
     sigma, first = draw_order(rule, tokens, seeds, None, observed)
     trunk = SSMD(model.trunk)  # the targets are not needed
     draft = scores(trunk, tokens, sigma, first, **options).draft.mean(0).cpu().numpy()

@@ -24,7 +24,7 @@ from selfspec.interfaces import Pass, Round, Samples, Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import draw, log_probs, take_along
-from selfspec.orders import Order, UniformOrder, initial_order, rearranged
+from selfspec.orders import Order, as_order, initial_order, rearranged
 from selfspec.schedules import Window, stacked_tables
 from selfspec.selection import DraftOrder, DraftWindow
 
@@ -103,7 +103,7 @@ class Sampler(ABC):
     ):
         log_probs(torch.zeros(1), temperature, top_p)  # raises on bad values before any work
         self.model = model
-        self.order = order if order is not None else UniformOrder()
+        self.order = as_order(order)
         self.temperature = temperature
         self.top_p = top_p
 
