@@ -57,7 +57,9 @@ def _mix(x: Tensor) -> Tensor:
 def _absorb(state: Tensor, counter: Tensor | int) -> Tensor:
     if isinstance(counter, int):  # filled in on the device, which need not be waited for
         counter = torch.full((), counter, device=state.device)
-    return _mix(state * _GOLDEN + _mix(counter + _GOLDEN))
+    # counter + golden, of which no compiler makes an index: Triton's have 32 bits.
+    counter = _GOLDEN - 1 - ~counter
+    return _mix(state * _GOLDEN + _mix(counter))
 
 
 def row_seeds(

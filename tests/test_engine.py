@@ -372,6 +372,37 @@ def test_without_a_compiler_passes_run_as_they_are(
     assert caplog.text.count("the engine is slower than it could be") == 1
 
 
+TRITON = "at 2:4:\n    b = c + a\n        ^\nValueError('c is too large')\n"
+WORKER = (
+    "An exception occurred in a subprocess:\n\nName=fused\nTraceback (most recent call last):\n"
+)
+
+
+class Outer(RuntimeError):
+    """As the compiler wraps an error."""
+
+    def __init__(self, inner: Exception):
+        super().__init__(f"{type(inner).__name__}: {inner}\n\nSet VERBOSE=1 for more.\n")
+        self.inner_exception = inner
+
+
+SAID = [
+    (RuntimeError("\nCUDA error: no\nPerhaps elsewhere."), "CUDA error: no"),
+    (RuntimeError(), "RuntimeError"),
+    (Outer(KeyError("g++")), "KeyError: 'g++'"),
+    (RuntimeError(TRITON), "ValueError('c is too large')"),
+    (Outer(RuntimeError(TRITON)), "ValueError('c is too large')"),
+    (Outer(Outer(RuntimeError(WORKER + TRITON))), "ValueError('c is too large')"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), SAID)
+def test_the_reason_is_what_the_innermost_error_says(ternary: SSMD, error: Exception, said: str):
+    steps = Engine(ternary, 3).steps
+    steps._give_up("compiling", error)
+    assert steps.reason == f"no compiling: {said}"
+
+
 # Blocks of a window.
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from selfspec.noise import Purpose, row_seeds, uniform
+from selfspec.noise import Purpose, row_seeds, streams, uniform
 
 GOLDEN, BITS = 0x9E3779B97F4A7C15, 2**64
 COUNTERS = ["seed", "row", "purpose", "pass_index", "round_index", "place"]
@@ -80,3 +81,29 @@ def test_a_number_depends_on_its_own_counters_only():
     for row in (0, 3):
         part = uniform(seeds[row : row + 1], Purpose.DRAFT, row, 1, places[:1, 4:7])
         assert torch.equal(whole[row : row + 1, 4:7], part)
+
+
+COMPUTED = ("add", "sub", "rsub", "mul")
+"""What a compiler does to an index, and has an index again."""
+VIEWS = ("unsqueeze", "expand", "slice")
+
+
+def test_no_index_is_added_to_more_than_32_bits():
+    # Compiled for a GPU, `arange + golden` is an index of 32 bits plus a constant: Triton refuses.
+    def every(seeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        places = torch.arange(-1, 9).expand(len(seeds), -1)
+        return (
+            streams(seeds, Purpose.ACCEPT, seeds, rounds=4),
+            uniform(seeds, Purpose.ORDER, seeds, 0, places),
+        )
+
+    indices, seen = set(), 0
+    for node in make_fx(every)(row_seeds(0, 3)).graph.nodes:
+        name = str(node.target).removeprefix("aten.").split(".")[0]
+        derived = name in COMPUTED + VIEWS and indices.issuperset(node.all_input_nodes)
+        if name == "arange" or (derived and node.all_input_nodes):
+            indices.add(node)
+            seen += name == "arange"
+            if name in COMPUTED:
+                assert all(abs(x) < 2**31 for x in node.args if isinstance(x, int)), node
+    assert seen == 2

@@ -112,7 +112,7 @@ class Steps:
         return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
     def _give_up(self, what: str, error: Exception) -> None:
-        self.reason = f"no {what}: {str(error).strip().splitlines()[0]}"
+        self.reason = f"no {what}: {_said(error)}"
         log.warning("the engine is slower than it could be (%s)", self.reason)
         if what == "graphs":
             self.graphs = False
@@ -127,6 +127,21 @@ def _is_of_the_compiler(error: Exception) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)
+
+
+def _said(error: Exception) -> str:
+    """What it says, in one line."""
+    inner = error
+    while isinstance(further := getattr(inner, "inner_exception", None), Exception):
+        inner = further
+    said = _lines(inner)
+    # "An exception occurred in a subprocess:", its traceback, and last of all what it was.
+    return said[-1] if said[0].endswith(":") else _lines(error)[0]
+
+
+def _lines(error: Exception) -> list[str]:
+    lines = (line.strip() for line in str(error).splitlines())
+    return [line for line in lines if line] or [type(error).__name__]
 
 
 def _blocks(model: SSMD) -> list[Block]:
