@@ -11,9 +11,9 @@ with `judge` in bits per token, lower is better. A request picks one row:
 
     nfe = b     the lowest `judge` among the rows with NFE ≤ b
     fast        the same, with the NFE of the cheapest self-speculative row as the budget
-    best        the row with the lowest `judge`
-    balanced    the cheapest row that is at least three quarters of the way from fast to best:
-                judge ≤ judge(best) + (judge(fast) - judge(best)) / 4
+    best        the cheapest row within .005 bits of the lowest `judge`
+    balanced    the cheapest row that is at least three quarters of the way from fast to the lowest:
+                judge ≤ lowest + (judge(fast) - lowest) / 4
 
 Few passes are best left unverified, so that fast may be a plain row; but plain sampling can be made
 as cheap as one likes, and as bad, so that the cheapest row of all is not what fast should be.
@@ -63,6 +63,8 @@ __all__ = [
 ]
 
 Quality = Literal["fast", "balanced", "best"]
+NOISE = 0.005
+"""Bits within which the best scores count as equal: 8,192 texts hardly tell them apart."""
 
 ORDERS: dict[str, Callable[[], Order]] = {
     "uniform": UniformOrder,
@@ -202,8 +204,12 @@ def by_quality(table: Sequence[Point], quality: Quality) -> Point:
     """A named point of the table, as this module's head defines it."""
     verified = [point.nfe for point in table if point.verified]
     fast = by_budget(table, min(verified or [point.nfe for point in table]))
-    best = min(table, key=lambda point: (point.judge, point.nfe))
-    limit = best.judge + (fast.judge - best.judge) / 4
+    lowest = min(point.judge for point in table)
+    best = min(
+        (point for point in table if point.judge <= lowest + NOISE),
+        key=lambda point: (point.nfe, point.judge),
+    )
+    limit = lowest + (fast.judge - lowest) / 4
     near = [point for point in table if point.judge <= limit]
     balanced = min(near, key=lambda point: (point.nfe, point.judge))
     named = {"fast": fast, "balanced": balanced, "best": best}

@@ -119,6 +119,12 @@ def test_raw_settings_and_orders_pass_plain_rows_by(mixed: ss.SSMD):
         calibration.choose(mixed, 6, order=ss.UniformOrder())
 
 
+def test_best_is_the_cheapest_of_what_cannot_be_told_apart():
+    rows = [tiny.row(8, 4.6), tiny.row(20, 4.006), tiny.row(30, 4.004), tiny.row(60, 4.0)]
+    table = [calibration.Point.from_row(row) for row in rows]
+    assert calibration.by_quality(table, "best").nfe == 30
+
+
 @pytest.mark.parametrize("order", calibration.ORDERS)
 def test_what_describes_a_sampler_makes_it_again(order: str):
     model, rule = tiny.model(), calibration.ORDERS[order]()

@@ -119,11 +119,10 @@ def draw(
         return write(to_json(report), out)
     fasta = format == "fasta"
     write(as_fasta(model, samples, run.seed) if fasta else "\n".join(texts), out)
-    judged = " · acceptance {acceptance:.2f}" if samples.head_passes.any() else ""
-    note(
-        "{n} samples · {nfe:.1f} NFE ({trunk_passes:.1f} trunk and {head_passes:.1f} head passes)"
-        f"{judged} · {{seconds:.1f}} s".format(**report)
-    )
+    count = f"{report['n']} sample{'s' if report['n'] > 1 else ''}"
+    passes = "{trunk_passes:.1f} trunk and {head_passes:.1f} head passes".format(**report)
+    judged = f" · acceptance {report['acceptance']:.2f}" if samples.head_passes.any() else ""
+    note(f"{count} · {report['nfe']:.1f} NFE ({passes}){judged} · {seconds:.1f} s")
     note(one_line(report["sampler"]))
 
 
