@@ -262,7 +262,9 @@ def settled(score: Tensor) -> Tensor:
 
     While nothing is known, for one, all positions are as sure, but for rounding.
     """
-    return (score.double() * FINE_STEPS).round() / FINE_STEPS
+    score = score.double()
+    steps = score * FINE_STEPS
+    return torch.where(steps.abs() < 2.0**52, steps.round() / FINE_STEPS, score)  # 2^52: is whole
 
 
 def ranks(score: Tensor, among: Tensor) -> Tensor:

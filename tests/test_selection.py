@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selfspec.orders import Order, RespacedOrder
 from selfspec.sampling import EntropyBoundWindow, FactorWindow, ThresholdWindow
-from selfspec.selection import CellOrder, Confidence, DraftWindow, Entropy
+from selfspec.selection import CellOrder, Confidence, DraftWindow, Entropy, ranks
 
 
 def drafts(*confidences: float) -> Tensor:
@@ -51,6 +51,13 @@ def first_of_cells(rule: Order, masked: Tensor, window: Tensor, u: Tensor) -> Te
     keys = rule.keys(masked, window, u, u[:, :1])
     place = keys.masked_fill(~masked, torch.inf).argsort(dim=1).argsort(dim=1)
     return place < window.unsqueeze(1)
+
+
+def test_scores_that_differ_by_rounding_alone_are_ties():
+    score = torch.tensor([[0.3, 0.3 + 1e-15, 0.1 + 0.2, 0.4]], dtype=torch.float64)
+    assert ranks(score, torch.ones(1, 4, dtype=torch.bool)).tolist() == [[1, 2, 3, 0]]
+    least = torch.tensor([[torch.inf, torch.finfo(torch.float64).min, 0.0]], dtype=torch.float64)
+    assert ranks(least, torch.tensor([[False, True, True]])).tolist() == [[2, 1, 0]]
 
 
 def test_cells_of_positions_that_are_as_sure_but_for_rounding_are_evenly_spaced():
