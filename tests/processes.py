@@ -87,7 +87,7 @@ SCORES: dict[str, Callable[[np.ndarray], float]] = {
 
 
 def best_first(p: np.ndarray, masked: Sequence[int], score: str = "Confidence") -> list[int]:
-    return sorted(masked, key=lambda i: -SCORES[score](p[i]))
+    return sorted(masked, key=lambda i: -round(float(SCORES[score](p[i])), 6))  # ties to the left
 
 
 def choosing(puzzle: Puzzle, drafts: Drafts, choose: Choose) -> Process:
@@ -396,7 +396,9 @@ def dual_diffusion(model: SSMD, puzzle: Puzzle, drafts: Drafts, weigh: Weigh, si
         seen = filled(row, [i for i, _, _ in waiting], [v for _, v, _ in waiting])
         p = drafts(seen)
         doubt = [weigh(p[i], np.array(s), v) for i, v, s in waiting]
-        kept = [w[:2] for w, x in zip(waiting, doubt, strict=True) if x <= 0 or x == min(doubt)]
+        # Of those that are doubted least, but for rounding, the first stands.
+        ranked = sorted(range(len(doubt)), key=lambda n: (round(doubt[n], 6), waiting[n][0]))
+        kept = [w[:2] for n, w in enumerate(waiting) if doubt[n] <= 0 or n == ranked[0]]
         known = filled(row, [i for i, _ in kept], [v for _, v in kept])
         window = tuple(i for i in order if known[i] == puzzle.vocab)[:size]
         paths: list[tuple[float, tuple]] = [(1.0, ())]

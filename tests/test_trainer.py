@@ -656,8 +656,8 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
     run = trainer("plain", tmp_path)
 
     def spoil():
-        with torch.no_grad():
-            run.model.trunk.norm.weight.fill_(float("nan"))
+        # Unseen by autograd: this is the thread that reads ahead, while a step may be under way.
+        run.model.trunk.norm.weight.data.fill_(float("nan"))
 
     run.feed._batches = Toy(at=8, do=spoil)
     with pytest.raises(RuntimeError, match="not finite by step"):
