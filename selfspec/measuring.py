@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from selfspec.calibration import ORDERS, describe
+from selfspec.checks import whole
 from selfspec.interfaces import Samples
 from selfspec.metrics.entropy import word_entropy
 from selfspec.metrics.judge import Judge, judge_nll
@@ -75,8 +76,7 @@ def measure(
         ValueError: `n` or `batch_size` below 1, or a model without head.
     """
     for name, value in {"n": n, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+        whole(name, value, least=1)
     seeds = row_seeds(seed, n, model.device)
     text = model.length - len(model.frame[0]) - len(model.frame[1])
     sizes = model.lengths.draw(seeds) if model.lengths else torch.full_like(seeds, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from selfspec.checks import whole
 from selfspec.cli.common import (
     Loading,
     OrderName,
@@ -74,8 +75,7 @@ def benchmark(
             settings, which are not drawn again.
     """
     for name, value in {"num": num, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+        whole(name, value, least=1)
     from selfspec.arena import Sweep, contenders
     from selfspec.nn.scorer import Scorer
 

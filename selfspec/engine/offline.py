@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from selfspec.checks import whole
 from selfspec.engine.slots import Engine, Finished, as_samples
 from selfspec.files import write_bytes, write_json
 from selfspec.interfaces import Samples
@@ -63,8 +64,7 @@ def draw_shards(
         ValueError: `num` or `shard` below 1, or the folder is of another run or of none.
     """
     for name, value in {"num": num, "shard": shard}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+        whole(name, value, least=1)
     _claim(folder, {"num": num, "seed": seed, "length": length, "shard": shard,
                     "blocks": [engine.model.num_trunk_blocks, engine.model.num_head_blocks],
                     **(about or {})})  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from selfspec.checks import whole
 from selfspec.engine.graphs import Steps, copied
 from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
 from selfspec.engine.step import Variant
@@ -110,8 +111,7 @@ class Engine:
         length = model.length if length is None else length
         waiting = 4 * slots if waiting is None else waiting
         for name, value in {"slots": slots, "waiting": waiting}.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            whole(name, value, least=1)
         if not 1 <= length <= model.length:
             raise ValueError(f"`length` must be in 1..{model.length}, the model's, got {length}")
         self.model, self.length, self.fixed = model, length, variant
