@@ -102,7 +102,8 @@ class Steps:
         return self._made[variant]
 
     def _compiled(self, function: Callable) -> Any:
-        return torch.compile(function, dynamic=False)
+        # Indices are right by construction, and torch 2.11 checks those of threads without work.
+        return torch.compile(function, dynamic=False, options={"assert_indirect_indexing": False})
 
     def _settings(self) -> AbstractContextManager[Any]:
         if not self.autocast:

@@ -1,6 +1,7 @@
 """The engine's host side: requests in, finished rows out, no waiting in between.
 
-    submit      rows are checked, laid out and queued; the device takes them as slots fall free
+    submit      rows are checked on the host, laid out on the device beside the passes, and queued;
+                slots take them as they fall free
     results     passes are launched ahead of the device; every few of them the flags of finished
                 rows are copied back beside the work, and read when they have arrived
 
@@ -73,10 +74,16 @@ class Parcel(NamedTuple):
 
 @dataclass
 class Waiting:
-    """Rows that are not on the device yet."""
+    """Rows that are not in the pool yet."""
 
     rows: Rows
+    numbers: range
+    """Of the requests."""
     variant: Variant
+
+    def part(self, which: slice) -> "Waiting":
+        """Some of them."""
+        return Waiting(self.rows.rows(which), self.numbers[which], self.variant)  # type: ignore[arg-type]
 
 
 class Engine:
@@ -124,6 +131,9 @@ class Engine:
         graphs = cuda if graphs is None else graphs
         self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
         self.stream = torch.cuda.Stream(self.device) if cuda else None
+        """Of the passes."""
+        self.aside = torch.cuda.Stream(self.device, priority=-1) if cuda else None
+        """Where rows are laid out: what the host asks there does not wait for the passes."""
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[int] = set()
         self._polls: deque[Poll] = deque()
@@ -151,8 +161,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that are not on the device yet."""
-        return sum(len(batch.rows.index) for batch in self._waiting)
+        """Requests that are not in the pool yet."""
+        return sum(len(batch.numbers) for batch in self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -171,7 +181,9 @@ class Engine:
             ValueError: what `Sampler.sample` raises, a row longer than the engine's, a sampler of
                 another model or one that the engine cannot run. What was queued before stays.
         """
-        return self._queue(sampler, *self._checked(sampler, tokens, seeds, pad))
+        near = self._checked(sampler, tokens, seeds, pad)
+        self._follow_caller()
+        return self._queue(sampler, *near)
 
     def _checked(
         self, sampler: Sampler, tokens: Tensor, seeds: Tensor | int, pad: Tensor | None
@@ -187,22 +199,34 @@ class Engine:
 
     def _queue(self, sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor) -> range:
         """Queue rows that were checked."""
-        rows = prepare(sampler, tokens, seeds, pad, self.length)
-        variant = Variant.of(rows, self._known(rechosen_rule(sampler)))
+        numbers = range(self._next, self._next + len(tokens))
+        with self._on(self.aside):
+            far = (self._far(x) for x in (tokens, seeds, pad))
+            rows = prepare(sampler, *far, self.length)
+            rows.index = torch.arange(numbers.start, numbers.stop, device=self.device)
+            variant = Variant.of(rows, self._known(rechosen_rule(sampler)))  # waits for the rows
         if self.fixed is not None and variant.joined(self.fixed) != self.fixed:
             raise ValueError(f"`sampler` must need no more than {self.fixed}, got {variant}")
-        numbers = range(self._next, self._next + len(tokens))
+        if self.stream is not None:
+            for f in fields(rows):  # their memory is not to be used again before it is read
+                getattr(rows, f.name).record_stream(self.stream)
         self._next = numbers.stop
-        rows.index = torch.arange(numbers.start, numbers.stop)
-        self._waiting.append(Waiting(rows, variant))
+        self._waiting.append(Waiting(rows, numbers, variant))
         return numbers
+
+    def _follow_caller(self) -> None:
+        """What a sampler holds may still be on its way, on the stream of the caller."""
+        if self.aside is not None and self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            if current != self.stream:  # the engine calls itself
+                self.aside.wait_stream(current)
 
     def cancel(self, number: int) -> None:
         """Give a request up, wherever it is; it has no result."""
         self._cancelled.add(number)
         for row, (held, _) in self._held.items():
             if held == number:
-                with self._on_stream():
+                with self._on(self.stream):
                     self.pool.rows.end[row : row + 1] = self.pool.rows.revealed[row : row + 1]
 
     def results(self, more: Iterator[Any] | None = None) -> Iterator[Finished]:
@@ -218,7 +242,7 @@ class Engine:
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         while not self.idle:
-            with self._on_stream():
+            with self._on(self.stream):
                 self._upload()
                 launched = self._advance()
                 self._ask_for_more()
@@ -251,6 +275,7 @@ class Engine:
         at_once = max(PORTION, self.slots) if self.fixed is None else len(tokens)
         portions = zip(*(x.split(at_once) for x in near), strict=True)
         submitted = (self._queue(sampler, *rows) for rows in portions)
+        self._follow_caller()
         next(submitted)  # raises what there is to raise
         more = submitted if len(tokens) > at_once else None
         found = []
@@ -270,29 +295,26 @@ class Engine:
         if not self._held and not self._polls:
             self._clear()
         while self._waiting and self._free:
-            rows, variant = self._waiting[0].rows, self._waiting[0].variant
-            if self._held and not self._variant.agrees(variant):
+            batch = self._waiting.popleft()
+            if self._held and not self._variant.agrees(batch.variant):
+                self._waiting.appendleft(batch)
                 return  # a second rule for σ waits until the rows of the first are finished
-            count = min(len(self._free), len(rows.index))
-            now, later = slice(None, count), slice(count, None)
-            if count == len(rows.index):
-                self._waiting.popleft()
-            else:
-                self._waiting[0] = Waiting(rows.rows(later), variant)  # type: ignore[arg-type]
-            self._variant = variant.joined(self._variant) if self._held else variant
-            self._put(rows.rows(now))  # type: ignore[arg-type]
+            count = min(len(self._free), len(batch.numbers))
+            if count < len(batch.numbers):
+                self._waiting.appendleft(batch.part(slice(count, None)))
+            self._variant = batch.variant.joined(self._variant) if self._held else batch.variant
+            self._put(batch.part(slice(None, count)))
 
-    def _put(self, rows: Rows) -> None:
-        count = len(rows.index)
+    def _put(self, batch: Waiting) -> None:
+        count = len(batch.numbers)
         whole = not self._held and not self._more and count <= self.slots
-        self._least, self._most = pass_bounds(rows) if whole else (0, math.inf)
+        self._least, self._most = pass_bounds(batch.rows) if whole else (0, math.inf)
         at, self._free = self._free[:count], self._free[count:]
-        for row, number in zip(at, rows.index.tolist(), strict=True):
+        for row, number in zip(at, batch.numbers, strict=True):
             self._held[row] = (number, self._turn)
         places = [(self._entered + k) % self.size for k in range(count)]
         self._entered += count
-        far = replace(rows, **{f.name: self._far(getattr(rows, f.name)) for f in fields(rows)})
-        self.pool.upload(self._far(torch.tensor(at)), far, self._far(torch.tensor(places)))
+        self.pool.upload(self._far(torch.tensor(at)), batch.rows, self._far(torch.tensor(places)))
 
     def _advance(self) -> bool:
         """Launch passes, as many as are surely needed, and ask which rows are finished then."""
@@ -374,8 +396,9 @@ class Engine:
         self._rules.append(rule)
         return rule
 
-    def _on_stream(self) -> Any:
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+    @staticmethod
+    def _on(stream: torch.cuda.Stream | None) -> Any:
+        return nullcontext() if stream is None else torch.cuda.stream(stream)
 
     def _far(self, x: Tensor) -> Tensor:
         """To the device, without waiting for it."""
@@ -416,12 +439,14 @@ def pass_bounds(rows: Rows) -> tuple[int, float]:
 
     If all drafts stand, a pass reveals its window; each one reveals a token at least.
     """
-    done, end = rows.revealed - rows.observed, rows.end - rows.observed
+    names = ("revealed", "observed", "end", "windows", "rounds")
+    revealed, observed, end, windows, rounds = (getattr(rows, name).cpu() for name in names)
+    done, end = revealed - observed, end - observed
     passes = torch.zeros_like(end)
     while bool((open_ := done < end).any()):
-        reach = done + rows.windows.gather(1, done.unsqueeze(1)).squeeze(1)
+        reach = done + windows.gather(1, done.unsqueeze(1)).squeeze(1)
         done, passes = torch.where(open_, reach, done), passes + open_.long()
-    most = torch.where(rows.rounds > 0, end, passes)
+    most = torch.where(rounds > 0, end, passes)
     return int(passes.min()), max(1, int(most.max()))
 
 
