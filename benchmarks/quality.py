@@ -22,7 +22,7 @@ proteins of the split that `selfspec prepare proteins --relatives` holds out.
 import argparse
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -75,7 +75,8 @@ LINEAR = ((3, 0.125), (2, 0.125), (2, 0.09), (1, 0.09), (1, 0.06), (1, 0.045), (
 SPACED = ((10, 0.16), (4, 0.16), (10, 0.083), (4, 0.083), (8, 0.04), (4, 0.02))
 OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
-Drawn = Sequence[tuple[Sweep, Setting, Result]]
+REPORT_EVERY = 60
+"""Seconds between two reports while the curves fill."""
 
 
 def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
@@ -198,43 +199,69 @@ def main() -> None:
     if args.finished:
         jobs = [(sweep, setting) for sweep, setting in jobs if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
+    jobs = jobs[part::parts]
     deadline = time.monotonic() + (math.inf if args.seconds is None else args.seconds)
-    drawn = [
-        (sweep, setting, result)
-        for sweep, setting in jobs[part::parts]
-        for result in sweep.run([setting], stop_after=deadline - time.monotonic())
-    ]
     if args.part:
+        for sweep, setting in jobs:
+            sweep.run([setting], stop_after=deadline - time.monotonic())
         return
-    facts = {"judge": judge_facts(args.judge, tokenizer)}
-    report(args, facts, stores, length, sweeps[0], drawn)
-
-
-def report(
-    args: argparse.Namespace,
-    facts: dict[str, dict],
-    stores: Mapping[str, Store],
-    length: int,
-    sweep: Sweep,
-    drawn: Drawn,
-) -> None:
-    """Writes and prints what was drawn, with real data measured by `sweep`."""
-    model = sweep.model
-    assert isinstance(model, SSMD)
-    data = sweep.measure_data(stores["test"].excerpt(length, args.n))
-    facts["data"] = {"split": "test", "rows": data.row.n}
-    facts["heldout"] = {"split": "test", "rows": args.heldout}
-    results, marks = [result for *_, result in drawn], None
-    if args.relatives:
-        rows = stores["relatives"].excerpt(length, max(args.n, args.relatives))
-        results = with_relatives(drawn, spread(rows, args.relatives), args.seed)
-        marks = [{"relatives_bits": mean(r.arrays.get("relatives_bits"))} for r in [*results, data]]
-        facts["relatives"] = relatives_facts(sweep.measure_data(rows), args.relatives)
-    blocks = accounts(model.num_trunk_blocks, model.num_head_blocks)
-    found = compare(results, {"same trunk": blocks["same trunk"]}, args.seed)
-    everything = [*results, data]
-    about = write_report(args.out, everything, found, args.seed, facts, args.command, marks)
+    write = Report(args, tokenizer, stores, length, sweeps[0])
+    results, reported = [], time.monotonic()
+    for sweep, setting in jobs:
+        for result in sweep.run([setting], stop_after=deadline - time.monotonic()):
+            results.append(write.completed(sweep, setting, result))
+        if time.monotonic() > reported + REPORT_EVERY:
+            write(results)
+            reported = time.monotonic()
+    about = write(results)
     print(row_table(about["rows"]), reduction_table(about["reduction"]), sep="\n\n")
+
+
+class Report:
+    """Writes what is drawn so far, beside real data measured by `sweep`."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        tokenizer: Tokenizer,
+        stores: Mapping[str, Store],
+        length: int,
+        sweep: Sweep,
+    ):
+        assert isinstance(sweep.model, SSMD)
+        self.args, self.model = args, sweep.model
+        self.data = sweep.measure_data(stores["test"].excerpt(length, args.n))
+        self.facts = {
+            "judge": judge_facts(args.judge, tokenizer),
+            "data": {"split": "test", "rows": self.data.row.n},
+            "heldout": {"split": "test", "rows": args.heldout},
+        }
+        if args.relatives:
+            rows = stores["relatives"].excerpt(length, max(args.n, args.relatives))
+            self.relatives = spread(rows, args.relatives)
+            self.facts["relatives"] = relatives_facts(sweep.measure_data(rows), args.relatives)
+
+    def completed(self, sweep: Sweep, setting: Setting, result: Result) -> Result:
+        """The result, with the bits of relatives under the setting's exact law if asked for."""
+        assert isinstance(sweep.model, SSMD)
+        bits = self._law(sweep.model)(setting) if self.args.relatives else None
+        more = {} if bits is None else {"relatives_bits": bits}
+        return replace(result, arrays=result.arrays | more)
+
+    def __call__(self, results: list[Result]) -> dict[str, Any]:
+        """Writes the report."""
+        everything = [*results, self.data]
+        marks = [{"relatives_bits": mean(r.arrays.get("relatives_bits"))} for r in everything]
+        blocks = accounts(self.model.num_trunk_blocks, self.model.num_head_blocks)
+        found = compare(results, {"same trunk": blocks["same trunk"]}, self.args.seed)
+        return write_report(
+            self.args.out, everything, found, self.args.seed, self.facts, self.args.command,
+            marks if self.args.relatives else None,
+        )  # fmt: skip
+
+    @cache  # noqa: B019
+    def _law(self, model: SSMD) -> Heldout:
+        return Heldout(model, self.relatives, self.args.seed)
 
 
 def points(args: argparse.Namespace, model: SSMD) -> list[Setting]:
@@ -244,19 +271,6 @@ def points(args: argparse.Namespace, model: SSMD) -> list[Setting]:
         num, seed = args.optimal, args.seed
         profile = kept_profile(args.folder, model, seed, num, lambda: own_profile(model, num, seed))
         found += optimal(model, np.asarray(profile))
-    return found
-
-
-def with_relatives(drawn: Drawn, rows: np.ndarray, seed: int) -> list[Result]:
-    """The results with the bits of these rows under each setting's exact law."""
-    laws: dict[int, Heldout] = {}
-    found = []
-    for sweep, setting, result in drawn:
-        assert isinstance(sweep.model, SSMD)
-        law = laws.setdefault(id(sweep), Heldout(sweep.model, rows, seed))
-        bits = law(setting)
-        more = {} if bits is None else {"relatives_bits": bits}
-        found.append(replace(result, arrays=result.arrays | more))
     return found
 
 

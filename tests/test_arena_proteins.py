@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from test_antibody import Killed, dies_after
 from test_readme import load_script
 
 from selfspec.arena import ProteinReference, Setting, Sweep, accounts, reductions, write_report
@@ -145,6 +146,15 @@ def test_the_quality_benchmark_runs_on_proteins(
     script.main()  # no setting begins
     assert len(json.loads((tmp_path / "report.json").read_text())["rows"]) == 1
     sys.argv[-1] = "1000"
+    measure = script.Sweep.measure
+    monkeypatch.setattr(script, "REPORT_EVERY", 0)
+    monkeypatch.setattr(script.Sweep, "measure", dies_after(2, measure))
+    with pytest.raises(Killed):
+        script.main()
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["sampler"] for row in rows].count("data") == 1
+    assert len(rows) == 3  # what is measured is in the report already
+    monkeypatch.setattr(script.Sweep, "measure", measure)
     script.main()
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["judges"]["judge"]["unit"] == "bits per residue"
