@@ -7,7 +7,10 @@
 
 It starts itself under torchrun. A row of `rows` is one of `training.py` on so many GPUs, each with
 as many rows a step as one GPU alone; `efficiency` is its throughput over that of the first row,
-for each GPU. MFU counts the peak of all GPUs.
+for each GPU. MFU counts the peak of all GPUs. What is lost is told apart by
+
+    alone_ms        a step of each GPU without the exchange of gradients: the slowest sets the pace
+    exchange_ms     one all-reduce of as many numbers as there are gradients, nothing beside it
 
 A row of `memory` is one step of a model of GPT-2 XL's shape by AdamW, on the largest number of
 GPUs, or of processes where there are none (two need about 100 GiB): bytes that rank 0 holds of
@@ -25,12 +28,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from training import CASES, TINY, make, matrix_peak, measure
 
 from selfspec.arena.report import commit, machine, running
 from selfspec.files import write_json
+from selfspec.metrics.timing import median_seconds
 from selfspec.nn.head import HeadConfig
 from selfspec.nn.transformer import TrunkConfig
+from selfspec.train import Trainer
 from selfspec.train.parallel import group, held_bytes, processes
 
 XL = TrunkConfig(vocab_size=50257, length=1024, width=1600, blocks=47, heads=25)
@@ -40,11 +47,24 @@ TASKS = ("speed", "memory")
 
 def speed(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """A row of `training.py` on this many processes."""
-    row = measure(args.model, device, args.scale, args.tiny, parallel=args.parallel)
+    row = measure(args.model, device, args.scale, args.tiny, exchange, parallel=args.parallel)
     peak = matrix_peak(device)
     row["parallel"], row["peak_tflops_per_s"] = args.parallel, peak / 1e12
     row["mfu"] = row["tflops_per_s"] * 1e12 / peak / group().world
     return row
+
+
+def exchange(trainer: Trainer) -> dict[str, Any]:
+    """What several processes lose by waiting for each other, and by what they send."""
+    if not isinstance(trainer.loss, DistributedDataParallel):
+        return {}
+    with trainer.loss.no_sync():
+        step = median_seconds(trainer.update, trainer.device, repeats=10, warmup=2)
+    flat = torch.zeros(sum(p.numel() for p in trainer.params.values()), device=trainer.device)
+    sent = median_seconds(lambda: dist.all_reduce(flat), trainer.device, repeats=10, warmup=3)
+    found: list[Any] = [None] * group().world
+    dist.all_gather_object(found, 1e3 * step.median)
+    return {"alone_ms": found, "exchange_ms": 1e3 * sent.median}
 
 
 def memory(device: torch.device, args: argparse.Namespace) -> dict[str, Any]:

@@ -66,9 +66,14 @@ def make(
 
 
 def measure(
-    name: str, device: torch.device, scale: float, tiny: bool, **settings: Any
+    name: str,
+    device: torch.device,
+    scale: float,
+    tiny: bool,
+    also: Callable[[Trainer], dict[str, Any]] = lambda trainer: {},
+    **settings: Any,
 ) -> dict[str, Any]:
-    """One row; on several processes, each has as many rows a step as one alone."""
+    """One row, with what `also` finds of the run; each process has as many rows as one alone."""
     shape, head, rows, accumulate = CASES[name]
     if tiny:
         shape, head, rows = TINY, HeadConfig(2), 8
@@ -80,6 +85,7 @@ def measure(
         kernels = limits(trainer.update, device)
         peak = torch.cuda.max_memory_allocated() / 2**20 if fast else 0.0
         io = head_io(model, rows // accumulate, device) * accumulate
+        more = also(trainer)
     trainer.feed.close()
     work = {part: rows * world * shape.length * each for part, each in flops(shape, head).items()}
     total = sum(work.values())
@@ -96,6 +102,7 @@ def measure(
         "head_io": io / step.median,
         "peak_mib": peak,
         "kernels": kernels,
+        **more,
     }
 
 
