@@ -244,6 +244,18 @@ def test_rows_are_checked_once(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
     assert [rows.tolist() for rows in seen] == [tokens.tolist()]
 
 
+def test_rows_that_share_their_memory_reach_a_gpu(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    engine, row = Engine(ternary, 2), torch.tensor([[1, 2, MASK]])
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+
+    def pinned(x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty_strided(x.shape, x.stride()).copy_(x)  # what PyTorch does
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *_, **__: x)
+    assert engine._far(row.expand(4, -1)).tolist() == row.tolist() * 4
+
+
 VARIANT = Variant(width=6, rounds=3, padded=True, nucleus=True)
 
 

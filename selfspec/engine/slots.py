@@ -404,7 +404,8 @@ class Engine:
         """To the device, without waiting for it."""
         if self.device.type != "cuda":
             return x.to(self.device)
-        return x.pin_memory().to(self.device, non_blocking=True)
+        # Rows that share their memory, such as expanded ones, cannot be pinned.
+        return x.contiguous().pin_memory().to(self.device, non_blocking=True)
 
     def _near(self, x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """To the host: where it will be, and the event after which it is there."""
