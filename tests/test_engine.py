@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from selfspec import inputs
 from selfspec.engine import Engine, Variant, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.engine.slots import pass_bounds
+from selfspec.engine.state import Pool
 from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
@@ -205,6 +207,36 @@ def test_further_rows_are_asked_for_when_few_wait(ternary: SSMD, monkeypatch: py
     assert len(waited) == 5
     assert max(waited) < 2
     assert engine.idle
+
+
+def test_the_pool_is_on_the_stream_of_the_passes_and_the_caller_on_his_own(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    streams, found = ["caller"], {}
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        streams.append("engine")
+        yield
+        streams.pop()
+
+    def made(*arguments: Any) -> Pool:
+        found["pool"] = streams[-1]
+        return Pool(*arguments)
+
+    monkeypatch.setattr(Engine, "_on", staticmethod(on))
+    monkeypatch.setattr("selfspec.engine.slots.Pool", made)
+    monkeypatch.setattr(Pool, "clear", lambda pool: found.update(clear=streams[-1]))
+    engine = Engine(ternary, 2)
+    monkeypatch.undo()
+    monkeypatch.setattr(Engine, "_on", staticmethod(on))
+
+    def more() -> Iterator[range]:
+        found["more"] = streams[-1]
+        yield engine.submit(AnyOrderSampler(ternary), torch.full((2, 6), MASK))
+
+    assert sum(len(rows.index) for rows in engine.results(more())) == 2
+    assert found == {"pool": "engine", "clear": "engine", "more": "caller"}
 
 
 @pytest.mark.parametrize(("rows", "alone"), [(3, True), (4, False)])

@@ -126,14 +126,15 @@ class Engine:
         cuda = self.device.type == "cuda"
         bfloat16 = cuda if bfloat16 is None else bfloat16
         self.size = slots + waiting
-        self.pool = Pool(self.size, slots, length, self.device)
-        used = copied(model, bfloat16) if bfloat16 or compile else model
-        graphs = cuda if graphs is None else graphs
-        self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
         self.stream = torch.cuda.Stream(self.device) if cuda else None
         """Of the passes."""
         self.aside = torch.cuda.Stream(self.device, priority=-1) if cuda else None
         """Where rows are laid out: what the host asks there does not wait for the passes."""
+        with self._on(self.stream):  # its memory goes to nobody before the last pass has run
+            self.pool = Pool(self.size, slots, length, self.device)
+        used = copied(model, bfloat16) if bfloat16 or compile else model
+        graphs = cuda if graphs is None else graphs
+        self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[int] = set()
         self._polls: deque[Poll] = deque()
@@ -142,7 +143,8 @@ class Engine:
         self._more: Iterator[Any] | None = None
         """What submits further rows, if there are any."""
         self._next = 0
-        self._clear()
+        with self._on(self.stream):
+            self._clear()
 
     def _clear(self) -> None:
         """Nothing is on the device."""
@@ -216,10 +218,8 @@ class Engine:
 
     def _follow_caller(self) -> None:
         """What a sampler holds may still be on its way, on the stream of the caller."""
-        if self.aside is not None and self.stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            if current != self.stream:  # the engine calls itself
-                self.aside.wait_stream(current)
+        if self.aside is not None:
+            self.aside.wait_stream(torch.cuda.current_stream(self.device))
 
     def cancel(self, number: int) -> None:
         """Give a request up, wherever it is; it has no result."""
@@ -245,7 +245,8 @@ class Engine:
             with self._on(self.stream):
                 self._upload()
                 launched = self._advance()
-                self._ask_for_more()
+            self._ask_for_more()  # on the stream of the caller, which `submit` follows
+            with self._on(self.stream):
                 self._look(wait=not launched)
             while self._parcels and self._has_come(self._parcels[0].arrived):
                 rows = self._parcels.popleft().rows
