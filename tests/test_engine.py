@@ -2,8 +2,10 @@
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec import inputs
-from selfspec.engine import Engine, Variant, unsupported
+from selfspec.engine import Engine, Variant, shared, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.engine.slots import pass_bounds
 from selfspec.engine.state import Pool
@@ -395,6 +397,42 @@ def test_out_of_memory_with_one_slot_is_an_error(ternary: SSMD, monkeypatch: pyt
     monkeypatch.setattr(SSMD, "encode", none)
     with pytest.raises(torch.OutOfMemoryError):
         Engine(ternary, 2).sample(AnyOrderSampler(ternary), torch.full((2, 6), MASK))
+
+
+def test_an_engine_made_in_inference_mode_serves_outside_it_too(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    sampler, tokens, encode = SpeculativeSampler(ternary), torch.full((9, 6), MASK), SSMD.encode
+
+    def small(model: SSMD, tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, tokens, pad)
+
+    expected = sampler.sample(tokens, 4)
+    with torch.inference_mode():
+        engine = Engine(ternary, 6)
+        monkeypatch.setattr(SSMD, "encode", small)
+        assert same(engine.sample(sampler, tokens, 4), expected)
+    assert same(engine.sample(sampler, tokens, 4), expected)
+
+
+def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(SSMD, "device", torch.device("cuda"))
+    monkeypatch.setattr(shared, "Engine", lambda *_: SimpleNamespace(idle=True))
+    monkeypatch.setattr(shared, "_engines", OrderedDict())
+    model = make_toy()
+    first = shared.engine_for(model, 5, 6)
+    assert shared.engine_for(model, 8, 6) is first
+    assert shared.engine_for(model, 9, 6) is not first
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert shared.engine_for(model, 5, 6) is not first
+    with torch.inference_mode():
+        model = make_toy()
+    assert shared.engine_for(model, 5, 6) is not shared.engine_for(model, 5, 6)
 
 
 def test_without_a_compiler_passes_run_as_they_are(

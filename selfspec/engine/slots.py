@@ -130,7 +130,8 @@ class Engine:
         """Of the passes."""
         self.aside = torch.cuda.Stream(self.device, priority=-1) if cuda else None
         """Where rows are laid out: what the host asks there does not wait for the passes."""
-        with self._on(self.stream):  # its memory goes to nobody before the last pass has run
+        # Its memory goes to nobody before the last pass has run, and any caller may use it.
+        with self._on(self.stream), torch.inference_mode(False):
             self.pool = Pool(self.size, slots, length, self.device)
         used = copied(model, bfloat16) if bfloat16 or compile else model
         graphs = cuda if graphs is None else graphs
@@ -380,7 +381,7 @@ class Engine:
         head, tail, ring = int(pool.head), int(pool.tail), pool.queue.tolist()
         behind = [ring[k % size] for k in range(head, tail)]
         queued = [row for row in lost if row != pool.idle] + behind
-        pool.slots = pool.every_slot = kept
+        pool.slots = pool.every_slot = pool.every_slot[: len(kept)].copy_(kept)
         pool.queue[: len(queued)] = torch.tensor(queued, dtype=torch.int64, device=self.device)
         pool.head.zero_()
         pool.tail.fill_(len(queued))
