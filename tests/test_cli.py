@@ -481,6 +481,10 @@ def test_subwords_from_text_to_samples(
         "--num", "2", "--window", "2",
     )  # fmt: skip
     assert found["judge_per_character"] > 0
+    with monkeypatch.context() as patch:
+        patch.setattr("selfspec.api.generate", None)  # it is missed before anything is drawn
+        assert main(["evaluate", trained["model"], "--metrics", "kl", "--data", data]) == 2
+    assert "`metrics` may hold kl for at most 90 tokens, got 270" in capsys.readouterr().err
     assert main(["sample", "--checkpoint", trained["model"], "--watch", "--window", "4"]) == 0
     assert "trunk passes" in capsys.readouterr().out
 
