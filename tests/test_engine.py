@@ -346,6 +346,28 @@ def test_a_cancelled_request_leaves_the_others_alone(ternary: SSMD):
     assert drain(engine) == {}
 
 
+def test_a_request_cancelled_on_the_host_costs_no_more_than_a_pass(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    calls, encode = [], SSMD.encode
+    monkeypatch.setattr(SSMD, "encode", lambda *x: calls.append(x[1].shape) or encode(*x))
+    engine = Engine(ternary, 1, waiting=1)
+    engine.submit(AnyOrderSampler(ternary), torch.full((4, 6), MASK))
+    engine.cancel(2)
+    engine.cancel(3)
+    assert drain(engine).keys() == {0, 1}
+    assert len(calls) <= 6 + 6 + 2
+
+
+def test_only_what_was_submitted_is_cancelled(ternary: SSMD):
+    engine, sampler, row = Engine(ternary, 1), AnyOrderSampler(ternary), torch.full((1, 6), MASK)
+    for number, message in ((0, "one of 0 requests, got 0"), (-1, "at least 0, got -1")):
+        with pytest.raises(ValueError, match=f"`number` must be {message}"):
+            engine.cancel(number)
+    engine.submit(sampler, row)
+    assert drain(engine).keys() == {0}
+
+
 def test_a_bad_request_leaves_the_others_alone(ternary: SSMD, binary: SSMD):
     engine, sampler = Engine(ternary, 2, length=4), AnyOrderSampler(ternary)
     row = torch.full((1, 4), MASK)

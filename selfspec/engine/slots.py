@@ -223,7 +223,13 @@ class Engine:
             self.aside.wait_stream(torch.cuda.current_stream(self.device))
 
     def cancel(self, number: int) -> None:
-        """Give a request up, wherever it is; it has no result."""
+        """Give a request up, wherever it is; it has no result.
+
+        Raises:
+            ValueError: nothing of this `number` was submitted.
+        """
+        if whole("number", number, least=0) >= self._next:
+            raise ValueError(f"`number` must be one of {self._next} requests, got {number}")
         self._cancelled.add(number)
         for row, (held, _) in self._held.items():
             if held == number:
@@ -317,6 +323,8 @@ class Engine:
         places = [(self._entered + k) % self.size for k in range(count)]
         self._entered += count
         self.pool.upload(self._far(torch.tensor(at)), batch.rows, self._far(torch.tensor(places)))
+        for number in self._cancelled.intersection(batch.numbers):
+            self.cancel(number)
 
     def _advance(self) -> bool:
         """Launch passes, as many as are surely needed, and ask which rows are finished then."""
