@@ -204,8 +204,8 @@ class Engine:
         """Queue rows that were checked."""
         numbers = range(self._next, self._next + len(tokens))
         with self._on(self.aside):
-            far = (self._far(x) for x in (tokens, seeds, pad))
-            rows = prepare(sampler, *far, self.length)
+            tokens, seeds, pad = (self._far(x) for x in (tokens, seeds, pad))
+            rows = prepare(sampler, tokens, seeds, pad, self.length)
             rows.index = torch.arange(numbers.start, numbers.stop, device=self.device)
             variant = Variant.of(rows, self._known(rechosen_rule(sampler)))  # waits for the rows
         if self.fixed is not None and variant.joined(self.fixed) != self.fixed:
