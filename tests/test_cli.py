@@ -442,6 +442,13 @@ def test_subwords_from_text_to_samples(
     }.items():
         assert main([*again, *wrong.split()]) == 2
         assert message in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("selfspec.data.bpe.train_bpe", None)  # before minutes of training
+        (tmp_path / "books" / "valid").mkdir()
+        (tmp_path / "books" / "valid" / "1.txt").write_text("The cat.")
+        wrong = ["--vocab-size", "270", "--hold-out-documents", "2", "--out", data]
+        assert main(["prepare", "texts", "--source", books, *wrong]) == 2
+        assert "`hold_out` needs a split 'train' and no 'valid'" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     options = ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--accumulate", "1"]
     trained = report(capsys, "train", "books-bpe-joint", "--data", data, "--out", out, *options)
@@ -481,6 +488,10 @@ def test_subwords_from_text_to_samples(
         "--num", "2", "--window", "2",
     )  # fmt: skip
     assert found["judge_per_character"] > 0
+    with monkeypatch.context() as patch:
+        patch.setattr("selfspec.api.generate", None)  # it is missed before anything is drawn
+        assert main(["evaluate", trained["model"], "--metrics", "kl", "--data", data]) == 2
+    assert "`metrics` may hold kl for at most 90 tokens, got 270" in capsys.readouterr().err
     assert main(["sample", "--checkpoint", trained["model"], "--watch", "--window", "4"]) == 0
     assert "trunk passes" in capsys.readouterr().out
 

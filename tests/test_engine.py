@@ -2,7 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,10 @@ from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec import inputs
-from selfspec.engine import Engine, Variant, unsupported
+from selfspec.engine import Engine, Variant, shared, unsupported
 from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
 from selfspec.engine.slots import pass_bounds
+from selfspec.engine.state import Pool
 from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
@@ -207,6 +211,36 @@ def test_further_rows_are_asked_for_when_few_wait(ternary: SSMD, monkeypatch: py
     assert engine.idle
 
 
+def test_the_pool_is_on_the_stream_of_the_passes_and_the_caller_on_his_own(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    streams, found = ["caller"], {}
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        streams.append("engine")
+        yield
+        streams.pop()
+
+    def made(*arguments: Any) -> Pool:
+        found["pool"] = streams[-1]
+        return Pool(*arguments)
+
+    monkeypatch.setattr(Engine, "_on", staticmethod(on))
+    monkeypatch.setattr("selfspec.engine.slots.Pool", made)
+    monkeypatch.setattr(Pool, "clear", lambda pool: found.update(clear=streams[-1]))
+    engine = Engine(ternary, 2)
+    monkeypatch.undo()
+    monkeypatch.setattr(Engine, "_on", staticmethod(on))
+
+    def more() -> Iterator[range]:
+        found["more"] = streams[-1]
+        yield engine.submit(AnyOrderSampler(ternary), torch.full((2, 6), MASK))
+
+    assert sum(len(rows.index) for rows in engine.results(more())) == 2
+    assert found == {"pool": "engine", "clear": "engine", "more": "caller"}
+
+
 @pytest.mark.parametrize(("rows", "alone"), [(3, True), (4, False)])
 def test_passes_that_are_surely_needed_are_launched_where_nothing_else_comes(
     ternary: SSMD, monkeypatch: pytest.MonkeyPatch, rows: int, alone: bool
@@ -242,6 +276,18 @@ def test_rows_are_checked_once(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inputs, "check_tokens", lambda *a, **k: (seen.append(a[1]), check(*a, **k)))
     Engine(ternary, 2).sample(AnyOrderSampler(ternary), tokens)
     assert [rows.tolist() for rows in seen] == [tokens.tolist()]
+
+
+def test_rows_that_share_their_memory_reach_a_gpu(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
+    engine, row = Engine(ternary, 2), torch.tensor([[1, 2, MASK]])
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+
+    def pinned(x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty_strided(x.shape, x.stride()).copy_(x)  # what PyTorch does
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *_, **__: x)
+    assert engine._far(row.expand(4, -1)).tolist() == row.tolist() * 4
 
 
 VARIANT = Variant(width=6, rounds=3, padded=True, nucleus=True)
@@ -300,6 +346,28 @@ def test_a_cancelled_request_leaves_the_others_alone(ternary: SSMD):
     assert drain(engine) == {}
 
 
+def test_a_request_cancelled_on_the_host_costs_no_more_than_a_pass(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    calls, encode = [], SSMD.encode
+    monkeypatch.setattr(SSMD, "encode", lambda *x: calls.append(x[1].shape) or encode(*x))
+    engine = Engine(ternary, 1, waiting=1)
+    engine.submit(AnyOrderSampler(ternary), torch.full((4, 6), MASK))
+    engine.cancel(2)
+    engine.cancel(3)
+    assert drain(engine).keys() == {0, 1}
+    assert len(calls) <= 6 + 6 + 2
+
+
+def test_only_what_was_submitted_is_cancelled(ternary: SSMD):
+    engine, sampler, row = Engine(ternary, 1), AnyOrderSampler(ternary), torch.full((1, 6), MASK)
+    for number, message in ((0, "one of 0 requests, got 0"), (-1, "at least 0, got -1")):
+        with pytest.raises(ValueError, match=f"`number` must be {message}"):
+            engine.cancel(number)
+    engine.submit(sampler, row)
+    assert drain(engine).keys() == {0}
+
+
 def test_a_bad_request_leaves_the_others_alone(ternary: SSMD, binary: SSMD):
     engine, sampler = Engine(ternary, 2, length=4), AnyOrderSampler(ternary)
     row = torch.full((1, 4), MASK)
@@ -351,6 +419,42 @@ def test_out_of_memory_with_one_slot_is_an_error(ternary: SSMD, monkeypatch: pyt
     monkeypatch.setattr(SSMD, "encode", none)
     with pytest.raises(torch.OutOfMemoryError):
         Engine(ternary, 2).sample(AnyOrderSampler(ternary), torch.full((2, 6), MASK))
+
+
+def test_an_engine_made_in_inference_mode_serves_outside_it_too(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    sampler, tokens, encode = SpeculativeSampler(ternary), torch.full((9, 6), MASK), SSMD.encode
+
+    def small(model: SSMD, tokens: torch.Tensor, pad: torch.Tensor | None = None) -> torch.Tensor:
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, tokens, pad)
+
+    expected = sampler.sample(tokens, 4)
+    with torch.inference_mode():
+        engine = Engine(ternary, 6)
+        monkeypatch.setattr(SSMD, "encode", small)
+        assert same(engine.sample(sampler, tokens, 4), expected)
+    assert same(engine.sample(sampler, tokens, 4), expected)
+
+
+def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(SSMD, "device", torch.device("cuda"))
+    monkeypatch.setattr(shared, "Engine", lambda *_: SimpleNamespace(idle=True))
+    monkeypatch.setattr(shared, "_engines", OrderedDict())
+    model = make_toy()
+    first = shared.engine_for(model, 5, 6)
+    assert shared.engine_for(model, 8, 6) is first
+    assert shared.engine_for(model, 9, 6) is not first
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert shared.engine_for(model, 5, 6) is not first
+    with torch.inference_mode():
+        model = make_toy()
+    assert shared.engine_for(model, 5, 6) is not shared.engine_for(model, 5, 6)
 
 
 def test_without_a_compiler_passes_run_as_they_are(

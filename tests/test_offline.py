@@ -85,6 +85,16 @@ def test_a_broken_description_is_named(sampler: SpeculativeSampler, tmp_path: Pa
         run(sampler, tmp_path)
 
 
+def test_a_truncated_shard_is_named(sampler: SpeculativeSampler, tmp_path: Path):
+    run(sampler, tmp_path)
+    path = sorted(tmp_path.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-9])
+    shards = read_shards(tmp_path)
+    next(shards)
+    with pytest.raises(ValueError, match=rf"{path.name}: not a readable shard \("):
+        next(shards)
+
+
 def test_processes_may_begin_together(
     sampler: SpeculativeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -88,6 +88,34 @@ def test_parts_of_a_run_are_the_run():
     assert Samples.concatenate(uneven[:1]).pad is None
 
 
+def on_two(*arguments: str) -> str:
+    """What a command prints under torchrun."""
+    # Without the "--" torchrun takes --num for an option of its own.
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    command = [sys.executable, "-m", *launcher, str(free_port()), "-m", "--", "selfspec"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*command, *arguments], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+def test_two_processes_draw_the_shards_of_one(tmp_path: Path):
+    import tiny
+
+    from selfspec import checkpoint
+    from selfspec.cli import main
+
+    checkpoint.save(tiny.model(), tmp_path / "model")
+    arguments = ["sample", "--checkpoint", str(tmp_path / "model"), "--num", "4100", "--length",
+                 "3", "--window", "3", "--rounds", "1", "--device", "cpu", "--out"]  # fmt: skip
+    assert main([*arguments, str(tmp_path / "one")]) == 0
+    on_two(*arguments, str(tmp_path / "two"))
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+                for folder in ("one", "two"))  # fmt: skip
+    assert len(one) == 3  # two shards, one for each
+    assert one == two
+
+
 def test_two_processes_evaluate_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """`selfspec evaluate` with every metric that takes time, alone and under torchrun."""
     import hubs
@@ -125,13 +153,7 @@ def test_two_processes_evaluate_as_one(tmp_path: Path, capsys: pytest.CaptureFix
     ]  # fmt: skip
     assert main(arguments) == 0
     alone = json.loads(capsys.readouterr().out)
-    # Without the "--" torchrun takes --num for an option of its own.
-    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    command = [sys.executable, "-m", *launcher, str(free_port()), "-m", "--", "selfspec"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*command, *arguments], capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr[-2000:]
-    two = json.loads(run.stdout)  # one report, by the first process
+    two = json.loads(on_two(*arguments))  # one report, by the first process
     assert alone.keys() == two.keys()
     for name, value in alone.items():
         if name != "seconds":

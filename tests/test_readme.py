@@ -121,6 +121,13 @@ def blocks(page: str, language: str = "") -> list[str]:
     return [code for kind, code in joined if language in ("", kind)]
 
 
+def test_torchrun_is_told_where_its_own_options_end():
+    told = [ROOT / page for page in PAGES] + list((ROOT / "selfspec").rglob("*.py"))
+    lines = [line for path in told for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if "-m selfspec" in line and "python" not in line]
+    assert sum("-m -- selfspec" in line for line in lines) >= 6
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_such_as_the_verbs_take(page: str, monkeypatch: pytest.MonkeyPatch):
     def parsed(verb: Callable[..., object]) -> Callable[..., None]:

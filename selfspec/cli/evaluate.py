@@ -100,6 +100,8 @@ def evaluate(
             corpus = open_split(data, split) if OF_DATA & set(metrics) else None
             if corpus and OF_TOKENS & set(metrics):
                 check_tokens(corpus.tokenizer, corpus.store, model)
+            if "kl" in metrics:
+                check_ngrams(model.vocab_size)
 
         def draw(rows: slice) -> Samples:
             return api.generate(
@@ -120,6 +122,14 @@ def evaluate(
     report["sampler"] = one_line(report["sampler"])
     for name, value in report.items():
         print(f"{name:15} {value:.4f}" if isinstance(value, float) else f"{name:15} {value}")
+
+
+def check_ngrams(vocab_size: int) -> None:
+    """Raises a `ValueError` for a vocabulary whose 4-grams are too many to count."""
+    from selfspec.metrics.entropy import MOST_NGRAMS
+
+    if vocab_size > (most := math.isqrt(math.isqrt(MOST_NGRAMS))):
+        raise ValueError(f"`metrics` may hold kl for at most {most} tokens, got {vocab_size}")
 
 
 @dataclass(frozen=True)

@@ -142,12 +142,14 @@ def prepare_documents(corpus: str, run: Run, text: Text, source: str | None, out
 
     readers = {split: text.reader(read) for split, read in sources(corpus, source, text).items()}
     web = corpus == "openwebtext"
+    hold_out = text.hold_out(MDLM_HELD_OUT if web else None, run.seed)
+    documents.check_hold_out(readers, hold_out)  # training a tokenizer takes minutes
     tokenizer = text.tokenizer(readers["train"], "gpt2" if web else None)
     stores = documents.prepare(
         {split: read() for split, read in readers.items()},
         out,
         tokenizer,
-        text.hold_out(MDLM_HELD_OUT if web else None, run.seed),
+        hold_out,
         documents.cores() if text.workers is None else text.workers,
     )
     sizes = {split: len(store) for split, store in stores.items()}

@@ -30,6 +30,8 @@ def sample(
 ) -> None:
     """Generate texts with a checkpoint.
 
+    On several GPUs: torchrun --nproc-per-node 8 -m -- selfspec sample --num 1000000 --out FOLDER
+
     Args:
         sampling: how to sample.
         run: where and from which seed.

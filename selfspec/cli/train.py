@@ -25,7 +25,7 @@ def train(
 ) -> None:
     """Train by a recipe; the same command resumes a run that was stopped.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m selfspec train RECIPE ...
+    On several GPUs: torchrun --nproc-per-node 8 -m -- selfspec train RECIPE ...
 
     Args:
         recipe: its name; an unknown one lists them all.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -64,8 +64,7 @@ def prepare(
         RuntimeError: a process was killed.
     """
     checks.whole("workers", workers, least=1)
-    if hold_out is not None and ("valid" in splits or "train" not in splits):
-        raise ValueError(f"`hold_out` needs a split 'train' and no 'valid', got {sorted(splits)}")
+    check_hold_out(splits, hold_out)
     whole = hold_out is not None and hold_out.whole
     ids = {split: encode(documents, tokenizer, workers, whole and split == "train")
            for split, documents in splits.items()}  # fmt: skip
@@ -73,6 +72,16 @@ def prepare(
         held: list[Ids] = []  # is filled while "train" is written, which comes before
         ids = {"train": hold_out.rest(ids.pop("train"), held), "valid": held, **ids}
     return write_tokens(folder, ids, tokenizer)
+
+
+def check_hold_out(splits: Collection[str], hold_out: HoldOut | None) -> None:
+    """That there is something to hold out, and not held out already.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    if hold_out is not None and ("valid" in splits or "train" not in splits):
+        raise ValueError(f"`hold_out` needs a split 'train' and no 'valid', got {sorted(splits)}")
 
 
 def encode(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -83,14 +84,17 @@ def read_shards(folder: Path) -> Iterator[Samples]:
     """The shards of a folder that are finished, in their order, one at a time.
 
     Raises:
-        ValueError: the folder has no run.
+        ValueError: the folder has no run, or a shard is broken.
     """
     about = _about(folder)
     if about is None:
         raise ValueError(f"`folder` must hold a run.json, got {str(folder)!r}")
     blocks = dict(zip(("trunk_blocks", "head_blocks"), about["blocks"], strict=True))
     for path in sorted(folder.glob("*.safetensors")):
-        stored = safetensors.torch.load_file(path)
+        try:
+            stored = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: not a readable shard ({error})") from error
         columns: dict[str, Any] = {name: stored[name].long() for name in ("tokens", *COUNTS)}
         width = columns["tokens"].shape[1]
         pad = torch.arange(width) >= stored["sizes"].unsqueeze(1)

@@ -17,11 +17,14 @@ def engine_for(model: SSMD, rows: int, length: int) -> Engine:
     """An idle engine of this model for so many rows of a length.
 
     On CUDA the last four are kept, with the graphs that they have recorded, and slots are a power
-    of two; a model whose weights have changed since gets another one.
+    of two; a model whose weights have changed since gets another one. Those that were made in
+    inference mode may change unseen: such a model gets a new one each time.
     """
     if model.device.type != "cuda":
         return Engine(model, rows, length)
     slots = 1 << (rows - 1).bit_length()
+    if any(p.is_inference() for p in model.parameters()):
+        return Engine(model, slots, length)
     weights = tuple((p.data_ptr(), p._version) for p in model.parameters())
     key = (id(model), slots, length, weights)
     if key not in _engines or not _engines[key].idle:

@@ -126,14 +126,16 @@ class Engine:
         cuda = self.device.type == "cuda"
         bfloat16 = cuda if bfloat16 is None else bfloat16
         self.size = slots + waiting
-        self.pool = Pool(self.size, slots, length, self.device)
-        used = copied(model, bfloat16) if bfloat16 or compile else model
-        graphs = cuda if graphs is None else graphs
-        self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
         self.stream = torch.cuda.Stream(self.device) if cuda else None
         """Of the passes."""
         self.aside = torch.cuda.Stream(self.device, priority=-1) if cuda else None
         """Where rows are laid out: what the host asks there does not wait for the passes."""
+        # Its memory goes to nobody before the last pass has run, and any caller may use it.
+        with self._on(self.stream), torch.inference_mode(False):
+            self.pool = Pool(self.size, slots, length, self.device)
+        used = copied(model, bfloat16) if bfloat16 or compile else model
+        graphs = cuda if graphs is None else graphs
+        self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[int] = set()
         self._polls: deque[Poll] = deque()
@@ -142,7 +144,8 @@ class Engine:
         self._more: Iterator[Any] | None = None
         """What submits further rows, if there are any."""
         self._next = 0
-        self._clear()
+        with self._on(self.stream):
+            self._clear()
 
     def _clear(self) -> None:
         """Nothing is on the device."""
@@ -201,8 +204,8 @@ class Engine:
         """Queue rows that were checked."""
         numbers = range(self._next, self._next + len(tokens))
         with self._on(self.aside):
-            far = (self._far(x) for x in (tokens, seeds, pad))
-            rows = prepare(sampler, *far, self.length)
+            tokens, seeds, pad = (self._far(x) for x in (tokens, seeds, pad))
+            rows = prepare(sampler, tokens, seeds, pad, self.length)
             rows.index = torch.arange(numbers.start, numbers.stop, device=self.device)
             variant = Variant.of(rows, self._known(rechosen_rule(sampler)))  # waits for the rows
         if self.fixed is not None and variant.joined(self.fixed) != self.fixed:
@@ -216,13 +219,17 @@ class Engine:
 
     def _follow_caller(self) -> None:
         """What a sampler holds may still be on its way, on the stream of the caller."""
-        if self.aside is not None and self.stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            if current != self.stream:  # the engine calls itself
-                self.aside.wait_stream(current)
+        if self.aside is not None:
+            self.aside.wait_stream(torch.cuda.current_stream(self.device))
 
     def cancel(self, number: int) -> None:
-        """Give a request up, wherever it is; it has no result."""
+        """Give a request up, wherever it is; it has no result.
+
+        Raises:
+            ValueError: nothing of this `number` was submitted.
+        """
+        if whole("number", number, least=0) >= self._next:
+            raise ValueError(f"`number` must be one of {self._next} requests, got {number}")
         self._cancelled.add(number)
         for row, (held, _) in self._held.items():
             if held == number:
@@ -245,7 +252,8 @@ class Engine:
             with self._on(self.stream):
                 self._upload()
                 launched = self._advance()
-                self._ask_for_more()
+            self._ask_for_more()  # on the stream of the caller, which `submit` follows
+            with self._on(self.stream):
                 self._look(wait=not launched)
             while self._parcels and self._has_come(self._parcels[0].arrived):
                 rows = self._parcels.popleft().rows
@@ -315,6 +323,8 @@ class Engine:
         places = [(self._entered + k) % self.size for k in range(count)]
         self._entered += count
         self.pool.upload(self._far(torch.tensor(at)), batch.rows, self._far(torch.tensor(places)))
+        for number in self._cancelled.intersection(batch.numbers):
+            self.cancel(number)
 
     def _advance(self) -> bool:
         """Launch passes, as many as are surely needed, and ask which rows are finished then."""
@@ -379,7 +389,7 @@ class Engine:
         head, tail, ring = int(pool.head), int(pool.tail), pool.queue.tolist()
         behind = [ring[k % size] for k in range(head, tail)]
         queued = [row for row in lost if row != pool.idle] + behind
-        pool.slots = pool.every_slot = kept
+        pool.slots = pool.every_slot = pool.every_slot[: len(kept)].copy_(kept)
         pool.queue[: len(queued)] = torch.tensor(queued, dtype=torch.int64, device=self.device)
         pool.head.zero_()
         pool.tail.fill_(len(queued))
@@ -404,7 +414,8 @@ class Engine:
         """To the device, without waiting for it."""
         if self.device.type != "cuda":
             return x.to(self.device)
-        return x.pin_memory().to(self.device, non_blocking=True)
+        # Rows that share their memory, such as expanded ones, cannot be pinned.
+        return x.contiguous().pin_memory().to(self.device, non_blocking=True)
 
     def _near(self, x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """To the host: where it will be, and the event after which it is there."""

@@ -27,6 +27,9 @@ from selfspec.metrics.spelling import inner_words
 
 __all__ = ["distinct_n", "ngram_counts", "ngram_kl", "token_entropy", "word_entropy"]
 
+MOST_NGRAMS = 1 << 26
+"""Vⁿ at most: counts are kept of all, also of those that do not occur."""
+
 
 def token_entropy(tokens: np.ndarray) -> np.ndarray:
     """Entropy of the tokens of each sample, (n, L) integers → (n,) nats, for any vocabulary.
@@ -99,7 +102,7 @@ def ngram_counts(tokens: np.ndarray, vocab_size: int = 27, n: int = 4) -> np.nda
         ValueError: `n` is below 1, Vⁿ is above 2²⁶, a row is shorter than n, or a token is not
             in 0..V-1.
     """
-    if n < 1 or vocab_size**n > 1 << 26:
+    if n < 1 or vocab_size**n > MOST_NGRAMS:
         raise ValueError(f"`n` must be at least 1 and V^n at most 2^26, got n={n}, V={vocab_size}")
     rows = np.atleast_2d(tokens)
     if (places := rows.shape[1] - n + 1) < 1:

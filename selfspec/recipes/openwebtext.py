@@ -1,7 +1,7 @@
 """OpenWebText at the scale of GPT-2, with the published settings.
 
-    selfspec prepare openwebtext --out data/openwebtext
-    torchrun --nproc-per-node 8 -m selfspec train openwebtext --data data/openwebtext --out runs/owt
+    selfspec prepare openwebtext --out data/owt
+    torchrun --nproc-per-node 8 -m -- selfspec train openwebtext --data data/owt --out runs/owt
 
 Published (Campbell et al. 2025, arXiv 2510.03929): 11 non-causal blocks and one causal, D = 1024,
 GPT-2's BPE, 150M parameters; AdamW with betas (0.9, 0.999), learning rate 1.5e-4 on a cosine after
