@@ -324,6 +324,18 @@ def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.C
     assert "self-speculative" in capsys.readouterr().out
 
 
+def test_benchmark_times_its_samples_unless_they_are_too_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["benchmark", "books27", "--steps", "3", "--out", str(tmp_path), "--num"]
+    assert all(row["ms_per_sample"] > 0 for row in report(capsys, *arguments, "13")["rows"])
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2
+    for few in (["5"], ["13", "--batch-size", "4"]):
+        assert main([*arguments, *few]) == 0
+        assert "no milliseconds: they take six full batches" in capsys.readouterr().err
+        assert (tmp_path / "report.html").read_text().count("<svg") == 1
+
+
 def test_benchmark_against_all_is_the_arena(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["benchmark", "books27", "--num", "2", "--steps", "3", "--out", str(tmp_path)]
     told = report(capsys, *arguments, "--against", "all")

@@ -46,7 +46,7 @@ def benchmark(
     steps: tuple[int, ...] = STEPS,
     judge: str = "books27-judge",
     data: Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     calibrate: bool = False,
     predictor: Path | None = None,
     policy: Path | None = None,
@@ -66,7 +66,8 @@ def benchmark(
         judge: a checkpoint of an autoregressive model of the same tokens.
         data: a corpus written by `selfspec prepare`: its split test is measured too, and the
             samples are compared with it.
-        batch_size: samples drawn at once.
+        batch_size: samples drawn at once; by default a sixth of them, at most 64: milliseconds take
+            six full batches.
         predictor: the folder of a trained error predictor, for "guided".
         policy: the folder of a trained policy, for "policy".
         calibrate: instead, measure the table that --nfe and --quality are resolved from, of
@@ -74,10 +75,12 @@ def benchmark(
         out: the folder for report.json, report.html (where matplotlib is installed), and finished
             settings, which are not drawn again.
     """
-    for name, value in {"num": num, "batch_size": batch_size}.items():
-        whole(name, value, least=1)
-    from selfspec.arena import Sweep, contenders
+    whole("num", num, least=1)
+    from selfspec.arena import BATCHES, Sweep, contenders
     from selfspec.nn.scorer import Scorer
+
+    most = max(1, min(64, num // BATCHES))
+    batch_size = most if batch_size is None else whole("batch_size", batch_size, least=1)
 
     model = loading.model(checkpoint, run.where())
     if model.head is None:
@@ -197,10 +200,19 @@ def compare(
     facts = {"judge": {"name": judge, "unit": "bits per token"}}
     report = write_contest(path, results, run.seed, facts, found)
     write_page(report, path.with_suffix(".html"))
+    if not any(row["ms_per_sample"] for row in report["rows"]):
+        note(untimed(sweep))
     if run.json:
         return print(to_json(report))
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
     note(f"written to {path}")
+
+
+def untimed(sweep: Sweep) -> str:
+    """Why no row has milliseconds."""
+    if sweep.lengths:
+        return "no milliseconds: the rows of a batch have lengths of their own"
+    return "no milliseconds: they take six full batches, see --num and --batch-size"
 
 
 def write_page(report: dict, path: Path) -> None:
