@@ -59,7 +59,8 @@ def benchmark(
         run: where and from which seed.
         loading: how the trunk of a head is found.
         against: samplers with the same trunk, see docs/samplers.md: "plain" reveals fixed counts,
-            "ancestral" binomial ones, "any-order" one token a pass; "all" is the whole arena.
+            "ancestral" binomial ones, "any-order" one token a pass; "all" is the whole arena, with
+            "guided" and "policy" where their folders are given.
         orders: rules for the order of the positions, of the samplers that take one.
         num: samples a setting.
         steps: passes of the samplers that are given a number of them.
@@ -99,6 +100,8 @@ def benchmark(
     profile = kept_profile(model, run, num, out) if {"optimal", "all"} & set(against) else None
     given = {"predictor": predictor, "policy": policy}
     scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    if "all" in against and (absent := [f"--{name}" for name in given if name not in scorers]):
+        note(f"without the samplers that are trained: no {' and no '.join(absent)} given")
     names = [*against, "self-speculative"]
     settings = contenders(model, names, orders, steps, profile, **scorers)
     compare(model, sweep, settings, real, judge, run)
