@@ -26,7 +26,7 @@ from selfspec.cli.benchmark import Contender
 from selfspec.data.corpus import write_corpus
 from selfspec.metrics import ngram_counts
 from selfspec.model import SSMD
-from selfspec.sampling import Sampler
+from selfspec.sampling import Sampler, SpeculativeSampler
 from selfspec.train import Trainer
 
 
@@ -57,6 +57,16 @@ def test_all_are_there_once(everything: list[Setting]):
 def test_orders_that_read_drafts_take_part_unasked(everything: list[Setting]):
     found = {s.order for s in everything if s.sampler == "self-speculative"}
     assert found == {"uniform", "van-der-corput", "cells", "entropy", "confidence", "spans"}
+
+
+@pytest.mark.parametrize("name", ["dilated", "draft-orders", "bounded", "optimal"])
+def test_what_verification_adds_is_measured(model: SSMD, name: str):
+    """Each of these is swept with the head and without it."""
+    found = contenders(model, [name], steps=(4,), profile=PROFILE)
+    verified = [s for s in found if isinstance(s.run, SpeculativeSampler)]
+    assert len(verified) == len(found) / 2 > 0
+    headless = contenders(tiny.model(head=False), [name], steps=(4,), profile=PROFILE)
+    assert [s.label for s in headless] == [s.label for s in found if s not in verified]
 
 
 def _concrete(kind: type) -> set[type]:
