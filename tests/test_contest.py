@@ -218,6 +218,9 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
     own = [name for name in ids if name in ("front", "diverse")]
     assert own == ["front", "diverse"]
+    assert "no less diverse than the standard sampler" in text
+    save_page({**report, "rows": report["rows"][2:]}, tmp_path / "arena.html")
+    assert "however little diverse" in (tmp_path / "arena.html").read_text()
     with pytest.raises(ValueError, match="`report` must have rows with a number for 'seconds_x'"):
         contest_figure({**report, "rows": [r | {"seconds_x": None} for r in report["rows"]]},
                        "seconds_x")  # fmt: skip
