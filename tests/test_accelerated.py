@@ -253,6 +253,11 @@ TAKEN: dict[str, tuple[Make, Define, int | None]] = {
         lambda z, d: processes.confidence(z, d, [1, 1, 1], 3, 1.5),
         None,
     ),
+    "confidence, idle steps": (
+        lambda m: ConfidenceSampler(m, 6, 1.5, LinearSchedule()),
+        lambda z, d: processes.confidence(z, d, [1, 0, 1, 0, 1, 0], 6, 1.5),
+        None,
+    ),
     "remdm cap": (
         lambda m: ReMDMSampler(m, CapRemasking(0.4), STEPS),
         lambda z, d: processes.remdm(z, d, LINEAR, CAP, False),
