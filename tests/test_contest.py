@@ -159,6 +159,12 @@ def test_proteins_are_as_diverse_as_their_kmers_and_composition(
     assert diverse([row("threshold", "", **words, **values), real], standard) == [expected, False]
 
 
+def test_samples_that_repeat_a_token_are_not_diverse_without_words_either():
+    words: dict[str, Any] = {"word_entropy": None, "distinct_4": None, "kl_4gram": None}
+    rows = [row("path planning", "", **words, entropy=value) for value in (2.68, 2.66, 1.0)]
+    assert diverse(rows, [row(**words, entropy=2.7)]) == [True, False, False]
+
+
 def test_without_a_standard_all_count():
     assert diverse([row("punt", ""), row("klass", "")], []) == [True, True]
 
