@@ -19,6 +19,7 @@ import docstring_parser
 import pytest
 import tiny
 import torch
+from conftest import make_scorer
 
 import selfspec as ss
 from selfspec import calibration, checkpoint, cli, measuring, recipes
@@ -383,6 +384,23 @@ def test_the_information_profile_is_measured_once(tmp_path: Path, monkeypatch: p
     monkeypatch.delattr("selfspec.cli.benchmark.own_profile")
     assert kept_profile(model, run, 3, tmp_path) == first
     assert kept_profile(*others[0], tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("all --policy nowhere", "`policy` cannot be loaded: nowhere"),
+     ("all --predictor {folder}", "`predictor` must read the model's 27 tokens"),
+     ("optimal guided", "`predictor` must be given for 'guided', got None")],
+)  # fmt: skip
+def test_benchmark_fails_before_it_measures_a_profile(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    make_scorer(vocab_size=5).save(tmp_path)
+    monkeypatch.delattr("selfspec.cli.benchmark.own_profile")
+    command = f"benchmark books27 --against {options}".format(folder=tmp_path).split()
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from selfspec.arena import ProteinReference, Reference, Setting, Sweep
     from selfspec.model import SSMD, AutoregressiveModel
+    from selfspec.nn.scorer import Scorer
 
 Contender = Literal[
     "all", "plain", "ancestral", "any-order", "optimal", "maskgit", "top-k", "threshold", "factor",
@@ -78,7 +79,6 @@ def benchmark(
     """
     whole("num", num, least=1)
     from selfspec.arena import BATCHES, Sweep, contenders
-    from selfspec.nn.scorer import Scorer
 
     most = max(1, min(64, num // BATCHES))
     batch_size = most if batch_size is None else whole("batch_size", batch_size, least=1)
@@ -97,14 +97,31 @@ def benchmark(
         model, scorer.log_probs, reference, out / "settings", num, batch_size, run.seed,
         lengths=model.lengths, device=model.device, keep_tokens=False,
     )  # fmt: skip
-    profile = kept_profile(model, run, num, out) if {"optimal", "all"} & set(against) else None
     given = {"predictor": predictor, "policy": policy}
-    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    scorers = {name: load_scorer(name, path, model) for name, path in given.items() if path}
     if "all" in against and (absent := [f"--{name}" for name in given if name not in scorers]):
         note(f"without the samplers that are trained: no {' and no '.join(absent)} given")
     names = [*against, "self-speculative"]
+    # What is wrong with the others is said before a profile is measured.
+    others = [name for name in names if name != "optimal"]
+    contenders(model, others, orders, steps, None, **scorers)
+    profile = kept_profile(model, run, num, out) if {"optimal", "all"} & set(against) else None
     settings = contenders(model, names, orders, steps, profile, **scorers)
     compare(model, sweep, settings, real, judge, run)
+
+
+def load_scorer(name: str, folder: Path, model: SSMD) -> Scorer:
+    """A small network that was trained for the model.
+
+    Raises:
+        ValueError: `name` has none in its folder.
+    """
+    from selfspec.nn.scorer import Scorer
+
+    try:
+        return Scorer.load(folder, model.device)
+    except ValueError as error:
+        raise ValueError(f"`{name}` cannot be loaded: {error}") from error
 
 
 def show_table(
