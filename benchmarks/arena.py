@@ -64,9 +64,9 @@ def main() -> None:
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
         length=args.length, device=model.device, autocast=True, keep_tokens=False,
     )  # fmt: skip
-    profile = measured_profile(args, model, stores["test"].excerpt(args.length, args.profile))
     given = {"predictor": args.predictor, "policy": args.policy}
     scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    profile = measured_profile(args, model, stores["test"].excerpt(args.length, args.profile))
     settings = contenders(model, args.against, args.orders, args.steps, profile, **scorers)
     if args.finished:
         settings = [setting for setting in settings if sweep.finished(setting)]

@@ -253,6 +253,11 @@ TAKEN: dict[str, tuple[Make, Define, int | None]] = {
         lambda z, d: processes.confidence(z, d, [1, 1, 1], 3, 1.5),
         None,
     ),
+    "confidence, idle steps": (
+        lambda m: ConfidenceSampler(m, 6, 1.5, LinearSchedule()),
+        lambda z, d: processes.confidence(z, d, [1, 0, 1, 0, 1, 0], 6, 1.5),
+        None,
+    ),
     "remdm cap": (
         lambda m: ReMDMSampler(m, CapRemasking(0.4), STEPS),
         lambda z, d: processes.remdm(z, d, LINEAR, CAP, False),
@@ -484,8 +489,13 @@ def test_settings_of_dual_diffusion_are_checked(rugged: SSMD, monkeypatch: pytes
         DualDiffusionSampler(rugged)
 
 
-@pytest.mark.parametrize(("block", "base"), [(4, 2), (2, 2), (3, 3), (64, 3)])
-def test_dilated_samples_have_their_exact_likelihood(ternary: SSMD, block: int, base: int):
+@pytest.mark.parametrize(
+    ("block", "base", "rounds"),
+    [(4, 2, 0), (2, 2, 0), (3, 3, 0), (64, 3, 0), (4, 2, 1), (2, 2, 2), (64, 4, 2)],
+)
+def test_dilated_samples_have_their_exact_likelihood(
+    ternary: SSMD, block: int, base: int, rounds: int
+):
     order, window = DilatedOrder(block, base), DilatedWindow(block, base)
     rows, expected = PLAIN.completions, np.zeros(81)
     seeds = row_seeds(0, 200)
@@ -498,8 +508,9 @@ def test_dilated_samples_have_their_exact_likelihood(ternary: SSMD, block: int, 
         for chunk in passes:
             assert {left.pop(0) for _ in range(len(chunk))} == chunk
         table = scores(ternary, rows, torch.tensor(sigma).expand_as(rows))
-        expected += chain(table, window, 0).exp().numpy() / len(sigmas_)
-    assert agrees(DilatedSampler(ternary, block, base), PLAIN, expected)
+        expected += chain(table, window, rounds).exp().numpy() / len(sigmas_)
+    verified = SpeculativeSampler(ternary, order, window, max(rounds, 1))
+    assert agrees(verified if rounds else DilatedSampler(ternary, block, base), PLAIN, expected)
 
 
 def dilated(n: int, block: int, base: int) -> list[list[int]]:

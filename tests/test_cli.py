@@ -19,6 +19,7 @@ import docstring_parser
 import pytest
 import tiny
 import torch
+from conftest import make_scorer
 
 import selfspec as ss
 from selfspec import calibration, checkpoint, cli, measuring, recipes
@@ -324,6 +325,18 @@ def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.C
     assert "self-speculative" in capsys.readouterr().out
 
 
+def test_benchmark_times_its_samples_unless_they_are_too_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["benchmark", "books27", "--steps", "3", "--out", str(tmp_path), "--num"]
+    assert all(row["ms_per_sample"] > 0 for row in report(capsys, *arguments, "13")["rows"])
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2
+    for few in (["5"], ["13", "--batch-size", "4"]):
+        assert main([*arguments, *few]) == 0
+        assert "no milliseconds: they take six full batches" in capsys.readouterr().err
+        assert (tmp_path / "report.html").read_text().count("<svg") == 1
+
+
 def test_benchmark_against_all_is_the_arena(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["benchmark", "books27", "--num", "2", "--steps", "3", "--out", str(tmp_path)]
     told = report(capsys, *arguments, "--against", "all")
@@ -334,8 +347,10 @@ def test_benchmark_against_all_is_the_arena(tmp_path: Path, capsys: pytest.Captu
     assert "<svg" in (tmp_path / "report.html").read_text()
     finished = sorted(path.name for path in (tmp_path / "settings").iterdir())
     assert len(finished) == 2 * len(told["rows"])
-    again = report(capsys, *arguments, "--against", "all")
-    assert again["rows"] == told["rows"]
+    assert main([*arguments, "--against", "all", "--json"]) == 0
+    again = capsys.readouterr()
+    assert json.loads(again.out)["rows"] == told["rows"]
+    assert "no --predictor and no --policy given" in again.err
 
 
 def test_benchmark_compares_with_a_corpus(
@@ -369,6 +384,23 @@ def test_the_information_profile_is_measured_once(tmp_path: Path, monkeypatch: p
     monkeypatch.delattr("selfspec.cli.benchmark.own_profile")
     assert kept_profile(model, run, 3, tmp_path) == first
     assert kept_profile(*others[0], tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("all --policy nowhere", "`policy` cannot be loaded: nowhere"),
+     ("all --predictor {folder}", "`predictor` must read the model's 27 tokens"),
+     ("optimal guided", "`predictor` must be given for 'guided', got None")],
+)  # fmt: skip
+def test_benchmark_fails_before_it_measures_a_profile(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    make_scorer(vocab_size=5).save(tmp_path)
+    monkeypatch.delattr("selfspec.cli.benchmark.own_profile")
+    command = f"benchmark books27 --against {options}".format(folder=tmp_path).split()
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_benchmark_calibrates_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -26,7 +26,7 @@ from selfspec.cli.benchmark import Contender
 from selfspec.data.corpus import write_corpus
 from selfspec.metrics import ngram_counts
 from selfspec.model import SSMD
-from selfspec.sampling import Sampler
+from selfspec.sampling import Sampler, SpeculativeSampler
 from selfspec.train import Trainer
 
 
@@ -57,6 +57,16 @@ def test_all_are_there_once(everything: list[Setting]):
 def test_orders_that_read_drafts_take_part_unasked(everything: list[Setting]):
     found = {s.order for s in everything if s.sampler == "self-speculative"}
     assert found == {"uniform", "van-der-corput", "cells", "entropy", "confidence", "spans"}
+
+
+@pytest.mark.parametrize("name", ["dilated", "draft-orders", "bounded", "optimal"])
+def test_what_verification_adds_is_measured(model: SSMD, name: str):
+    """Each of these is swept with the head and without it."""
+    found = contenders(model, [name], steps=(4,), profile=PROFILE)
+    verified = [s for s in found if isinstance(s.run, SpeculativeSampler)]
+    assert len(verified) == len(found) / 2 > 0
+    headless = contenders(tiny.model(head=False), [name], steps=(4,), profile=PROFILE)
+    assert [s.label for s in headless] == [s.label for s in found if s not in verified]
 
 
 def _concrete(kind: type) -> set[type]:
@@ -149,6 +159,12 @@ def test_proteins_are_as_diverse_as_their_kmers_and_composition(
     assert diverse([row("threshold", "", **words, **values), real], standard) == [expected, False]
 
 
+def test_samples_that_repeat_a_token_are_not_diverse_without_words_either():
+    words: dict[str, Any] = {"word_entropy": None, "distinct_4": None, "kl_4gram": None}
+    rows = [row("path planning", "", **words, entropy=value) for value in (2.68, 2.66, 1.0)]
+    assert diverse(rows, [row(**words, entropy=2.7)]) == [True, False, False]
+
+
 def test_without_a_standard_all_count():
     assert diverse([row("punt", ""), row("klass", "")], []) == [True, True]
 
@@ -208,6 +224,9 @@ def test_the_report_has_rows_figures_and_a_page(tmp_path: Path):
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
     own = [name for name in ids if name in ("front", "diverse")]
     assert own == ["front", "diverse"]
+    assert "no less diverse than the standard sampler" in text
+    save_page({**report, "rows": report["rows"][2:]}, tmp_path / "arena.html")
+    assert "however little diverse" in (tmp_path / "arena.html").read_text()
     with pytest.raises(ValueError, match="`report` must have rows with a number for 'seconds_x'"):
         contest_figure({**report, "rows": [r | {"seconds_x": None} for r in report["rows"]]},
                        "seconds_x")  # fmt: skip

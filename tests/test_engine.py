@@ -48,8 +48,9 @@ from selfspec.selection import CellOrder, Margin, ScoreOrder, SpanOrder
 
 FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
 MASK = 3
-RUN = ("speculative", "speculative, cosine", "fixed count", "ancestral", "any order")
-OWN_ORDER = ("dilated", "top-k", "top-k, drawn")
+RUN = ("speculative", "speculative, cosine", "fixed count", "ancestral", "any order", "optimal",
+       "speculative, optimal")  # fmt: skip
+OWN_ORDER = ("dilated", "speculative, dilated", "top-k", "top-k, drawn")
 MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
     **{name: ORDERED[name] for name in RUN},
     "more rounds": lambda m, o: SpeculativeSampler(m, o, UnboundedWindow(), rounds=6),

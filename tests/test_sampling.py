@@ -24,6 +24,8 @@ from reference import (
 )
 from torch import Tensor, nn
 
+from selfspec import sampling
+from selfspec.information import CutWindow
 from selfspec.interfaces import Pass, Samples
 from selfspec.likelihood import ancestral_chain, chain, draw_order, scores
 from selfspec.model import SSMD
@@ -38,7 +40,9 @@ from selfspec.sampling import (
     ConfidenceDoubt,
     ConfidenceRemasking,
     ConfidenceSampler,
+    DilatedOrder,
     DilatedSampler,
+    DilatedWindow,
     DivergenceDoubt,
     DualDiffusionSampler,
     EntropyBoundSampler,
@@ -50,10 +54,12 @@ from selfspec.sampling import (
     LookaheadSampler,
     LoopRemasking,
     PathPlanningSampler,
+    PlainSampler,
     PolicySampler,
     PUNTSampler,
     RemaskedSpeculativeSampler,
     ReMDMSampler,
+    RescaleRemasking,
     Sampler,
     SelfVerifiedSampler,
     SpeculativeSampler,
@@ -210,6 +216,8 @@ ORDERED: dict[str, Make] = {
     "stale cache": lambda m, o: StaleCacheSampler(m, o, ConstantWindow(3)),
     "entropy bound": lambda m, o: EntropyBoundSampler(m, 0.8, o),
     "speculative, bounded": lambda m, o: SpeculativeSampler(m, o, EntropyBoundWindow(1.0), 2),
+    "optimal": lambda m, o: PlainSampler(m, o, CutWindow((1, 3, 6))),
+    "speculative, optimal": lambda m, o: SpeculativeSampler(m, o, CutWindow((1, 3, 6)), 2),
 }
 PREDICTOR = make_scorer(vocab_size=4)  # of one token more than the toy has
 POLICY = make_scorer(seed=7, features=3)
@@ -220,8 +228,10 @@ OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
     "factor": lambda m: FactorSampler(m, 1.3),
     "klass": lambda m: KLASSSampler(m, 0.4, 0.1, 1, 1),
     "dilated": lambda m: DilatedSampler(m, 4, 2),
+    "speculative, dilated": lambda m: SpeculativeSampler(m, DilatedOrder(4), DilatedWindow(4), 2),
     "confidence": lambda m: ConfidenceSampler(m, 4),
     "remdm cap": lambda m: ReMDMSampler(m, CapRemasking(0.3), 6),
+    "remdm rescale": lambda m: ReMDMSampler(m, RescaleRemasking(0.5), 6),
     "remdm conf": lambda m: ReMDMSampler(m, ConfidenceRemasking(), 6),
     "remdm loop": lambda m: ReMDMSampler(m, LoopRemasking(0.3), 9),
     "star-shaped": lambda m: StarShapedSampler(m, 6, 0.8),
@@ -240,6 +250,7 @@ BOUNDS: dict[str, Callable[[int], float]] = {
     "speculative, remasked": lambda n: n + 4,
     "stale cache": lambda n: n * (3 + 4 / max(n, 3)),
     "remdm cap": lambda n: 6,
+    "remdm rescale": lambda n: 6,
     "remdm conf": lambda n: 6,
     "remdm loop": lambda n: 9,
     "star-shaped": lambda n: 6,
@@ -287,6 +298,13 @@ def drawn(sampler: Sampler) -> tuple[Tensor, Tensor, Samples]:
     """Forty copies of the rows, with other seeds."""
     tokens, pad = stacked(ROWS * 40)
     return tokens, pad, sampler.sample(tokens, 1, pad, trace=True)
+
+
+def test_the_contract_is_of_all_samplers(rugged: SSMD):
+    made = [make(rugged) for make in OTHERS.values()]
+    made += [make(rugged, UNIFORM) for make in ORDERED.values()]
+    public = {name for name in sampling.__all__ if name.endswith("Sampler")}
+    assert {type(sampler).__name__ for sampler in made} == public - {"Sampler"}
 
 
 def test_contract_what_is_given_stays_and_the_rest_is_filled(

@@ -26,5 +26,6 @@ from selfspec.arena.report import row_table as row_table
 from selfspec.arena.report import write_report as write_report
 from selfspec.arena.results import Result as Result
 from selfspec.arena.results import Row as Row
+from selfspec.arena.sweep import BATCHES as BATCHES
 from selfspec.arena.sweep import Setting as Setting
 from selfspec.arena.sweep import Sweep as Sweep

@@ -28,7 +28,9 @@ from selfspec.sampling import (
     ConfidenceDoubt,
     ConfidenceRemasking,
     ConfidenceSampler,
+    DilatedOrder,
     DilatedSampler,
+    DilatedWindow,
     DivergenceDoubt,
     DualDiffusionSampler,
     EntropyBoundSampler,
@@ -155,8 +157,14 @@ def _path_planning(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> 
 
 
 def _dilated(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
-    blocks = (8, 16, 32, 64, model.length)
-    return _swept("dilated", "", "block", blocks, lambda b: DilatedSampler(model, b))
+    """Unverified and verified."""
+    for block in (8, 16, 32, 64, model.length):
+        yield Setting("dilated", "", {"block": block}, DilatedSampler(model, block))
+        if model.head is not None:
+            rule, window = DilatedOrder(block), DilatedWindow(block)
+            sampler = SpeculativeSampler(model, rule, window, 4)
+            values = {"rounds": 4, "block": block}
+            yield Setting("self-speculative, dilated", "", values, sampler)
 
 
 def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from selfspec.arena.contenders import BASELINE
 from selfspec.arena.figures import STYLE
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ COLUMNS = {  # those without content are left out
     "front": "front",
 }
 DIGITS = {"nfe": 1, "ms_per_sample": 2, "word_entropy": 2, "n": 0}
+AMONG = {  # whether the standard sampler was measured
+    True: "among the samplers that are no less diverse than the standard sampler (plain, uniform "
+    "order) at the same judge score; the others are faint",
+    False: "among all samplers, however little diverse: there is no standard sampler (plain, "
+    "uniform order) to compare with",
+}
 TEXT = {"sampler", "order", "settings", "interval", "front"}
 
 CSS = """
@@ -92,12 +99,12 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
         figures: shown above the table.
     """
     unit = report["judges"].get("judge", {}).get("unit", "bits per token")
+    measured = any((row["sampler"], row["order"]) == BASELINE for row in report["rows"])
     facts = (
         f"{report['n']:,} samples a setting, seed {report['seed']}, on "
         f"{report['machine']['device']}; commit {report['commit'] or 'unknown'}. Judge: {unit}, "
-        "lower is better. The front is that of cost and judge score among the samplers that are no "
-        "less diverse than the standard sampler (plain, uniform order) at the same judge score; "
-        "the others are faint. Point at a grey curve for its name."
+        f"lower is better. The front is that of cost and judge score {AMONG[measured]}. Point at a "
+        "grey curve for its name."
     )
     shown = [_shown(row) for row in report["rows"]]
     columns = [name for name in COLUMNS if any(row[name] not in (None, "") for row, _ in shown)]

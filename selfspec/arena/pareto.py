@@ -6,10 +6,12 @@ linear between neighbours in the judge score; beyond its best score its best row
 text where that asks for less, because better text repeats its words as real text does:
 
     word entropy, distinct 4-grams, distinct k-mers of proteins   ≥ min(standard, real) - slack,
+    entropy of a sample's tokens                                  ≥ min(standard, real) - slack,
     KL of 4-grams and composition from the data                   ≤ standard + slack.
 
-A judge score alone can be bought with repetition, and a greedy sampler does. The **front** keeps
-the diverse rows that no other diverse row beats or equals in both cost and judge score.
+The entropy of tokens sees only a sample that repeats itself, but every row has it. A judge score
+alone can be bought with repetition, and a greedy sampler does. The **front** keeps the diverse rows
+that no other diverse row beats or equals in both cost and judge score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ from selfspec.arena.reduction import frontier
 
 __all__ = ["SLACK", "diverse", "front"]
 
-SLACK = {"word_entropy": 0.03, "distinct_4": 0.005, "distinct_kmers": 0.005,
+SLACK = {"word_entropy": 0.03, "distinct_4": 0.005, "distinct_kmers": 0.005, "entropy": 0.03,
          "kl_4gram": 0.01, "composition": 0.002}  # fmt: skip
 """What is still no worse: nats, shares, nats."""
 SMALLER_IS_BETTER = {"kl_4gram", "composition"}

@@ -40,7 +40,10 @@ from selfspec.metrics.timing import synchronize
 from selfspec.noise import row_seeds
 from selfspec.prompts import NO_FRAME, blank
 
-__all__ = ["Setting", "Sweep", "fingerprint"]
+__all__ = ["BATCHES", "Setting", "Sweep", "fingerprint"]
+
+BATCHES = 6
+"""Full batches that the wall-clock takes: the first warms up, the median is of five at least."""
 
 
 class SamplerLike(Protocol):
@@ -236,7 +239,8 @@ class Sweep:
         timed = [] if self.lengths else seconds[1 : self.n // self.batch_size]
         samples, back = Samples.concatenate(parts), order.argsort()
         tensors = {k: v[back] for k, v in vars(samples).items() if isinstance(v, Tensor)}
-        return replace(samples, **tensors), statistics.median(timed) if len(timed) >= 5 else None
+        known = len(timed) >= BATCHES - 1
+        return replace(samples, **tensors), statistics.median(timed) if known else None
 
     def _result(self, arrays: dict[str, np.ndarray], account: dict[str, Any]) -> Result:
         tokens = arrays.pop("tokens")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from selfspec.arena import ProteinReference, Reference, Setting, Sweep
     from selfspec.model import SSMD, AutoregressiveModel
+    from selfspec.nn.scorer import Scorer
 
 Contender = Literal[
     "all", "plain", "ancestral", "any-order", "optimal", "maskgit", "top-k", "threshold", "factor",
@@ -46,7 +47,7 @@ def benchmark(
     steps: tuple[int, ...] = STEPS,
     judge: str = "books27-judge",
     data: Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     calibrate: bool = False,
     predictor: Path | None = None,
     policy: Path | None = None,
@@ -59,14 +60,16 @@ def benchmark(
         run: where and from which seed.
         loading: how the trunk of a head is found.
         against: samplers with the same trunk, see docs/samplers.md: "plain" reveals fixed counts,
-            "ancestral" binomial ones, "any-order" one token a pass; "all" is the whole arena.
+            "ancestral" binomial ones, "any-order" one token a pass; "all" is the whole arena, with
+            "guided" and "policy" where their folders are given.
         orders: rules for the order of the positions, of the samplers that take one.
         num: samples a setting.
         steps: passes of the samplers that are given a number of them.
         judge: a checkpoint of an autoregressive model of the same tokens.
         data: a corpus written by `selfspec prepare`: its split test is measured too, and the
             samples are compared with it.
-        batch_size: samples drawn at once.
+        batch_size: samples drawn at once; by default a sixth of them, at most 64: milliseconds take
+            six full batches.
         predictor: the folder of a trained error predictor, for "guided".
         policy: the folder of a trained policy, for "policy".
         calibrate: instead, measure the table that --nfe and --quality are resolved from, of
@@ -74,10 +77,11 @@ def benchmark(
         out: the folder for report.json, report.html (where matplotlib is installed), and finished
             settings, which are not drawn again.
     """
-    for name, value in {"num": num, "batch_size": batch_size}.items():
-        whole(name, value, least=1)
-    from selfspec.arena import Sweep, contenders
-    from selfspec.nn.scorer import Scorer
+    whole("num", num, least=1)
+    from selfspec.arena import BATCHES, Sweep, contenders
+
+    most = max(1, min(64, num // BATCHES))
+    batch_size = most if batch_size is None else whole("batch_size", batch_size, least=1)
 
     model = loading.model(checkpoint, run.where())
     if model.head is None:
@@ -93,12 +97,31 @@ def benchmark(
         model, scorer.log_probs, reference, out / "settings", num, batch_size, run.seed,
         lengths=model.lengths, device=model.device, keep_tokens=False,
     )  # fmt: skip
-    profile = kept_profile(model, run, num, out) if {"optimal", "all"} & set(against) else None
     given = {"predictor": predictor, "policy": policy}
-    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    scorers = {name: load_scorer(name, path, model) for name, path in given.items() if path}
+    if "all" in against and (absent := [f"--{name}" for name in given if name not in scorers]):
+        note(f"without the samplers that are trained: no {' and no '.join(absent)} given")
     names = [*against, "self-speculative"]
+    # What is wrong with the others is said before a profile is measured.
+    others = [name for name in names if name != "optimal"]
+    contenders(model, others, orders, steps, None, **scorers)
+    profile = kept_profile(model, run, num, out) if {"optimal", "all"} & set(against) else None
     settings = contenders(model, names, orders, steps, profile, **scorers)
     compare(model, sweep, settings, real, judge, run)
+
+
+def load_scorer(name: str, folder: Path, model: SSMD) -> Scorer:
+    """A small network that was trained for the model.
+
+    Raises:
+        ValueError: `name` has none in its folder.
+    """
+    from selfspec.nn.scorer import Scorer
+
+    try:
+        return Scorer.load(folder, model.device)
+    except ValueError as error:
+        raise ValueError(f"`{name}` cannot be loaded: {error}") from error
 
 
 def show_table(
@@ -197,10 +220,19 @@ def compare(
     facts = {"judge": {"name": judge, "unit": "bits per token"}}
     report = write_contest(path, results, run.seed, facts, found)
     write_page(report, path.with_suffix(".html"))
+    if not any(row["ms_per_sample"] for row in report["rows"]):
+        note(untimed(sweep))
     if run.json:
         return print(to_json(report))
     print(row_table(report["rows"]), reduction_table(report["reduction"]), sep="\n\n")
     note(f"written to {path}")
+
+
+def untimed(sweep: Sweep) -> str:
+    """Why no row has milliseconds."""
+    if sweep.lengths:
+        return "no milliseconds: the rows of a batch have lengths of their own"
+    return "no milliseconds: they take six full batches, see --num and --batch-size"
 
 
 def write_page(report: dict, path: Path) -> None:

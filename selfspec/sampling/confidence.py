@@ -3,11 +3,16 @@
     draw x̂_ℓ ~ p_ℓ for every masked ℓ,
     U = the positions of largest log p_ℓ(x̂_ℓ) + c · (1 - (k+1)/K) · g_ℓ,    g_ℓ standard Gumbel,
 
-as many as the schedule says (cosine: ⌊N · cos(π/2 · (k+1)/K)⌋ stay masked after step k), and x̂_U is
-revealed. The choice reads the drawn token: at c = 0 likely tokens are kept and unlikely ones drawn
-again, so the law is sharper than the model's even at temperature 1. Source: MaskGIT 2202.04200,
-c = 4.5 for images. Its float32 noise cuts the Gumbel tail; here it is float64.
+as many as the schedule says (cosine: ⌊N · cos(π/2 · (k+1)/K)⌋ stay masked after step k = 0, 1, …),
+and x̂_U is revealed. Steps that would reveal nothing need no pass, but the noise falls in them too.
+The choice reads the drawn token: at c = 0 likely tokens are kept and unlikely ones drawn again, so
+the law is sharper than the model's even at temperature 1. Source: MaskGIT 2202.04200, c = 4.5 for
+images. Its float32 noise cuts the Gumbel tail; here it is float64.
 """
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from selfspec.model import SSMD
 from selfspec.noise import Purpose
@@ -47,12 +52,20 @@ class ConfidenceSampler(SetSampler):
         schedule = schedule if schedule is not None else CosineSchedule()
         super().__init__(model, ScheduleWindow(schedule, steps), temperature, top_p)
         self.steps, self.scale = steps, noise
+        self.share = schedule.masked(np.arange(1, steps + 1) / steps)
 
     def move(self, state: State) -> Outcome:
         """One trunk pass; the window's number of drawn tokens stand."""
         logp = self.forward(state, state.tokens)
         drawn = self.drawn(state, logp)
         gumbel = -(-self.noise(state, Purpose.SELECT).log()).log()
-        heat = self.scale * (1 - (state.passes + 1) / self.steps)
+        heat = self.scale * (1 - (self.coming(state) + 1) / self.steps)
         score = take(logp, drawn) + heat.unsqueeze(1) * gumbel
         return Outcome(drawn, largest(score, self.masked(state), state.window))
+
+    def coming(self, state: State) -> Tensor:
+        """(B,) k of the coming step: those before leave as many positions masked, or more."""
+        share = torch.from_numpy(self.share).to(state.end.device)
+        n, masked = state.end - state.observed, state.end - state.revealed
+        left = (n.unsqueeze(1) * share + 1e-9).floor()
+        return (left >= masked.unsqueeze(1)).sum(1)
