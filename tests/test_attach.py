@@ -245,6 +245,21 @@ def test_only_rows_of_their_own_lengths_have_pads(
     trainer.feed.close()
 
 
+@pytest.mark.parametrize(("name", "rows"), [("a.FA.gz", "lines"), ("a.txt", "packed")])
+def test_proteins_are_rows_of_their_own_unless_told_otherwise(
+    source: str, tmp_path: Path, name: str, rows: str
+):
+    text = "".join(f">{i}\n{hubs.LETTERS[: 5 + i]}\n" for i in range(9))
+    text = text if rows == "lines" else hubs.LETTERS * 20
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    out, options = tmp_path / "run", {"steps": 1, "batch_size": 2, "progress": False}
+    ss.train_head(model(source), tmp_path / name, out, device="cpu", **options)
+    assert json.loads((out / "data" / "rows.json").read_text())["rows"] == rows
+    lengths = RaggedStore(out / "data" / "train.bin").lengths.tolist()
+    assert lengths == ([*range(8, 16)] if rows == "lines" else [40] * len(lengths))
+
+
 def test_unknown_words_are_observed(tmp_path: Path):
     inner = hubs.tokenizer("A")  # [UNK] is what it makes of a word of two letters
     inner.add_tokens(["BB"])  # no tokenizer of characters any more

@@ -121,8 +121,8 @@ class HubRun:
 
     out: Path
     """the folder of the run: rows, checkpoints, logs, and in its subfolder model the result."""
-    rows: Literal["packed", "lines"] = "packed"
-    """documents packed one after another, or a row a document (a line of a text file)."""
+    rows: Literal["packed", "lines"] | None = None
+    """documents packed one after another, or a row each (the default for FASTA)."""
     length: int | None = None
     """the longest row, with what stands around a sequence; at most 512 by default."""
     field: str = "text"
