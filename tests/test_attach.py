@@ -317,6 +317,16 @@ def test_bad_input_is_one_line(
     assert message in error
 
 
+def test_remote_code_is_not_merged_after_its_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    stranger = str(hubs.publish_remote(tmp_path / "stranger"))
+    command = ["attach", stranger, "--trust-remote-code", "--data", "self", "--num", "4", *QUICK]
+    assert main([*command, "--out", str(tmp_path / "run"), "--merge"]) == 2
+    assert "`merge` must be left out for a trunk that is remote code" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_causal_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shape: Any = {"vocab_size": 25, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
     hf.GPT2LMHeadModel(hf.GPT2Config(**shape)).save_pretrained(tmp_path / "gpt")
