@@ -35,6 +35,8 @@ MODELS = {
     "RoBERTa": hubs.roberta,
     "ModernBERT": hubs.modernbert,
     "DeBERTa": hubs.deberta,
+    "DistilBERT": hubs.distilbert,
+    "ELECTRA": hubs.electra,
     "ESM": hubs.esm,
     "ESM-1b": lambda: hubs.esm(position_embedding_type="absolute"),
     "MDLM": hubs.dit,
@@ -413,6 +415,9 @@ def test_a_tokenizer_with_another_mask_token_is_refused():
 def test_a_family_without_adapter_is_refused():
     with pytest.raises(ValueError, match=r"got BertModel, .*docs/adapters.md"):
         attach_head(hf.BertModel(hubs.bert().config))
+    shape: Any = {"vocab_size": 25, "emb_dim": 32, "n_layers": 1, "n_heads": 2}
+    with pytest.raises(ValueError, match=r"with an adapter .*, got XLMWithLMHeadModel"):
+        attach_head(hf.XLMWithLMHeadModel(hf.XLMConfig(**shape)), mask_id=MASK)  # not causal
     narrow = hf.AlbertConfig(**hubs.SHAPE, embedding_size=16)
     with pytest.raises(ValueError, match=r"embedding as wide as its 32 .*, got 16 .*adapters.md"):
         attach_head(hf.AlbertForMaskedLM(narrow), mask_id=MASK)

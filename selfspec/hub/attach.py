@@ -177,7 +177,8 @@ def adapter_of(model: Any) -> type[HubTrunk]:
             if getattr(config, "is_decoder", False):
                 raise _causal(name)
             return kind
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
+    masked = transformers().models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    if name.endswith(("ForCausalLM", "LMHeadModel")) and name not in masked:  # as XLM's is
         raise _causal(name)
     raise ValueError(f"`model` must be of a family with an adapter "
                      f"({', '.join(kind.__name__ for kind in ADAPTERS)}), got {name}, in which no "
