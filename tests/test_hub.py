@@ -435,6 +435,13 @@ def test_an_adapter_that_splits_at_the_wrong_place_is_refused():
         attach_head(hubs.bert(), mask_id=MASK, adapter=Wrong)
 
 
+def test_a_model_that_sees_pads_is_refused():
+    """Its rows would depend on what else is in the batch."""
+    fnet = hf.FNetForMaskedLM(hf.FNetConfig(**hubs.SHAPE))  # mixes all positions, pads too
+    with pytest.raises(ValueError, match="`model` must not attend to pads, got FNetForMaskedLM"):
+        attach_head(fnet, mask_id=MASK)
+
+
 def test_a_sequence_longer_than_the_trunk_is_refused():
     model = attached("BERT", tokenizer=hubs.tokenizer())
     with pytest.raises(ValueError, match="`tokens` may be at most 40 long, got 41"):
