@@ -401,6 +401,12 @@ def test_the_verbs_read_and_write_proteins(tmp_path: Path, capsys: pytest.Captur
         seen[:, [0, -1]] = True
         score = ss.one_pass_score(made, row, observed=seen, seeds=row_seeds(0, 5)[index, None])
         assert score.item() / len(text) == pytest.approx(float(facts["score"]), abs=1e-3)
+    plain = (tmp_path / "out.fasta").read_bytes()
+    assert main(["sample", *head, *arguments[:-1], str(tmp_path / "out.fasta.gz")]) == 0
+    assert gzip.decompress((tmp_path / "out.fasta.gz").read_bytes()) == plain
+    assert main(["sample", *head, *arguments, "--json"]) == 2
+    assert "`format` must be text with `json`" in capsys.readouterr().err
+    assert (tmp_path / "out.fasta").read_bytes() == plain
     (tmp_path / "wild.fasta").write_text(">wild\nmkta-yiakq\n*\n")
     score = run(capsys, "score", tmp_path / "wild.fasta", *head)
     assert score["characters"] == 9

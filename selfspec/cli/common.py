@@ -181,17 +181,18 @@ def watched() -> bool:
 
 
 def write(text: str, out: Path | None) -> None:
-    """To a file, whole or not at all, or else to standard output."""
+    """To a file, `.gz` and `.xz` packed, whole or not at all, or else to standard output."""
     if out is None:
         print(text)
         return
     if out.exists() and not out.is_file():  # a device or a pipe: it stays what it is
         out.write_text(f"{text}\n", encoding="utf-8")
         return
+    from selfspec.data.packed import packed
     from selfspec.files import write_bytes
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, f"{text}\n".encode())
+    write_bytes(out, packed(out, f"{text}\n".encode()))
 
 
 def to_json(values: Any) -> str:
