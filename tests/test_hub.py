@@ -492,6 +492,16 @@ def test_the_shape_of_a_head_is_checked():
         attach_head(hubs.bert(), mask_id=MASK, blocks=-1)
 
 
+def test_arguments_of_a_wrong_type_are_named():
+    for changes, rule in (
+        ({"model": None}, "`model` must be a name, a folder or a model, got None"),
+        ({"mask_id": 4.5}, "`mask_id` must be a whole number, got 4.5"),
+        ({"length": "8"}, "`length` must be a whole number, got '8'"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            attach_head(**{"model": hubs.bert(), "mask_id": MASK, **changes})
+
+
 def test_only_residues_are_drafted_by_a_model_of_proteins(tmp_path: Path):
     made = attach_head(hubs.esm(vocab_size=33, mask_token_id=32, pad_token_id=1), heads=2,
                        tokenizer=hubs.esm_tokenizer(tmp_path))  # fmt: skip
