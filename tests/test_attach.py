@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +327,19 @@ def test_remote_code_is_not_merged_after_its_training(
     assert main([*command, "--out", str(tmp_path / "run"), "--merge"]) == 2
     assert "`merge` must be left out for a trunk that is remote code" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_library_adds_no_lines_of_its_own(tmp_path: Path):
+    """In a process of its own: the library reads its settings when it is imported."""
+    hf.BertModel(hubs.bert().config).save_pretrained(tmp_path / "bert")
+    hubs.tokenizer().save_pretrained(tmp_path / "bert")
+    command = ["attach", str(tmp_path / "bert"), "--data", "self", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "selfspec", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "without weights for cls.predictions" in done.stderr
 
 
 def test_a_causal_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
