@@ -57,6 +57,16 @@ def deberta() -> Any:
     return _random(hf.DebertaV2ForMaskedLM, hf.DebertaV2Config(**SHAPE, type_vocab_size=0))
 
 
+def distilbert() -> Any:
+    shape: Any = {"vocab_size": 25, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+    config = hf.DistilBertConfig(**shape, max_position_embeddings=40, pad_token_id=PAD)
+    return _random(hf.DistilBertForMaskedLM, config)
+
+
+def electra() -> Any:
+    return _random(hf.ElectraForMaskedLM, hf.ElectraConfig(**SHAPE, embedding_size=32))
+
+
 def esm(**changes: Any) -> Any:
     config = {**SHAPE, "mask_token_id": MASK, "position_embedding_type": "rotary", **changes}
     return _random(hf.EsmForMaskedLM, hf.EsmConfig(**config, token_dropout=True))

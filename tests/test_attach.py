@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,21 @@ def test_only_rows_of_their_own_lengths_have_pads(
     trainer.feed.close()
 
 
+@pytest.mark.parametrize(("name", "rows"), [("a.FA.gz", "lines"), ("a.txt", "packed")])
+def test_proteins_are_rows_of_their_own_unless_told_otherwise(
+    source: str, tmp_path: Path, name: str, rows: str
+):
+    text = "".join(f">{i}\n{hubs.LETTERS[: 5 + i]}\n" for i in range(9))
+    text = text if rows == "lines" else hubs.LETTERS * 20
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    out, options = tmp_path / "run", {"steps": 1, "batch_size": 2, "progress": False}
+    ss.train_head(model(source), tmp_path / name, out, device="cpu", **options)
+    assert json.loads((out / "data" / "rows.json").read_text())["rows"] == rows
+    lengths = RaggedStore(out / "data" / "train.bin").lengths.tolist()
+    assert lengths == ([*range(8, 16)] if rows == "lines" else [40] * len(lengths))
+
+
 def test_unknown_words_are_observed(tmp_path: Path):
     inner = hubs.tokenizer("A")  # [UNK] is what it makes of a word of two letters
     inner.add_tokens(["BB"])  # no tokenizer of characters any more
@@ -300,6 +317,29 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("selfspec: ")
     assert message in error
+
+
+def test_remote_code_is_not_merged_after_its_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    stranger = str(hubs.publish_remote(tmp_path / "stranger"))
+    command = ["attach", stranger, "--trust-remote-code", "--data", "self", "--num", "4", *QUICK]
+    assert main([*command, "--out", str(tmp_path / "run"), "--merge"]) == 2
+    assert "`merge` must be left out for a trunk that is remote code" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_library_adds_no_lines_of_its_own(tmp_path: Path):
+    """In a process of its own: the library reads its settings when it is imported."""
+    hf.BertModel(hubs.bert().config).save_pretrained(tmp_path / "bert")
+    hubs.tokenizer().save_pretrained(tmp_path / "bert")
+    command = ["attach", str(tmp_path / "bert"), "--data", "self", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "selfspec", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "without weights for cls.predictions" in done.stderr
 
 
 def test_a_causal_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -376,6 +416,12 @@ def test_the_verbs_read_and_write_proteins(tmp_path: Path, capsys: pytest.Captur
         seen[:, [0, -1]] = True
         score = ss.one_pass_score(made, row, observed=seen, seeds=row_seeds(0, 5)[index, None])
         assert score.item() / len(text) == pytest.approx(float(facts["score"]), abs=1e-3)
+    plain = (tmp_path / "out.fasta").read_bytes()
+    assert main(["sample", *head, *arguments[:-1], str(tmp_path / "out.fasta.gz")]) == 0
+    assert gzip.decompress((tmp_path / "out.fasta.gz").read_bytes()) == plain
+    assert main(["sample", *head, *arguments, "--json"]) == 2
+    assert "`format` must be text with `json`" in capsys.readouterr().err
+    assert (tmp_path / "out.fasta").read_bytes() == plain
     (tmp_path / "wild.fasta").write_text(">wild\nmkta-yiakq\n*\n")
     score = run(capsys, "score", tmp_path / "wild.fasta", *head)
     assert score["characters"] == 9

@@ -89,9 +89,10 @@ headers = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), m
 
 @given(st.lists(st.tuples(headers, st.text("MKWYLE", min_size=1)), min_size=1))
 def test_what_is_written_is_read(tmp_path_factory, records):
-    path = tmp_path_factory.mktemp("fasta") / "a.fasta"
-    write_fasta(path, records)
-    assert pairs(path) == records
+    folder = tmp_path_factory.mktemp("fasta")
+    for name in ("a.fasta", "a.fasta.gz", "a.fasta.xz"):
+        write_fasta(folder / name, records)
+        assert pairs(folder / name) == records
     assert all(len(line) <= 60 for line in to_fasta(records).splitlines() if line[0] != ">")
 
 

@@ -35,6 +35,8 @@ MODELS = {
     "RoBERTa": hubs.roberta,
     "ModernBERT": hubs.modernbert,
     "DeBERTa": hubs.deberta,
+    "DistilBERT": hubs.distilbert,
+    "ELECTRA": hubs.electra,
     "ESM": hubs.esm,
     "ESM-1b": lambda: hubs.esm(position_embedding_type="absolute"),
     "MDLM": hubs.dit,
@@ -413,6 +415,9 @@ def test_a_tokenizer_with_another_mask_token_is_refused():
 def test_a_family_without_adapter_is_refused():
     with pytest.raises(ValueError, match=r"got BertModel, .*docs/adapters.md"):
         attach_head(hf.BertModel(hubs.bert().config))
+    shape: Any = {"vocab_size": 25, "emb_dim": 32, "n_layers": 1, "n_heads": 2}
+    with pytest.raises(ValueError, match=r"with an adapter .*, got XLMWithLMHeadModel"):
+        attach_head(hf.XLMWithLMHeadModel(hf.XLMConfig(**shape)), mask_id=MASK)  # not causal
     narrow = hf.AlbertConfig(**hubs.SHAPE, embedding_size=16)
     with pytest.raises(ValueError, match=r"embedding as wide as its 32 .*, got 16 .*adapters.md"):
         attach_head(hf.AlbertForMaskedLM(narrow), mask_id=MASK)
@@ -428,6 +433,13 @@ def test_an_adapter_that_splits_at_the_wrong_place_is_refused():
 
     with pytest.raises(ValueError, match="as Wrong does it, got other logits from BertForMaskedLM"):
         attach_head(hubs.bert(), mask_id=MASK, adapter=Wrong)
+
+
+def test_a_model_that_sees_pads_is_refused():
+    """Its rows would depend on what else is in the batch."""
+    fnet = hf.FNetForMaskedLM(hf.FNetConfig(**hubs.SHAPE))  # mixes all positions, pads too
+    with pytest.raises(ValueError, match="`model` must not attend to pads, got FNetForMaskedLM"):
+        attach_head(fnet, mask_id=MASK)
 
 
 def test_a_sequence_longer_than_the_trunk_is_refused():
@@ -478,6 +490,16 @@ def test_the_shape_of_a_head_is_checked():
         attach_head(hubs.bert(), mask_id=MASK, heads=0)
     with pytest.raises(ValueError, match="`blocks` must"):
         attach_head(hubs.bert(), mask_id=MASK, blocks=-1)
+
+
+def test_arguments_of_a_wrong_type_are_named():
+    for changes, rule in (
+        ({"model": None}, "`model` must be a name, a folder or a model, got None"),
+        ({"mask_id": 4.5}, "`mask_id` must be a whole number, got 4.5"),
+        ({"length": "8"}, "`length` must be a whole number, got '8'"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            attach_head(**{"model": hubs.bert(), "mask_id": MASK, **changes})
 
 
 def test_only_residues_are_drafted_by_a_model_of_proteins(tmp_path: Path):

@@ -135,7 +135,7 @@ def test_bad_arguments_are_named():
         ({"mutations": []}, "`mutations` must hold at least one"),
         ({"mutations": ["K2B"]}, "got 'B' at index 1"),
         ({"orders": 0}, "`orders` must be at least 1"),
-        ({"wild_type": "MK" * 40}, "`tokens` may be at most"),
+        ({"wild_type": "MK" * 40}, "`wild_type` may have at most 24 residues, .* got 80"),
     ):
         with pytest.raises(ValueError, match=rule):
             ss.mutation_effect(model, **{"wild_type": "MKT", "mutations": ["K2R"], **changes})

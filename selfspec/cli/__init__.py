@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from selfspec.cli.common import first_rank
+from selfspec.cli.common import first_rank, watched
 from selfspec.cli.usage import later, one_line
 
 __all__ = ["main"]
@@ -23,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     # Threads that spin while they wait make a busy machine many times slower; read by PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What `transformers` says of its own while it loads; read by it.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not watched():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()  # here, where a reader that has gone can still be met

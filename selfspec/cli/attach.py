@@ -57,6 +57,9 @@ def attach(
         trust_remote_code=trust_remote_code,
         seed=run.seed,
     )
+    if merge and not getattr(model.trunk, "writable", True):  # before hours of training
+        raise ValueError("`merge` must be left out for a trunk that is remote code and cannot be "
+                         f"written, got it for {name!r}")  # fmt: skip
     api.train_head(
         model,
         data,

@@ -121,8 +121,8 @@ class HubRun:
 
     out: Path
     """the folder of the run: rows, checkpoints, logs, and in its subfolder model the result."""
-    rows: Literal["packed", "lines"] = "packed"
-    """documents packed one after another, or a row a document (a line of a text file)."""
+    rows: Literal["packed", "lines"] | None = None
+    """documents packed one after another, or a row each (the default for FASTA)."""
     length: int | None = None
     """the longest row, with what stands around a sequence; at most 512 by default."""
     field: str = "text"
@@ -181,17 +181,18 @@ def watched() -> bool:
 
 
 def write(text: str, out: Path | None) -> None:
-    """To a file, whole or not at all, or else to standard output."""
+    """To a file, `.gz` and `.xz` packed, whole or not at all, or else to standard output."""
     if out is None:
         print(text)
         return
     if out.exists() and not out.is_file():  # a device or a pipe: it stays what it is
         out.write_text(f"{text}\n", encoding="utf-8")
         return
+    from selfspec.data.packed import packed
     from selfspec.files import write_bytes
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, f"{text}\n".encode())
+    write_bytes(out, packed(out, f"{text}\n".encode()))
 
 
 def to_json(values: Any) -> str:

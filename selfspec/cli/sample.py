@@ -105,6 +105,8 @@ def draw(
 
     if format == "fasta" and not getattr(model.tokenizer, "residues", ""):
         raise ValueError("`format` must be text for a model that is not of proteins, got fasta")
+    if format == "fasta" and run.json:
+        raise ValueError("`format` must be text with `json`, which is another one, got fasta")
     sampler = sampling.sampler(model)
     start = time.perf_counter()
     samples = api.generate(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from selfspec.data.clusters import cluster, split
 from selfspec.data.corpus import write_corpus
-from selfspec.data.packed import Paths, find_files, find_splits, read_lines
+from selfspec.data.packed import Paths, find_files, find_splits, packed, read_lines
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import ProteinTokenizer
 from selfspec.files import write_bytes
@@ -235,8 +235,8 @@ def to_fasta(records: Iterable[tuple[str, str]]) -> str:
 
 
 def write_fasta(path: str | os.PathLike[str], records: Iterable[tuple[str, str]]) -> None:
-    """Writes (header, residues) pairs as a FASTA file, whole or not at all."""
-    write_bytes(Path(path), to_fasta(records).encode())
+    """Writes (header, residues) pairs as FASTA, `.gz` and `.xz` packed, whole or not at all."""
+    write_bytes(Path(path), packed(Path(path), to_fasta(records).encode()))
 
 
 def parse_fasta(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Record]:

@@ -88,6 +88,13 @@ def read_blocks(path: Path, bar: tqdm | None = None) -> Iterator[bytes]:
         raise ValueError(f"{path}: broken compression ({error})") from error
 
 
+def packed(path: Path, blob: bytes) -> bytes:
+    """A file of this name with these contents, as it is read; equal for equal contents."""
+    if path.suffix == ".xz":
+        return lzma.compress(blob)
+    return gzip.compress(blob, mtime=0) if path.suffix == ".gz" else blob
+
+
 def _read(
     path: Path, cut: Callable[[BinaryIO], Iterable[bytes]], bar: tqdm | None
 ) -> Iterator[bytes]:

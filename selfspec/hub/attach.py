@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from selfspec import checkpoint
+from selfspec.checks import whole
 from selfspec.hub import llada, mdlm
 from selfspec.hub.bert import MaskedLMTrunk
 from selfspec.hub.causal import CausalTrunk
@@ -88,10 +89,15 @@ def attach_head(
         The model, in evaluation mode. Nothing of its trunk requires a gradient.
 
     Raises:
-        ValueError: a causal language model, a family without adapter, no mask token, or remote code
-            that is not trusted.
+        ValueError: a causal language model, a family without adapter, no mask token, remote code
+            that is not trusted, or an argument of a wrong type.
         OSError: no model of this name.
     """
+    for argument, value in {"mask_id": mask_id, "length": length}.items():
+        if value is not None:
+            whole(argument, value)
+    if not isinstance(model, str | os.PathLike | torch.nn.Module):
+        raise ValueError(f"`model` must be a name, a folder or a model, got {model!r}")
     name, options = "", {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(model, HubTrunk):
         raise ValueError("`model` must be a model, got an adapter: use its `.model`")
@@ -177,7 +183,8 @@ def adapter_of(model: Any) -> type[HubTrunk]:
             if getattr(config, "is_decoder", False):
                 raise _causal(name)
             return kind
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
+    masked = transformers().models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    if name.endswith(("ForCausalLM", "LMHeadModel")) and name not in masked:  # as XLM's is
         raise _causal(name)
     raise ValueError(f"`model` must be of a family with an adapter "
                      f"({', '.join(kind.__name__ for kind in ADAPTERS)}), got {name}, in which no "

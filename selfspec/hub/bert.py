@@ -1,7 +1,7 @@
 """BERT, RoBERTa, ModernBERT and their relatives: any `AutoModelForMaskedLM` of two parts.
 
 hidden    the base model, `model.<base_model_prefix>`
-logits    the module `lm_head`, `cls` or `predictions`; or `decoder` after `head` (ModernBERT)
+logits    one module or several in a row, by the names in `PARTS`
 """
 
 from typing import Any
@@ -12,7 +12,15 @@ from selfspec.hub.trunk import HubTrunk
 
 __all__ = ["MaskedLMTrunk"]
 
-HEADS = ("lm_head", "cls", "predictions")
+PARTS = (
+    ("head", "decoder"),  # ModernBERT
+    ("lm_head",),
+    ("cls",),
+    ("predictions",),
+    ("generator_predictions", "generator_lm_head"),  # ELECTRA, ConvBERT
+    ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # DistilBERT
+)
+"""From hidden states to logits; the first that the model has all of are taken."""
 
 
 class MaskedLMTrunk(HubTrunk):
@@ -51,7 +59,6 @@ def _base(model: Any) -> nn.Module | None:
 
 
 def _unembedding(model: Any) -> list[nn.Module]:
-    """The modules that lead from hidden states to logits, in order."""
-    if hasattr(model, "head") and hasattr(model, "decoder"):
-        return [model.head, model.decoder]
-    return [getattr(model, name) for name in HEADS if hasattr(model, name)][:1]
+    """The modules that lead from hidden states to logits, in order; none where it has others."""
+    names = next((names for names in PARTS if all(hasattr(model, name) for name in names)), ())
+    return [getattr(model, name) for name in names]

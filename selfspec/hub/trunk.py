@@ -257,8 +257,8 @@ class HubTrunk(nn.Module):
         Up to rounding: a kernel may choose its order of summation by where its input lies.
 
         Raises:
-            ValueError: the drafts are not the model's own, or the embedding is not as wide as the
-                hidden states.
+            ValueError: the drafts are not the model's own, the embedding is not as wide as the
+                hidden states, or pads are seen.
         """
         text = (~self.forbidden).nonzero().flatten()[:6].tolist()
         begin, end = self.frame
@@ -277,6 +277,17 @@ class HubTrunk(nn.Module):
             raise ValueError(f"`model` must split into hidden states and unembedding as "
                              f"{type(self).__name__} does it, got other logits from {name}; "
                              f"{GUIDE}")  # fmt: skip
+        if self._sees_pads(tokens):
+            raise ValueError(f"`model` must not attend to pads, got {name}, which does; {GUIDE}")
+
+    def _sees_pads(self, tokens: Tensor) -> bool:
+        """Whether a row (1, L) has other states with a pad for its last token than without it."""
+        if tokens.shape[1] < 2:
+            return False
+        pad = torch.zeros_like(tokens, dtype=torch.bool)
+        pad[:, -1] = True
+        alone, padded = self(tokens[:, :-1]), self(tokens, pad)[:, :-1]
+        return bool((padded - alone).norm() > 0.03 * alone.norm())
 
 
 def transformers() -> Any:

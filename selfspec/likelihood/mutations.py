@@ -93,8 +93,9 @@ def mutation_effect(
         (n,) float64 nats; above 0 where the model prefers the mutant.
 
     Raises:
-        ValueError: a mutation that `parse_mutations` refuses, none at all, residues that the model
-            does not know or does not read one by one, or `orders` or `batch_size` below 1.
+        ValueError: a mutation that `parse_mutations` refuses, none at all, more residues than the
+            model reads, some that it does not know or does not read one by one, or `orders` or
+            `batch_size` below 1.
     """
     for name, value in {"orders": orders, "batch_size": batch_size}.items():
         whole(name, value, least=1)
@@ -102,6 +103,10 @@ def mutation_effect(
         raise ValueError("`model` must have a tokenizer to read `wild_type`, got none")
     if not mutations:
         raise ValueError("`mutations` must hold at least one, got none")
+    room = model.length - sum(map(len, model.frame))
+    if len(wild_type) > room:
+        raise ValueError(f"`wild_type` may have at most {room} residues, the model's length, got "
+                         f"{len(wild_type)}")  # fmt: skip
     pairs = []
     for found in (parse_mutations(text, wild_type) for text in mutations):
         mutant = list(wild_type)

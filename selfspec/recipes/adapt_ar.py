@@ -44,7 +44,7 @@ def adapt_ar(
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    rows: Rows = "packed",
+    rows: Rows | None = None,
     length: int | None = None,
     field: str = "text",
     device: torch.device | str | None = None,

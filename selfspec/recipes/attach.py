@@ -47,7 +47,7 @@ def attach(
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    rows: Rows = "packed",
+    rows: Rows | None = None,
     length: int | None = None,
     num: int = 4096,
     field: str = "text",
@@ -64,7 +64,7 @@ def attach(
         data: a text file (a document a line for "lines", one in all for "packed"), a `.jsonl` file,
             which may end in .gz or .xz, or FASTA (`.fasta`, `.fa`); "self" for none.
         folder: of the run; the rows are kept in its subfolder `data`.
-        rows: how documents become rows.
+        rows: how documents become rows; by default "lines" for FASTA, else "packed".
         length: the longest row, with what stands around it; the model's length, at most 512, by
             default.
         num: rows to draw, with "self".

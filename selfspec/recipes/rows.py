@@ -49,6 +49,7 @@ from selfspec.train.parallel import group, rows_each, together
 __all__ = ["Rows", "documents", "open_rows", "own_rows", "read_data", "text_rows"]
 
 Rows = Literal["lines", "packed"]
+FASTA = {".fasta", ".fa", ".faa"}
 HELD_OUT, MOST_HELD_OUT = 50, 1024
 log = logging.getLogger("selfspec")
 
@@ -67,7 +68,7 @@ def read_data(
     data: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     config: TrainConfig,
-    rows: Rows,
+    rows: Rows | None,
     length: int | None,
     num: int,
     field: str,
@@ -79,6 +80,8 @@ def read_data(
 
     The model is moved to the device, and knows how long its sequences are.
     """
+    if rows is None:  # two proteins in one row are nothing that a model of proteins has seen
+        rows = "lines" if is_fasta(data) else "packed"
     if rows not in get_args(Rows):
         raise ValueError(f"`rows` must be one of {get_args(Rows)}, got {rows!r}")
     if unknown not in (known := [policy.value for policy in Unknown]):
@@ -149,10 +152,9 @@ def documents(
     Raises:
         ValueError: the file is broken, has none, or is not UTF-8.
     """
-    names = [suffix.lower() for suffix in Path(data).suffixes]
-    if ".jsonl" in names:
+    if ".jsonl" in _suffixes(data):
         yield from read_jsonl(data, field, progress)
-    elif {".fasta", ".fa", ".faa"} & {*names}:
+    elif is_fasta(data):
         cleaner = Cleaner(residues or ascii_uppercase, Policy(unknown=unknown))
         yield from cleaner(read_fasta(data, progress))
         if cleaner.skipped:
@@ -161,6 +163,15 @@ def documents(
         with bytes_bar([Path(data)], progress) as bar:
             lines = _lines(Path(data), bar)
             yield from filter(None, map(str.strip, lines)) if rows == "lines" else [lines]
+
+
+def is_fasta(data: str | os.PathLike[str]) -> bool:
+    """Whether a file, which may be packed, is FASTA by its name."""
+    return bool(FASTA & _suffixes(data))
+
+
+def _suffixes(data: str | os.PathLike[str]) -> set[str]:
+    return {suffix.lower() for suffix in Path(data).suffixes}
 
 
 def _lines(path: Path, bar: tqdm) -> Iterator[str]:
