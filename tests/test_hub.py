@@ -421,6 +421,8 @@ def test_a_family_without_adapter_is_refused():
     narrow = hf.AlbertConfig(**hubs.SHAPE, embedding_size=16)
     with pytest.raises(ValueError, match=r"embedding as wide as its 32 .*, got 16 .*adapters.md"):
         attach_head(hf.AlbertForMaskedLM(narrow), mask_id=MASK)
+    with pytest.raises(ValueError, match="embedding that gives one tensor, got IBertForMaskedLM"):
+        attach_head(hf.IBertForMaskedLM(hf.IBertConfig(**hubs.SHAPE)), mask_id=MASK)
 
 
 def test_an_adapter_that_splits_at_the_wrong_place_is_refused():

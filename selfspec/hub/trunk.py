@@ -266,6 +266,9 @@ class HubTrunk(nn.Module):
         row = [*begin, *[self.mask_id, *text][:room], *end]
         tokens = torch.tensor([row], device=self.forbidden.device)
         name = type(self.model).__name__
+        if not isinstance(self.model.get_input_embeddings()(0 * tokens), Tensor):  # as I-BERT's
+            raise ValueError(f"`model` must have an embedding that gives one tensor, got {name}; "
+                             f"{GUIDE}")  # fmt: skip
         if (embedded := self.embed(tokens).shape[-1]) != self.width:
             raise ValueError(f"`model` must have an embedding as wide as its {self.width} hidden "
                              f"channels, got {embedded} in {name}; {GUIDE}")  # fmt: skip
