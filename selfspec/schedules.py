@@ -159,11 +159,14 @@ class ScheduleWindow:
     def __post_init__(self):
         whole("steps", self.steps, least=1)
 
+    def left(self, n: int | np.ndarray) -> np.ndarray:
+        """How many of n tokens are masked after each step: (..., steps) int64, for (...) n."""
+        share = self.schedule.masked(np.arange(1, self.steps + 1) / self.steps)
+        return np.floor(np.multiply.outer(n, share) + 1e-9).astype(np.int64)
+
     def table(self, n: int) -> np.ndarray:
         """From i to the next cut point of the schedule."""
-        times = np.arange(1, self.steps + 1) / self.steps
-        masked = np.floor(n * self.schedule.masked(times) + 1e-9).astype(np.int64)
-        return up_to_next(np.unique(n - masked))
+        return up_to_next(np.unique(n - self.left(n)))
 
 
 def up_to_next(cuts: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ the law is sharper than the model's even at temperature 1. Source: MaskGIT 2202.
 images. Its float32 noise cuts the Gumbel tail; here it is float64.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,9 +49,9 @@ class ConfidenceSampler(SetSampler):
         if not noise >= 0:
             raise ValueError(f"`noise` must be at least 0, got {noise}")
         schedule = schedule if schedule is not None else CosineSchedule()
-        super().__init__(model, ScheduleWindow(schedule, steps), temperature, top_p)
-        self.steps, self.scale = steps, noise
-        self.share = schedule.masked(np.arange(1, steps + 1) / steps)
+        window = ScheduleWindow(schedule, steps)
+        super().__init__(model, window, temperature, top_p)
+        self.steps, self.scale, self.left = steps, noise, window.left
 
     def move(self, state: State) -> Outcome:
         """One trunk pass; the window's number of drawn tokens stand."""
@@ -65,7 +64,6 @@ class ConfidenceSampler(SetSampler):
 
     def coming(self, state: State) -> Tensor:
         """(B,) k of the coming step: those before leave as many positions masked, or more."""
-        share = torch.from_numpy(self.share).to(state.end.device)
         n, masked = state.end - state.observed, state.end - state.revealed
-        left = (n.unsqueeze(1) * share + 1e-9).floor()
+        left = torch.from_numpy(self.left(n.cpu().numpy())).to(n.device)
         return (left >= masked.unsqueeze(1)).sum(1)
