@@ -257,8 +257,8 @@ class HubTrunk(nn.Module):
         Up to rounding: a kernel may choose its order of summation by where its input lies.
 
         Raises:
-            ValueError: the drafts are not the model's own, the embedding is not as wide as the
-                hidden states, or pads are seen.
+            ValueError: the drafts are not the model's own, the embedding gives more than a tensor
+                or is not as wide as the hidden states, or pads are seen.
         """
         text = (~self.forbidden).nonzero().flatten()[:6].tolist()
         begin, end = self.frame
@@ -266,7 +266,8 @@ class HubTrunk(nn.Module):
         row = [*begin, *[self.mask_id, *text][:room], *end]
         tokens = torch.tensor([row], device=self.forbidden.device)
         name = type(self.model).__name__
-        if not isinstance(self.model.get_input_embeddings()(0 * tokens), Tensor):  # as I-BERT's
+        first = torch.zeros_like(tokens)  # the mask may be none of the model's own tokens
+        if not isinstance(self.model.get_input_embeddings()(first), Tensor):  # as I-BERT's
             raise ValueError(f"`model` must have an embedding that gives one tensor, got {name}; "
                              f"{GUIDE}")  # fmt: skip
         if (embedded := self.embed(tokens).shape[-1]) != self.width:
