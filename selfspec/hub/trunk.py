@@ -291,7 +291,8 @@ class HubTrunk(nn.Module):
         pad = torch.zeros_like(tokens, dtype=torch.bool)
         pad[:, -1] = True
         alone, padded = self(tokens[:, :-1]), self(tokens, pad)[:, :-1]
-        return bool((padded - alone).norm() > 0.03 * alone.norm())
+        rounding = max(1e-2, 4 * torch.finfo(self.dtype).eps)
+        return bool((padded - alone).norm() > rounding * alone.norm())
 
 
 def transformers() -> Any:
