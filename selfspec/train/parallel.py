@@ -30,6 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 Value = TypeVar("Value")
+WHOLE_MB = 1 << 20
+"""Gradients in one piece, exchanged behind the backward pass: between the GPUs of a machine that
+takes milliseconds. Beside it, exchanges take multiprocessors from matrix products that are laid out
+for all of them, and from each rank as long as it waits for the others."""
 
 
 class RankError(RuntimeError):
@@ -70,6 +74,11 @@ def processes(device: torch.device | str | None = None) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: it might wait for processes that are gone
 
 
+def one_machine() -> bool:
+    """Whether torchrun started all processes on this machine."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+
+
 def rows_each(batch_size: int, accumulate: int) -> int:
     """Rows of a step that every rank has.
 
@@ -97,7 +106,8 @@ def distributed(loss: nn.Module, kind: str, device: torch.device) -> nn.Module:
     if world == 1:
         return loss
     if kind == "ddp":
-        return DistributedDataParallel(loss, gradient_as_bucket_view=True)
+        cap = WHOLE_MB if one_machine() else None  # else PyTorch's own
+        return DistributedDataParallel(loss, bucket_cap_mb=cap, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
