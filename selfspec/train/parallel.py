@@ -106,6 +106,9 @@ def distributed(loss: nn.Module, kind: str, device: torch.device) -> nn.Module:
     if world == 1:
         return loss
     if kind == "ddp":
+        from torch._dynamo import config
+
+        config.optimize_ddp = False  # would cut each compiled block in two, where buckets end
         cap = WHOLE_MB if one_machine() else None  # else PyTorch's own
         return DistributedDataParallel(loss, bucket_cap_mb=cap, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
