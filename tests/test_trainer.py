@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
+from torch.nn.parallel import DistributedDataParallel
 
 from selfspec import checkpoint
 from selfspec.data.tokenizers import CharTokenizer
 from selfspec.files import locked
 from selfspec.losses import next_token_loss, ssmd_loss
 from selfspec.model import SSMD, AutoregressiveModel
+from selfspec.nn.attention import rotation
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Block, Trunk, TrunkConfig
 from selfspec.train import (
@@ -484,6 +488,20 @@ def test_if_no_checkpoint_is_readable_that_is_said(tmp_path):
     damage(tmp_path / "state" / "00000001", "truncated")
     with pytest.raises(ValueError, match=r"state/00000001: not a readable training state"):
         trainer("plain", tmp_path).resume()
+
+
+def test_data_parallel_training_does_not_cut_compiled_blocks(tmp_path, monkeypatch):
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: compile_(f, **{**kw, "backend": counter}))
+    block, turns = Block(256, heads=2), rotation(torch.arange(4), 128, torch.float32)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with compiled(block):
+            wrapped = DistributedDataParallel(block, bucket_cap_mb=1)  # of 3 MB
+            wrapped(torch.randn(1, 4, 256), turns, turns)
+    finally:
+        dist.destroy_process_group()
+    assert counter.frame_count == 1
 
 
 def test_blocks_are_compiled_for_as_long_as_the_run_lasts():

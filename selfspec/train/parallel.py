@@ -32,8 +32,7 @@ from torch.utils.checkpoint import checkpoint
 Value = TypeVar("Value")
 WHOLE_MB = 1 << 20
 """Gradients in one piece, exchanged behind the backward pass: between the GPUs of a machine that
-takes milliseconds. Beside it, exchanges take multiprocessors from matrix products that are laid out
-for all of them, and from each rank as long as it waits for the others."""
+takes milliseconds, and nothing waits on the device beside the passes."""
 
 
 class RankError(RuntimeError):
@@ -106,9 +105,6 @@ def distributed(loss: nn.Module, kind: str, device: torch.device) -> nn.Module:
     if world == 1:
         return loss
     if kind == "ddp":
-        from torch._dynamo import config
-
-        config.optimize_ddp = False  # would cut each compiled block in two, where buckets end
         cap = WHOLE_MB if one_machine() else None  # else PyTorch's own
         return DistributedDataParallel(loss, bucket_cap_mb=cap, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh

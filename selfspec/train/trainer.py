@@ -392,7 +392,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
     for part in (*parts, token_nll):
         part.compile(dynamic=False)
     try:
-        with torch._dynamo.config.patch(recompile_limit=64):  # beyond it blocks would run eagerly
+        # Beyond the limit blocks would run eagerly; under DDP they would be cut where buckets end.
+        with torch._dynamo.config.patch(recompile_limit=64, optimize_ddp=False):
             yield
     finally:
         for part in (*parts, token_nll):
