@@ -301,6 +301,36 @@ def antibodies(report: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
+def proteins(report: Mapping[str, Any]) -> str:
+    """Every row, with reductions by the likelihood of both kinds of held-out proteins."""
+    judges, scores = report["judges"], ("heldout_bits", "relatives_bits")
+    relatives = judges["relatives"]
+    lines = []
+    for row in sorted(report["rows"], key=lambda r: (r["sampler"], nfe(r))):
+        found = {r["score_name"]: ratio(r) for r in report["reduction"] if key(r) == key(row)}
+        bits = [number(row[score], 4) for score in scores]
+        measures = [f"{row['judge']:.2f}", f"{row['novelty']:.2f}", f"{row['distinct_kmers']:.2f}"]
+        ratios = [found.get(score, "") for score in scores]
+        lines.append([row["sampler"], settings(row), f"{nfe(row):.1f}", *bits, *ratios, *measures])
+    return "\n".join(
+        [
+            f"{report['n']:,} proteins per row, on {report['machine']['device']}. *Held-out* and "
+            f"*relatives*: likelihood of {judges['heldout']['rows']} proteins of clusters that "
+            f"training has not seen, and of {relatives['likelihood']} whose families it has, in "
+            f"bits per residue. The judge gives the relatives {relatives['judge']:.2f}; their "
+            f"novelty is {relatives['novelty']:.2f}. *Reduction*: as above, by each of the two "
+            "likelihoods.",
+            "",
+            table(
+                ["sampler", "settings", "NFE", "held-out", "relatives", "reduction, held-out",
+                 "reduction, relatives", "judge", "novelty", "distinct 6-mers"],
+                lines,
+            ),
+            "",
+        ]
+    )  # fmt: skip
+
+
 def protein_measures(row: Record) -> list[str]:
     """Settings, cost, quality and diversity of a row of proteins."""
     found = {"second_judge": 3, "heldout_bits": 3, "novelty": 2, "distinct_kmers": 2}
@@ -376,6 +406,7 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
 
 
 CURVE, SECONDS, ANTIBODIES = "books27-quality.json", "latency-h200.json", "antibody-quality.json"
+PROTEINS = "proteins-quality.json"
 TUNED, LATER = "books27-order.json", "latency-h200-150M.json"
 BLOCKS = "books27-blocks.json"
 SUBWORDS, MORE = "books-bpe-quality.json", "books-bpe-256.json"
@@ -387,6 +418,7 @@ PAGES = {
         "later": (LATER, seconds),
         "blocks": (BLOCKS, blocks),
         "antibodies": (ANTIBODIES, antibodies),
+        "proteins": (PROTEINS, proteins),
         "subwords": (SUBWORDS, subwords.every),
         "subwords-more": (MORE, subwords.more),
     },
