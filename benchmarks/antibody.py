@@ -440,7 +440,7 @@ def make_sweep(
         folder=args.runs / "quality", n=size.n, batch_size=size.n, seed=SEED,
         lengths=Lengths(tuple(lengths.tolist()), 1, len(lengths)), device=device(),
         heldout=Heldout(model, heldout, SEED), identity={"heldout": len(rows)},
-        translate=residues(model), name=name, **judges,
+        translate=residues(model), name=name, engine="reference", **judges,
     )  # fmt: skip
 
 

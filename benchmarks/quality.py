@@ -309,6 +309,7 @@ def make_sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
         length, model.lengths if ragged else None, model.device, autocast=True, heldout=law,
         identity={"heldout": args.heldout}, keep_tokens=False,
+        engine="reference",  # an engine's copy of the model would not have its blocks compiled
     )  # fmt: skip
 
 
