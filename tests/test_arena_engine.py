@@ -22,6 +22,7 @@ from selfspec.sampling import (
     Sampler,
     SpeculativeSampler,
     ThresholdSampler,
+    TopKSampler,
 )
 from selfspec.schedules import CosineWindow
 from selfspec.selection import CellOrder
@@ -32,6 +33,7 @@ RUN: dict[str, Callable[[SSMD], Sampler]] = {
     "plain": lambda model: FixedCountSampler(model, steps=5),
     "ancestral": lambda model: AncestralSampler(model, steps=5),
     "self-speculative": lambda model: SpeculativeSampler(model, window=CosineWindow(0.2), rounds=2),
+    "top-k": lambda model: TopKSampler(model, steps=5),
     "plain in cells": lambda model: PlainSampler(model, CellOrder(), CosineWindow(0.2)),
     "self-speculative in cells": lambda model: SpeculativeSampler(
         model, CellOrder(), CosineWindow(0.2), 2

@@ -321,9 +321,12 @@ def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.C
         "plain", "ancestral", "any-order", "self-speculative"
     }  # fmt: skip
     assert {record["account"] for record in told["reduction"]} >= {"same trunk", "separate model"}
+    assert {row["engine"] for row in told["rows"]} == {"engine"}
     assert json.loads((tmp_path / "report.json").read_text())["rows"] == told["rows"]
     assert main(arguments) == 0
     assert "self-speculative" in capsys.readouterr().out
+    told = report(capsys, *arguments, "--engine", "reference")
+    assert {row["engine"] for row in told["rows"]} == {"reference"}
 
 
 def test_benchmark_times_its_samples_unless_they_are_too_few(
