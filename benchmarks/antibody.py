@@ -36,7 +36,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from quality import Heldout, compare, cost, judge_facts, optimal, plain, settings
+from quality import Heldout, compare, cost, fill, judge_facts, optimal, plain, settings
 from torch import Tensor, nn
 
 import selfspec as ss
@@ -48,8 +48,6 @@ from selfspec.arena import (
     Setting,
     Sweep,
     accounts,
-    reduction_table,
-    row_table,
     write_report,
 )
 from selfspec.data.corpus import open_corpus, write_corpus
@@ -73,8 +71,6 @@ MODELS = {"AntiBERTy": "head", "AntiBERTy, fine-tuned": "finetuned"}
 SEED = 0
 OFTEN: dict[str, Any] = {"save_every": 500, "valid_every": 500}
 """So that little is lost where a run is cut off, and the judge has a loss."""
-REPORT_EVERY = 60
-"""Seconds between two reports while the curves fill."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +337,7 @@ def training(run: Path) -> dict[str, Any]:
 
 def quality(args: argparse.Namespace, size: Size) -> str:
     """Measures the models there are, cheap settings first, until time is up; writes the report."""
-    reported, deadline = time.monotonic(), time.monotonic() + (args.seconds or math.inf)
+    deadline = time.monotonic() + (args.seconds or math.inf)
     stores = {s: RaggedStore(args.runs / f"data/corpus/{s}.bin") for s in CORPUS}
     own = load_judge(args.runs / "judge" / "model", device())
     judges = {"judge": own.log_probs, "second_judge": IgLM(args.iglm).to(device()).log_probs}
@@ -369,17 +365,7 @@ def quality(args: argparse.Namespace, size: Size) -> str:
     jobs.sort(key=lambda job: cost(job[1]))
     drawn = next(iter(sweeps.values())).measure_data(stores["test"].excerpt(LENGTH, size.n))
     drawn = replace(drawn, row=replace(drawn.row, model="drawn by IgLM"))
-    results: list[Result] = []
-    for sweep, setting in jobs:
-        if time.monotonic() > deadline and not sweep.finished(setting):
-            continue
-        results += sweep.run([setting], progress=False)
-        print(row_table([vars(results[-1].row)]).splitlines()[-1], flush=True)
-        if time.monotonic() > reported + REPORT_EVERY:
-            report(args, size, models, stores, results, drawn)
-            reported = time.monotonic()
-    found = report(args, size, models, stores, results, drawn)
-    print(row_table(found["rows"]), reduction_table(found["reduction"]), sep="\n\n")
+    results = fill(jobs, lambda found: report(args, size, models, stores, found, drawn), deadline)
     return f"{len(results)} of {len(jobs)} settings"
 
 
@@ -440,7 +426,7 @@ def make_sweep(
         folder=args.runs / "quality", n=size.n, batch_size=size.n, seed=SEED,
         lengths=Lengths(tuple(lengths.tolist()), 1, len(lengths)), device=device(),
         heldout=Heldout(model, heldout, SEED), identity={"heldout": len(rows)},
-        translate=residues(model), name=name, **judges,
+        translate=residues(model), name=name, engine="reference", **judges,
     )  # fmt: skip
 
 

@@ -4,12 +4,14 @@
         --out benchmarks/results/arena-books27.json
 
 The same weights, row seeds and judge for all; beside the samples of each setting stands what a
-sample costs, in evaluations and in milliseconds of the reference samplers. A finished setting is
-kept in --folder and not drawn again; to use several processes or devices, start --part 0/2, --part
-1/2 and so on, and then once without --part, which writes the report, its page and its figures
-(where matplotlib is installed; --page draws them from a report elsewhere). --docs writes the table
-of budgets into docs/samplers.md, and the figures into docs/figures. Milliseconds that are to be
-compared must come from one process alone on its device: several share it.
+sample costs, in evaluations and in milliseconds of what `ss.generate` draws with: the engine where
+it can run a sampler, else the plain loop (`selfspec.arena.sweep`); a row says which. With --engine
+reference it is the plain loop for all. A finished setting is kept in --folder and not drawn again;
+to use several processes or devices, start --part 0/2, --part 1/2 and so on, and then once without
+--part, which writes the report, its page and its figures (where matplotlib is installed; --page
+draws them from a report elsewhere). --docs writes the table of budgets into docs/samplers.md, and
+the figures into docs/figures. Milliseconds that are to be compared must come from one process alone
+on its device: several share it.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import judge_facts, load
+from quality import judge_facts
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -57,12 +59,14 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
-    model = load(args.model, device)
+    model = checkpoint.load(args.model, device)  # not compiled: as users have it
+    assert isinstance(model, SSMD)
     tokenizer, stores = open_corpus(args.data)
     reference = corpus_reference(tokenizer, stores, args.length)
     sweep = Sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
         length=args.length, device=model.device, autocast=True, keep_tokens=False,
+        engine=args.engine,
     )  # fmt: skip
     given = {"predictor": args.predictor, "policy": args.policy}
     scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
@@ -164,6 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["reference"], help="see above")
     parser.add_argument("--part", default=None, metavar="k/n")
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")
     parser.add_argument("--page", action="store_true", help="only draw page and figures of --out")

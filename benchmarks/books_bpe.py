@@ -255,7 +255,7 @@ def make_sweep(
         model, CharacterJudge(load_judge(args.judge, device()), text),
         Words(text, vocabulary, grams(text(test.tokens))), args.runs / "quality", size.n,
         size.n, SEED, device=device(), heldout=Heldout(model, rows, SEED, size.scored),
-        identity={"heldout": size.heldout},
+        identity={"heldout": size.heldout}, engine="reference",
         second_judge=load_judge(own, device()).log_probs if own.exists() else None,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ proteins of the split that `selfspec prepare proteins --relatives` holds out.
 import argparse
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -77,6 +77,7 @@ OPTIMAL_STEPS, OPTIMAL_ROUNDS = (6, 8, 12, 16, 24, 32), (2, 4)
 SCORES = ("judge", "second_judge", "heldout_bits", "relatives_bits")
 REPORT_EVERY = 60
 """Seconds between two reports while the curves fill."""
+Job = tuple[Sweep, Setting]
 
 
 def plain(model: SSMD, order: str, schedule: str, steps: int) -> Setting:
@@ -206,15 +207,38 @@ def main() -> None:
             sweep.run([setting], stop_after=deadline - time.monotonic())
         return
     write = Report(args, tokenizer, stores, length, sweeps[0])
+    fill(jobs, write, deadline, write.completed)
+
+
+def fill(
+    jobs: Sequence[Job],
+    write: Callable[[list[Result]], dict[str, Any]],
+    deadline: float = math.inf,
+    completed: Callable[[Sweep, Setting, Result], Result] = lambda sweep, setting, result: result,
+) -> list[Result]:
+    """Measures the points of curves; the report is written as they fill, so that none is lost.
+
+    Args:
+        jobs: in this order.
+        write: writes and returns the report of what is measured so far; called every
+            `REPORT_EVERY` seconds, and last of all.
+        deadline: by `time.monotonic`; after it only what was measured before is read.
+        completed: adds to a result what the sweep does not measure.
+
+    Returns:
+        The results, without those that were not begun.
+    """
     results, reported = [], time.monotonic()
     for sweep, setting in jobs:
-        for result in sweep.run([setting], stop_after=deadline - time.monotonic()):
-            results.append(write.completed(sweep, setting, result))
+        for found in sweep.run([setting], False, stop_after=deadline - time.monotonic()):
+            results.append(completed(sweep, setting, found))
+            print(row_table([vars(found.row)]).splitlines()[-1], flush=True)
         if time.monotonic() > reported + REPORT_EVERY:
             write(results)
             reported = time.monotonic()
     about = write(results)
     print(row_table(about["rows"]), reduction_table(about["reduction"]), sep="\n\n")
+    return results
 
 
 class Report:
@@ -309,6 +333,7 @@ def make_sweep(
         model, judge.log_probs, reference, args.folder, args.n, args.batch_size, args.seed,
         length, model.lengths if ragged else None, model.device, autocast=True, heldout=law,
         identity={"heldout": args.heldout}, keep_tokens=False,
+        engine="reference",  # an engine's copy of the model would not have its blocks compiled
     )  # fmt: skip
 
 

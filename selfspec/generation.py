@@ -22,7 +22,10 @@ from selfspec.orders import Order
 from selfspec.sampling import Sampler
 from selfspec.schedules import Window
 
-__all__ = ["draw", "generate"]
+__all__ = ["chosen_engine", "draw", "generate"]
+
+EngineChoice = Engine | Literal["reference"] | None
+"""What is to draw: an engine, the plain loop, or whichever `chosen_engine` takes."""
 
 log = logging.getLogger("selfspec")
 
@@ -45,7 +48,7 @@ def generate(
     seed: int = 0,
     first: int = 0,
     batch_size: int = 64,
-    engine: Engine | Literal["reference"] | None = None,
+    engine: EngineChoice = None,
     trace: bool = False,
     progress: bool = False,
 ) -> Samples:
@@ -118,7 +121,7 @@ def draw(
     seeds: Tensor,
     pad: Tensor,
     batch_size: int = 64,
-    engine: Engine | Literal["reference"] | None = None,
+    engine: EngineChoice = None,
     trace: bool = False,
     progress: bool = False,
 ) -> Samples:
@@ -129,14 +132,36 @@ def draw(
         tokens, seeds, pad: as in `Sampler.sample`, a seed a row.
         batch_size, engine, trace, progress: as in `generate`.
     """
-    reason = unsupported(sampler)
-    if not trace and (isinstance(engine, Engine) or (engine is None and reason is None)):
-        rows = min(batch_size, len(tokens))
-        engine = engine or engine_for(sampler.model, rows, tokens.shape[1])
-        return engine.sample(sampler, tokens, seeds, pad, progress)
-    if engine is None and reason is not None:
-        log.info("drawn by the reference, not by the engine: %s", reason)
+    rows = min(batch_size, len(tokens))
+    found = None if trace else chosen_engine(sampler, rows, tokens.shape[1], engine)
+    if found is not None:
+        return found.sample(sampler, tokens, seeds, pad, progress)
     batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
     return Samples.concatenate(
         [sampler.sample(*batch, trace=trace, progress=progress) for batch in batches]
     )
+
+
+def chosen_engine(
+    sampler: Sampler,
+    rows: int,
+    length: int,
+    engine: EngineChoice = None,
+    bfloat16: bool | None = None,
+) -> Engine | None:
+    """The engine that draws so many rows of a length at once; None for the sampler itself.
+
+    Args:
+        sampler: says whether an engine can run it.
+        rows, length: of a batch.
+        engine: as in `generate`.
+        bfloat16: as in `Engine`, of one that is made here.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    if engine == "reference":
+        return None
+    if reason := unsupported(sampler):
+        log.info("drawn by the reference, not by the engine: %s", reason)
+        return None
+    return engine_for(sampler.model, rows, length, bfloat16)

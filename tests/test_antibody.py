@@ -259,7 +259,7 @@ def test_every_stage_runs_and_resumes(
     assert reports[0] == reports[1]
     args = arguments(tmp_path / "other", antiberty=trunk, out=tmp_path / "again.json")
     measure = script.Sweep.measure
-    monkeypatch.setattr(script, "REPORT_EVERY", 0)
+    monkeypatch.setattr("quality.REPORT_EVERY", 0)  # whose `fill` it is
     monkeypatch.setattr(script.Sweep, "measure", dies_after(5, measure))
     with pytest.raises(Killed):
         script.quality(args, size)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_readme import load_script
 from torch import Tensor
 
 from selfspec.arena import (
@@ -89,8 +91,13 @@ def calls(given: list[Setting]) -> list[int]:
 
 
 def same(a: Result, b: Result) -> bool:
+    """But for seconds, and for what drew them: an engine, which does not run a `Recorded`."""
     arrays = all(np.array_equal(a.arrays[k], b.arrays[k]) for k in a.arrays.keys() | b.arrays)
-    return arrays and replace(a.row, seconds=None) == replace(b.row, seconds=None)
+    return arrays and _untimed(a.row) == _untimed(b.row)
+
+
+def _untimed(row: Row) -> Row:
+    return replace(row, seconds=None, engine=None)
 
 
 def test_a_row_is_the_mean_of_its_samples(model: SSMD, sweep: Sweep) -> None:
@@ -161,6 +168,31 @@ def test_no_setting_is_begun_when_time_is_up(model: SSMD, sweep: Sweep) -> None:
     assert same(found[0], first[0])
 
 
+@pytest.mark.parametrize(("every", "reports"), [(0, [1, 2, 3, 4, 4]), (1000, [4])])
+def test_a_report_is_written_as_curves_fill(
+    model: SSMD, sweep: Sweep, monkeypatch: pytest.MonkeyPatch, every: int, reports: list[int]
+) -> None:
+    script = load_script("quality")
+    monkeypatch.setattr(script, "REPORT_EVERY", every)
+    jobs = [(sweep, setting) for setting in settings(model)]
+    written: list[list[str | None]] = []
+
+    def write(results: list[Result]) -> dict[str, Any]:
+        written.append([result.row.model for result in results])
+        return {"rows": [asdict(result.row) for result in results], "reduction": []}
+
+    def named(sweep: Sweep, setting: Setting, result: Result) -> Result:
+        return replace(result, row=replace(result.row, model=setting.label))
+
+    found = script.fill(jobs, write, completed=named)
+    assert [len(rows) for rows in written] == reports
+    assert written[-1] == [setting.label for _, setting in jobs]
+    assert [result.row.model for result in found] == written[-1]
+    late = (replace(sweep, seed=1), settings(model)[0])
+    again = script.fill([late, *jobs], write, deadline=time.monotonic() - 1)
+    assert [a.row.nfe for a in again] == [b.row.nfe for b in found]  # what was measured before
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(model: SSMD, sweep: Sweep) -> None:
     class Interrupted(Recorded):
         def sample(self, tokens: Tensor, seeds: Tensor) -> Samples:
@@ -203,6 +235,7 @@ def test_a_damaged_result_is_named(model: SSMD, sweep: Sweep, damage: str) -> No
         {"judge": AutoregressiveModel(trunk(causal=True)).eval().log_probs},
         {"reference": replace(REFERENCE, vocabulary=frozenset({"cat"}))},
         {"identity": {"text": "other"}},
+        {"engine": "reference"},
         {"model": SSMD(trunk()).eval()},
         {"heldout": lambda setting: np.ones(3)},
     ],

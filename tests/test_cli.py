@@ -23,6 +23,7 @@ from conftest import make_scorer
 
 import selfspec as ss
 from selfspec import calibration, checkpoint, cli, measuring, recipes
+from selfspec.arena import BATCHES
 from selfspec.cli import main
 from selfspec.cli.benchmark import kept_profile
 from selfspec.cli.common import OrderName, Run
@@ -320,9 +321,12 @@ def test_benchmark_compares_with_plain_samplers(tmp_path: Path, capsys: pytest.C
         "plain", "ancestral", "any-order", "self-speculative"
     }  # fmt: skip
     assert {record["account"] for record in told["reduction"]} >= {"same trunk", "separate model"}
+    assert {row["engine"] for row in told["rows"]} == {"engine"}
     assert json.loads((tmp_path / "report.json").read_text())["rows"] == told["rows"]
     assert main(arguments) == 0
     assert "self-speculative" in capsys.readouterr().out
+    told = report(capsys, *arguments, "--engine", "reference")
+    assert {row["engine"] for row in told["rows"]} == {"reference"}
 
 
 def test_benchmark_times_its_samples_unless_they_are_too_few(
@@ -333,7 +337,7 @@ def test_benchmark_times_its_samples_unless_they_are_too_few(
     assert (tmp_path / "report.html").read_text().count("<svg") == 2
     for few in (["5"], ["13", "--batch-size", "4"]):
         assert main([*arguments, *few]) == 0
-        assert "no milliseconds: they take six full batches" in capsys.readouterr().err
+        assert f"no milliseconds: they take {BATCHES} full batches" in capsys.readouterr().err
         assert (tmp_path / "report.html").read_text().count("<svg") == 1
 
 

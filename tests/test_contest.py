@@ -297,7 +297,6 @@ def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
     checkpoint.save(model, tmp_path / "model")
     checkpoint.save(tiny.judge(), tmp_path / "judge", training={"validation": {"judge": 3.0}})
     script = load_script("arena")
-    monkeypatch.setattr(script, "load", checkpoint.load)
     monkeypatch.setattr(script, "ROOT", tmp_path)
     values = {"model": "model", "judge": "judge", "data": "data", "folder": "rows", "out": "a.json"}
     given = [

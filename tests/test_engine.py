@@ -444,12 +444,14 @@ def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(SSMD, "device", torch.device("cuda"))
-    monkeypatch.setattr(shared, "Engine", lambda *_: SimpleNamespace(idle=True))
+    monkeypatch.setattr(shared, "Engine", lambda *_, **__: SimpleNamespace(idle=True))
     monkeypatch.setattr(shared, "_engines", OrderedDict())
     model = make_toy()
     first = shared.engine_for(model, 5, 6)
     assert shared.engine_for(model, 8, 6) is first
     assert shared.engine_for(model, 9, 6) is not first
+    assert shared.engine_for(model, 8, 6, bfloat16=True) is first  # as by default there
+    assert shared.engine_for(model, 8, 6, bfloat16=False) is not first
     with torch.no_grad():
         next(model.parameters()).add_(1)
     assert shared.engine_for(model, 5, 6) is not first

@@ -2,7 +2,8 @@
 
 To the fields of `Row` come, for every row:
 
-    ms_per_sample   1000 · seconds, or null where fewer than five full batches were timed
+    ms_per_sample   1000 · seconds, of what drew the row (`engine`), or null where fewer than five
+                    full batches were timed
     diverse         no less diverse than the standard sampler at its judge score, see `pareto`
     pareto_nfe      on the Pareto front of NFE and judge score among the diverse rows
     pareto_ms       on that of milliseconds and judge score

@@ -23,6 +23,7 @@ COLUMNS = {  # those without content are left out
     "settings": "settings",
     "nfe": "NFE",
     "ms_per_sample": "ms",
+    "engine": "drawn by",
     "judge": "judge",
     "interval": "95 %",
     "spelling": "spelling",
@@ -45,7 +46,7 @@ AMONG = {  # whether the standard sampler was measured
     False: "among all samplers, however little diverse: there is no standard sampler (plain, "
     "uniform order) to compare with",
 }
-TEXT = {"sampler", "order", "settings", "interval", "front"}
+TEXT = {"sampler", "order", "settings", "engine", "interval", "front"}
 
 CSS = """
 :root { color-scheme: light dark }
@@ -103,8 +104,8 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
     facts = (
         f"{report['n']:,} samples a setting, seed {report['seed']}, on "
         f"{report['machine']['device']}; commit {report['commit'] or 'unknown'}. Judge: {unit}, "
-        f"lower is better. The front is that of cost and judge score {AMONG[measured]}. Point at a "
-        "grey curve for its name."
+        f"lower is better. The front is that of cost and judge score {AMONG[measured]}. "
+        f"{_timing(report['rows'])}Point at a grey curve for its name."
     )
     shown = [_shown(row) for row in report["rows"]]
     columns = [name for name in COLUMNS if any(row[name] not in (None, "") for row, _ in shown)]
@@ -132,6 +133,14 @@ def page(report: Mapping[str, Any], figures: "Sequence[Figure]") -> str:
 </body>
 </html>
 """
+
+
+def _timing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whose milliseconds they are, if there are any; older reports know the reference only."""
+    timed = [row for row in rows if row["ms_per_sample"]]
+    if any(row.get("engine") == "engine" for row in timed):
+        return "Milliseconds are those of the engine where it can, else of the reference. "
+    return "Milliseconds are those of the reference samplers. " if timed else ""
 
 
 def _svg(figure: "Figure", index: int) -> str:
@@ -170,7 +179,7 @@ def _row(cells: Mapping[str, Any], kind: str, columns: Sequence[str]) -> str:
 
 def _cell(name: str, value: Any) -> str:
     if name in TEXT:
-        return f'<td class="text">{html.escape(value)}</td>'
+        return f'<td class="text">{html.escape(value or "")}</td>'
     if value is None:
         return '<td data-v=""></td>'
     return f'<td data-v="{value}">{value:,.{DIGITS.get(name, 3)}f}</td>'

@@ -187,7 +187,7 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of a report as an aligned table of text."""
     header = ["model", "sampler", "order", "settings", "NFE", "judge", "95 %", "second judge",
               "held-out", "spelling", "words", "distinct", "KL", "JSD", "6-mers", "novelty",
-              "accept", "ms", "front"]  # fmt: skip
+              "accept", "ms", "by", "front"]  # fmt: skip
     return _aligned(
         header,
         [
@@ -210,6 +210,7 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _number(row.get("novelty"), 3),
                 _number(row["acceptance"], 2),
                 _number(row["seconds"] and 1e3 * row["seconds"], 2),
+                row.get("engine") or "",
                 _front(row),
             ]
             for row in rows

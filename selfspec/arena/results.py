@@ -56,6 +56,9 @@ class Row:
     """Bits per token of another judge, with its interval."""
     second_judge_low: float | None = None
     second_judge_high: float | None = None
+    engine: str | None = None
+    """What drew the samples and took `seconds`, "engine" or "reference"; None for data, and in
+    reports from before, whose samples are all of the reference."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,15 @@ setting is kept as two files in a folder and is not drawn again:
     <name>-<digest>.npz     the arrays behind it, see `Result`
 
 The digest is over all that decides the numbers: the setting, the weights of model and judge, the
-reference, seed, n, batch size, length, kind of device, and what the caller adds as `identity`. A
-changed run never meets old files.
+reference, seed, n, batch size, length, kind of device, what draws, and what the caller adds as
+`identity`. A changed run never meets old files.
+
+Seconds are those of whole batches, from masks to the last row, by what `generate` draws them with:
+the engine where it can run a sampler, else the sampler itself. The engine has as many slots as a
+batch has rows (on CUDA the next power of two) and is not compiled: that takes longer than most
+settings. Its CUDA graphs are recorded in the first batch, which does not count. In one long run it
+would refill slots and take less time a sample, and less again if compiled; see
+`benchmarks/latency.py`.
 """
 
 import hashlib
@@ -21,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +39,8 @@ from selfspec.arena.intervals import mean_interval
 from selfspec.arena.reference import ReferenceLike
 from selfspec.arena.results import Result, Row, load_result, save_result
 from selfspec.checks import whole
+from selfspec.engine import Engine
+from selfspec.generation import chosen_engine
 from selfspec.interfaces import Samples
 from selfspec.lengths import Lengths
 from selfspec.metrics.entropy import token_entropy
@@ -39,6 +48,7 @@ from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.metrics.timing import synchronize
 from selfspec.noise import row_seeds
 from selfspec.prompts import NO_FRAME, blank
+from selfspec.sampling import Sampler
 
 __all__ = ["BATCHES", "Setting", "Sweep", "fingerprint"]
 
@@ -110,6 +120,7 @@ class Sweep:
         lengths: to draw them from instead, a row's from its seed.
         device: of model and judge.
         autocast: draw under bfloat16 autocast; by default on CUDA.
+        engine: "reference" draws everything by the samplers themselves, see `generate`.
         heldout: (m,) bits per token of held-out sequences under a setting's exact law, or None
             where there is no such law.
         identity: what else decides the numbers, as JSON: the held-out text, a judge that is no
@@ -138,10 +149,13 @@ class Sweep:
     second_judge: Judge | None = None
     translate: Callable[[np.ma.MaskedArray], np.ma.MaskedArray] | None = None
     name: str | None = None
+    engine: Literal["reference"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("n", "batch_size"):
             whole(name, getattr(self, name), least=1)
+        if self.engine not in (None, "reference"):
+            raise ValueError(f'`engine` must be "reference" or None, got {self.engine!r}')
 
     def run(
         self, settings: Sequence[Setting], progress: bool = True, stop_after: float = math.inf
@@ -181,7 +195,7 @@ class Sweep:
 
     def measure(self, setting: Setting, bar: tqdm | None = None) -> Result:
         """Draws the samples of one setting and measures them; keeps nothing on disk."""
-        samples, seconds = self._draw(setting, bar)
+        samples, seconds, engine = self._draw(setting.run, bar)
         arrays = {
             name: getattr(samples, name).cpu().numpy()
             for name in ("nfe", "trunk_passes", "head_passes")
@@ -197,6 +211,7 @@ class Sweep:
             "settings": dict(setting.settings),
             "acceptance": samples.acceptance if samples.drafted.sum() else None,
             "seconds": seconds,
+            "engine": engine,
             "model": self.name,
         }
         return self._result(arrays, account)
@@ -215,22 +230,22 @@ class Sweep:
         account = {"sampler": "data", "order": "", "settings": {}}
         return self._result(arrays, account | {"acceptance": None, "seconds": None})
 
-    def _draw(self, setting: Setting, bar: tqdm | None) -> tuple[Samples, float | None]:
-        """n samples, and the seconds a sample took: see `Row.seconds`."""
+    def _draw(self, sampler: SamplerLike, bar: tqdm | None) -> tuple[Samples, float | None, str]:
+        """n samples, the seconds a sample took, see `Row.seconds`, and `Row.engine`."""
         device = torch.device(self.device)
         seeds = row_seeds(self.seed, self.n, device)
         frame = getattr(self.model, "frame", NO_FRAME)
         text = (self.length or self.model.length) - len(frame[0]) - len(frame[1])
         sizes = self.lengths.draw(seeds) if self.lengths else torch.full_like(seeds, text)
         order, parts, seconds = sizes.argsort(stable=True), [], []  # like lengths: few pads
+        engine, width = None, None
         for index in order.split(self.batch_size):
             masked, pad = blank(sizes[index], self.model.mask_id, frame=frame)
-            rows = {"tokens": masked, "seeds": seeds[index]}
-            rows |= {"pad": pad} if self.lengths else {}
+            if masked.shape[1] != width:
+                engine, width = self._engine(sampler, masked.shape[1]), masked.shape[1]
             synchronize(device)
             start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-                parts.append(setting.run.sample(**rows))
+            parts.append(self._samples(sampler, engine, masked, seeds[index], pad))
             synchronize(device)
             seconds.append((time.perf_counter() - start) / len(index))
             if bar is not None:
@@ -239,8 +254,32 @@ class Sweep:
         timed = [] if self.lengths else seconds[1 : self.n // self.batch_size]
         samples, back = Samples.concatenate(parts), order.argsort()
         tensors = {k: v[back] for k, v in vars(samples).items() if isinstance(v, Tensor)}
-        known = len(timed) >= BATCHES - 1
-        return replace(samples, **tensors), statistics.median(timed) if known else None
+        median = statistics.median(timed) if len(timed) >= BATCHES - 1 else None
+        return replace(samples, **tensors), median, "reference" if engine is None else "engine"
+
+    def _engine(self, sampler: SamplerLike, width: int) -> Engine | None:
+        """What draws batches of rows so long; None for the sampler itself."""
+        if not isinstance(sampler, Sampler):
+            return None
+        rows = min(self.batch_size, self.n)  # of a smaller last batch too: one engine for all
+        return chosen_engine(sampler, rows, width, self.engine, self._autocast)
+
+    def _samples(
+        self,
+        sampler: SamplerLike,
+        engine: Engine | None,
+        tokens: Tensor,
+        seeds: Tensor,
+        pad: Tensor,
+    ) -> Samples:
+        """One batch."""
+        if engine is not None:
+            assert isinstance(sampler, Sampler)
+            return engine.sample(sampler, tokens, seeds, pad)
+        pads = {"pad": pad} if self.lengths else {}
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self._autocast):
+            return sampler.sample(tokens, seeds, **pads)
 
     def _result(self, arrays: dict[str, np.ndarray], account: dict[str, Any]) -> Result:
         tokens = arrays.pop("tokens")
@@ -299,6 +338,7 @@ class Sweep:
             **({"name": self.name} if self.name else {}),
             "device": torch.device(self.device).type,
             "autocast": self._autocast,
+            "engine": self.engine,
             **self.identity,
         }
 

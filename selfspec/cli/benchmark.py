@@ -48,6 +48,7 @@ def benchmark(
     judge: str = "books27-judge",
     data: Path | None = None,
     batch_size: int | None = None,
+    engine: Literal["reference"] | None = None,
     calibrate: bool = False,
     predictor: Path | None = None,
     policy: Path | None = None,
@@ -68,8 +69,10 @@ def benchmark(
         judge: a checkpoint of an autoregressive model of the same tokens.
         data: a corpus written by `selfspec prepare`: its split test is measured too, and the
             samples are compared with it.
-        batch_size: samples drawn at once; by default a sixth of them, at most 64: milliseconds take
-            six full batches.
+        batch_size: samples drawn at once; by default at most 64, and few enough for the full
+            batches that milliseconds take.
+        engine: "reference" draws everything by the plain loops; by default the engine draws what it
+            can, as in `sample`, and milliseconds are those of whichever drew a row.
         predictor: the folder of a trained error predictor, for "guided".
         policy: the folder of a trained policy, for "policy".
         calibrate: instead, measure the table that --nfe and --quality are resolved from, of
@@ -95,7 +98,7 @@ def benchmark(
     reference, real = references(model, data, num)
     sweep = Sweep(
         model, scorer.log_probs, reference, out / "settings", num, batch_size, run.seed,
-        lengths=model.lengths, device=model.device, keep_tokens=False,
+        lengths=model.lengths, device=model.device, keep_tokens=False, engine=engine,
     )  # fmt: skip
     given = {"predictor": predictor, "policy": policy}
     scorers = {name: load_scorer(name, path, model) for name, path in given.items() if path}
@@ -230,9 +233,11 @@ def compare(
 
 def untimed(sweep: Sweep) -> str:
     """Why no row has milliseconds."""
+    from selfspec.arena import BATCHES
+
     if sweep.lengths:
         return "no milliseconds: the rows of a batch have lengths of their own"
-    return "no milliseconds: they take six full batches, see --num and --batch-size"
+    return f"no milliseconds: they take {BATCHES} full batches, see --num and --batch-size"
 
 
 def write_page(report: dict, path: Path) -> None:

@@ -10,25 +10,25 @@ __all__ = ["engine_for"]
 
 KEPT = 4
 _engines: OrderedDict[Any, Engine] = OrderedDict()
-"""The last used, by model, slots, length and state of the weights."""
+"""The last used, by model, slots, length, precision and state of the weights."""
 
 
-def engine_for(model: SSMD, rows: int, length: int) -> Engine:
-    """An idle engine of this model for so many rows of a length.
+def engine_for(model: SSMD, rows: int, length: int, bfloat16: bool | None = None) -> Engine:
+    """An idle engine of this model for so many rows of a length; `bfloat16` as in `Engine`.
 
     On CUDA the last four are kept, with the graphs that they have recorded, and slots are a power
     of two; a model whose weights have changed since gets another one. Those that were made in
     inference mode may change unseen: such a model gets a new one each time.
     """
     if model.device.type != "cuda":
-        return Engine(model, rows, length)
+        return Engine(model, rows, length, bfloat16=bfloat16)
     slots = 1 << (rows - 1).bit_length()
     if any(p.is_inference() for p in model.parameters()):
-        return Engine(model, slots, length)
+        return Engine(model, slots, length, bfloat16=bfloat16)
     weights = tuple((p.data_ptr(), p._version) for p in model.parameters())
-    key = (id(model), slots, length, weights)
+    key = (id(model), slots, length, bfloat16 is not False, weights)
     if key not in _engines or not _engines[key].idle:
-        _engines[key] = Engine(model, slots, length)
+        _engines[key] = Engine(model, slots, length, bfloat16=bfloat16)
     _engines.move_to_end(key)
     while len(_engines) > KEPT:
         _engines.popitem(last=False)
