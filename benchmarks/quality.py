@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from tables import SEPARATE
+from tqdm import tqdm
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -229,10 +230,11 @@ def fill(
         The results, without those that were not begun.
     """
     results, reported = [], time.monotonic()
-    for sweep, setting in jobs:
+    for sweep, setting in (bar := tqdm(jobs, unit="setting")):
+        bar.set_description(setting.label)
         for found in sweep.run([setting], False, stop_after=deadline - time.monotonic()):
             results.append(completed(sweep, setting, found))
-            print(row_table([vars(found.row)]).splitlines()[-1], flush=True)
+            tqdm.write(row_table([vars(found.row)]).splitlines()[-1])
         if time.monotonic() > reported + REPORT_EVERY:
             write(results)
             reported = time.monotonic()
