@@ -60,8 +60,8 @@ class Law(NamedTuple):
     def at(self, column: Tensor) -> "Law":
         """The law at one place a row, (B,) columns: W = 1."""
         rows = torch.arange(len(column), device=column.device)
-        *parts, temperature = self
-        return Law(*(part[rows, column].unsqueeze(1) for part in parts), temperature)
+        logits, top, mass, log_z = (part[rows, column].unsqueeze(1) for part in self[:-1])
+        return Law(logits, top, mass, log_z, self.temperature)
 
     def draw(self, u: Tensor) -> Tensor:
         """Tokens (B, W) from uniform numbers (B, W); a token of probability zero is never drawn."""
@@ -81,18 +81,20 @@ def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> 
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
     if top_p is not None:
         logits = _in_nucleus(logits, temperature, top_p)
+    large = logits.shape[-1] > SMALL
     # Few numbers are converted then, and half-precision logits are no better.
-    halves = logits.dtype.itemsize < 4 and logits.shape[-1] > SMALL
-    add = torch.float32 if halves else torch.float64
+    add = torch.float32 if large and logits.dtype.itemsize < 4 else torch.float64
+    # A chunk may be all -inf; a row may not, and then is no number.
+    lowest = torch.finfo(logits.dtype).min if large else -torch.inf
     tops, sums = [], []
     for chunks in _by_chunks(logits):
         tops.append(chunks.amax(-1))
-        finite = tops[-1].clamp(min=torch.finfo(logits.dtype).min)  # a chunk may be all -inf
-        sums.append(_exponentials(chunks, finite, temperature).sum(-1, dtype=add))
+        below = _exponentials(chunks, tops[-1].clamp(min=lowest), temperature)
+        sums.append(below.sum(-1, dtype=add))
     highest = torch.cat(tops, -1)
     top = highest.amax(-1)
     mass = torch.cat(sums, -1).double()
-    if mass.shape[-1] > 1:
+    if large:
         mass = _spans(mass * _exponentials(highest, top, temperature))
     return Law(logits, top, mass, mass.sum(-1).log(), temperature)
 
