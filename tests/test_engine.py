@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec import inputs
 from selfspec.engine import Engine, Variant, shared, unsupported
-from selfspec.engine.law import CHUNK, SMALL, draw_of, law_of
+from selfspec.engine.law import CHUNK, SMALL, SPAN, draw_of, law_of, residual_draw
 from selfspec.engine.slots import pass_bounds
 from selfspec.engine.state import Pool
 from selfspec.engine.step import OVERHEAD, cheapest_blocks
@@ -45,6 +45,7 @@ from selfspec.schedules import (
     Window,
 )
 from selfspec.selection import CellOrder, Margin, ScoreOrder, SpanOrder
+from selfspec.verification import residual
 
 FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
 MASK = 3
@@ -674,7 +675,7 @@ def test_bad_arguments_are_named(ternary: SSMD, options: dict[str, int], message
 # Laws that are never written out.
 
 
-LARGE = [SMALL + 1, SMALL + CHUNK - 1, SMALL + 3 * CHUNK]
+LARGE = [SMALL + 1, SMALL + CHUNK, SMALL + SPAN - 1, SMALL + 3 * SPAN]
 
 
 def laws(size: int) -> torch.Tensor:
@@ -682,17 +683,17 @@ def laws(size: int) -> torch.Tensor:
     torch.manual_seed(0)
     weights = torch.randint(1, 2**20, (15, size)).double()
     weights[0, 1::3] = 0
-    weights[1, CHUNK : 3 * CHUNK] = 0  # chunks without mass
-    weights[2, :CHUNK] = weights[2, -1] = 0
-    weights[3, : 2 * CHUNK] = weights[3, 3 * CHUNK :] = 0  # one chunk has it all
+    weights[1, SPAN : 3 * SPAN] = 0  # chunks without mass
+    weights[2, :SPAN] = weights[2, -1] = 0
+    weights[3, : 2 * SPAN] = weights[3, 3 * SPAN :] = 0  # one chunk has it all
     weights[4, :-1] = 0  # and one token
     weights[5, 1:] = 0
     weights[6] *= torch.rand(size) < 0.01
-    weights[7, CHUNK - 1 :: CHUNK] = 2**30  # the edges of chunks
-    weights[8, ::CHUNK] = 2**30
+    weights[7, SPAN - 1 :: SPAN] = 2**30  # the edges of chunks
+    weights[8, ::SPAN] = 2**30
     weights[9, : size // 2] = 0
-    weights[10, torch.arange(size) % CHUNK > 100] = 0
-    weights[11, torch.arange(size) % CHUNK < 200] = 0
+    weights[10, torch.arange(size) % SPAN > 100] = 0
+    weights[11, torch.arange(size) % SPAN < 200] = 0
     weights[12, :600] = weights[12, 700:] = 0
     return weights
 
@@ -706,7 +707,7 @@ def test_a_draw_by_chunks_is_the_draw_by_inversion_to_the_token(size: int):
     ends = [total * 0 + edge for edge in (2.0**-53, 2.0**-40, 1 - 2.0**-40, 1 - 2.0**-53)]
     for number in (*ends, *at_edges, *torch.rand(2000, 15, dtype=torch.float64)):
         u = number.clamp(2.0**-53, 1 - 2.0**-53)
-        assert torch.equal(draw_of(weights, u), draw(weights, u))
+        assert torch.equal(draw_of([weights], u), draw(weights, u))
 
 
 def test_no_token_of_probability_zero_is_drawn_in_whatever_order_sums_are_taken(
@@ -718,15 +719,15 @@ def test_no_token_of_probability_zero_is_drawn_in_whatever_order_sums_are_taken(
 
     def backwards(x: torch.Tensor, dim: int) -> torch.Tensor:
         sums = x.sum(dim, keepdim=True) - cumsum(x.flip(dim), dim).flip(dim) + x
-        return sums * (1 - 2.0**-51) if x.shape[dim] == CHUNK else sums  # of mass that is lost
+        return sums * (1 - 2.0**-51) if x.shape[dim] == SPAN else sums  # of mass that is lost
 
     monkeypatch.setattr(torch.Tensor, "cumsum", backwards)
     assert (weights.cumsum(-1).diff() < 0).any()
-    ends = [*range(CHUNK - 1, SMALL, CHUNK), SMALL + 43]
+    ends = [*range(SPAN - 1, SMALL, SPAN), SMALL + 43]
     for k in (0, 5, 100, 455, 456, *ends):
         for step in range(-4, 5):
             u = weights.cumsum(-1)[:, k] / weights.sum(-1) + step * 2.0**-53
-            drawn = draw_of(weights, u.clamp(2.0**-53, 1 - 2.0**-53))
+            drawn = draw_of([weights], u.clamp(2.0**-53, 1 - 2.0**-53))
             assert (take(weights, drawn) > 0).all()
 
 
@@ -752,11 +753,11 @@ def test_a_large_vocabulary_is_never_scanned_and_draws_are_those_of_the_sampler(
         assert expected.acceptance < 1 or isinstance(sampler, FixedCountSampler)
         with Scans() as scans:
             assert same(Engine(model, 16).sample(sampler, tokens, 3), expected)
-        assert CHUNK in scans.widths
+        assert SPAN in scans.widths
         assert max(scans.widths) < SMALL
 
 
-@pytest.mark.parametrize("size", [5, SMALL + 1, 3 * CHUNK + SMALL])
+@pytest.mark.parametrize("size", [5, SMALL + 1, 3 * SPAN + SMALL])
 def test_draws_by_chunks_are_draws_by_inversion(size: int):
     torch.manual_seed(0)
     logits = torch.randn(4, 7, size) * 4
@@ -776,7 +777,9 @@ def test_draws_by_chunks_are_draws_by_inversion(size: int):
         assert bool((take(expected, tokens) > -torch.inf).all())
         torch.testing.assert_close(law.of(tokens), take(expected, tokens))
     column = torch.tensor([0, 6, 3, 3])
-    torch.testing.assert_close(law.at(column), expected[torch.arange(4), column])
+    one, picked = law.at(column), expected[torch.arange(4), column]
+    torch.testing.assert_close(one.probs(one.logits).squeeze(1), picked.exp())
+    torch.testing.assert_close(one.of(tokens[:, :1]), take(picked.unsqueeze(1), tokens[:, :1]))
 
 
 def test_chunks_of_half_precision_logits_hardly_move_the_law():
@@ -801,7 +804,7 @@ def test_weights_are_right_to_rounding_however_small(dtype: torch.dtype):
     law = law_of(logits, temperature)
     expected = (logits.double() / temperature[:, None, None]).log_softmax(-1)
     within = 1e-12 if dtype == torch.float64 else 2e-5
-    weights = law._weights(logits)
+    weights = law.weights(logits)
     assert weights.dtype == torch.float64
     assert bool((weights[..., 8] == 0).all())
     shares = weights / law.log_z.exp().unsqueeze(-1)
@@ -825,7 +828,76 @@ def test_a_law_is_right_at_every_temperature(
         torch.testing.assert_close(law.of(tokens), expected[..., token], rtol=2e-6, atol=2e-6)
     best = logits.argmax(-1)
     torch.testing.assert_close(law.of(best), take(expected, best), rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(law.at(torch.ones(3).long()), expected[:, 1], rtol=2e-6, atol=2e-6)
+    one = law.at(torch.ones(3).long())
+    torch.testing.assert_close(
+        one.of(best[:, 1:2]), take(expected, best)[:, 1:2], rtol=2e-6, atol=2e-6
+    )
+    probs = one.probs(one.logits).squeeze(1)
+    torch.testing.assert_close(probs, expected[:, 1].exp(), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-3, 1.0, 1e300])
+def test_a_large_law_is_right_where_chunks_are_impossible(
+    size: int, dtype: torch.dtype, temperature: float
+):
+    torch.manual_seed(0)
+    logits = (torch.randn(3, 2, size) * 8 + 20).to(dtype)
+    logits[0, :, CHUNK : 3 * CHUNK] = logits[0, :, SMALL:] = -torch.inf
+    logits[1, :, :-1] = -torch.inf
+    logits[2, :, ::2] = -torch.inf
+    heat = torch.full((3,), temperature, dtype=torch.float64)
+    law, expected = law_of(logits, heat), log_probs(logits, temperature)
+    for tokens in (logits.argmax(-1), torch.full((3, 2), CHUNK), torch.full((3, 2), size - 1)):
+        torch.testing.assert_close(law.of(tokens), take(expected, tokens), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(law.probs(logits), expected.exp(), rtol=2e-5, atol=1e-30)
+    for u in torch.rand(50, 3, 2, dtype=torch.float64):
+        assert bool((take(expected, law.draw(u)) > -torch.inf).all())
+
+
+@pytest.mark.parametrize("size", [5, *LARGE])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_law_of_what_is_no_number_is_no_number(size: int, dtype: torch.dtype):
+    logits = torch.randn(2, 6, size).to(dtype)
+    logits[0, 0, 0] = logits[0, 1, -1] = torch.nan
+    logits[0, 2, size // 2] = torch.inf
+    logits[0, 3] = -torch.inf
+    law = law_of(logits, torch.ones(2, dtype=torch.float64))
+    assert law.log_z.isnan().tolist() == [[True] * 4 + [False] * 2, [False] * 6]
+
+
+@pytest.mark.parametrize("size", [5, *LARGE])
+def test_residuals_are_drawn_by_inversion(size: int):
+    torch.manual_seed(0)
+    p, q = (torch.randn(4, 3, size, dtype=torch.float64) * 3 for _ in range(2))
+    q[1, :, 1::2] = -torch.inf
+    q[2] = p[2]  # nothing is left
+    heat = torch.tensor([0.5, 1.0, 1.3, 2.0], dtype=torch.float64)
+    draft, target = law_of(p, heat), law_of(q, heat)
+    scaled = (torch.log_softmax(x / heat[:, None, None], -1) for x in (p, q))
+    weights = residual(*scaled)
+    cdf = (weights / weights.sum(-1, keepdim=True)).cumsum(-1)
+    for u in torch.rand(300, 4, 3, dtype=torch.float64):
+        tokens = residual_draw(draft, target, u)
+        between = (take(cdf, tokens) - take(cdf, draw(weights, u))).abs()
+        assert between.max() < 1e-13  # rounding
+        assert bool((take(weights, tokens) > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_residuals_of_exponentials_in_float32_are_near(dtype: torch.dtype):
+    torch.manual_seed(0)
+    p, q = ((torch.randn(2, 1, 50257) * 4).to(dtype) for _ in range(2))
+    q[1] = -torch.inf
+    q[1, :, 40000:] = p[1, :, 40000:] + 0.125
+    heat = torch.tensor([0.7, 1.0], dtype=torch.float64)
+    weights = residual(*((x.double() / heat[:, None, None]).log_softmax(-1) for x in (p, q)))
+    cdf = (weights / weights.sum(-1, keepdim=True)).cumsum(-1)
+    for u in torch.rand(50, 2, 1, dtype=torch.float64):
+        tokens = residual_draw(law_of(p, heat), law_of(q, heat), u)
+        assert (take(cdf, tokens) - take(cdf, draw(weights, u))).abs().max() < 2e-6
+        assert bool((take(q, tokens) > -torch.inf).all())
 
 
 @pytest.mark.parametrize("part", ["trunk.norm.weight", "head.norm.weight"])

@@ -4,9 +4,13 @@ With logits z (as the network made them), the largest of them m, and a temperatu
 
     log p(v) = (z_v - m) / T - log Z,   log Z = log Σ_v exp((z_v - m) / T),
 
-and only what is asked for is computed: log p of given tokens, the whole law at one place a row, and
-exact draws by inversion (`ops.draw`). For a large vocabulary a draw has two steps, first the chunk
-of tokens that holds it, then the token: one pass over the logits, no table of V partial sums.
+and only what is asked for is computed: log p of given tokens, and exact draws by inversion
+(`ops.draw`), from a law or from what a target has more than its draft. Large vocabularies are gone
+through by chunks c of tokens, each below its own largest logit m_c, so that one pass is enough:
+
+    Z = Σ_c exp((m_c - m) / T) Σ_{v in c} exp((z_v - m_c) / T).
+
+A draw then has two steps, first a span of chunks, then the token: no table of V partial sums.
 
 All is in float64 but the exponentials of half-precision and float32 logits, V a place: those are in
 float32, right to about 1e-5 of themselves at any T, as m is subtracted first. They are added up in
@@ -14,19 +18,24 @@ float64; where V is large and the logits are in half precision, chunks of them i
 moves log Z by less than 1e-6. What is cut off is below 1e-38, where float32 noise cuts off at 1e-7.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec.ops import outside, take
 
-__all__ = ["Law", "draw_of", "law_of", "log_probs_of"]
+__all__ = ["Law", "draw_of", "law_of", "log_probs_of", "residual_draw"]
 
-CHUNK = 256
+CHUNK = 64
+"""What the compiler holds in registers; a longer chunk is read twice, for m_c and for its sum."""
+SPAN = 4 * CHUNK
+"""A draw first decides between spans of tokens: fewer than chunks, as scans are dear."""
 SMALL = 1024
-"""Vocabularies up to this size are drawn from in one step."""
+"""Vocabularies up to this size are one chunk."""
 
 
 class Law(NamedTuple):
@@ -37,7 +46,7 @@ class Law(NamedTuple):
     top: Tensor
     """(B, W) m, of the type of the logits."""
     mass: Tensor
-    """(B, W, C) float64: Z · p of C chunks of tokens, one chunk where V is small."""
+    """(B, W, S) float64: Z · p of spans of tokens, one where V is small."""
     log_z: Tensor
     """(B, W) float64."""
     temperature: Tensor
@@ -48,101 +57,158 @@ class Law(NamedTuple):
         below = take(self.logits, tokens).double() - self.top.double()
         return below / self.temperature.unsqueeze(1) - self.log_z
 
-    def at(self, column: Tensor) -> Tensor:
-        """The law at one place a row, (B,) columns: (B, V) nats, float64."""
+    def at(self, column: Tensor) -> "Law":
+        """The law at one place a row, (B,) columns: W = 1."""
         rows = torch.arange(len(column), device=column.device)
-        top, log_z = (x[rows, column].double().unsqueeze(1) for x in (self.top, self.log_z))
-        below = self.logits[rows, column].double() - top
-        return below / self.temperature.unsqueeze(1) - log_z
+        logits, top, mass, log_z = (part[rows, column].unsqueeze(1) for part in self[:-1])
+        return Law(logits, top, mass, log_z, self.temperature)
 
     def draw(self, u: Tensor) -> Tensor:
         """Tokens (B, W) from uniform numbers (B, W); a token of probability zero is never drawn."""
-        return draw_of(self.logits, u, self._weights, self.mass)
+        return draw_of([self.logits], u, self.weights, self.mass)
 
-    def _weights(self, logits: Tensor) -> Tensor:
-        """Z · p."""
-        return _scaled(logits, self.top, self.temperature).exp().double()
+    def weights(self, logits: Tensor) -> Tensor:
+        """Z · p of some of the law's logits, (B, W, ...): float64."""
+        top = self.top[(..., *[None] * (logits.dim() - 3))]
+        return _exponentials(logits, top, self.temperature).double()
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """The p of some of the law's logits, (B, W, ...): float64."""
+        return self.weights(logits) * (-self.log_z).exp()[(..., *[None] * (logits.dim() - 2))]
 
 
 def law_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Law:
     """The law of logits (B, W, V) at a temperature (B,), within a nucleus (B,) if one is given."""
-    logits, top = _prepared(logits, temperature, top_p)
+    if top_p is not None:
+        logits = _in_nucleus(logits, temperature, top_p)
+    large = logits.shape[-1] > SMALL
     # Few numbers are converted then, and half-precision logits are no better.
-    add = torch.float32 if logits.dtype.itemsize < 4 else torch.float64
-    mass = _masses(_scaled(logits, top, temperature).exp(), add)
+    add = torch.float32 if large and logits.dtype.itemsize < 4 else torch.float64
+    # A chunk may be all -inf; a row may not, and then is no number.
+    lowest = torch.finfo(logits.dtype).min if large else -torch.inf
+    tops, sums = [], []
+    for chunks in _by_chunks(logits):
+        tops.append(chunks.amax(-1))
+        below = _exponentials(chunks, tops[-1].clamp(min=lowest), temperature)
+        sums.append(below.sum(-1, dtype=add))
+    highest = torch.cat(tops, -1)
+    top = highest.amax(-1)
+    mass = torch.cat(sums, -1).double()
+    if large:
+        mass = _spans(mass * _exponentials(highest, top, temperature))
     return Law(logits, top, mass, mass.sum(-1).log(), temperature)
+
+
+def residual_draw(draft: Law, target: Law, u: Tensor) -> Tensor:
+    """Tokens (B, W) of the law of `verification.residual`, from uniform numbers (B, W).
+
+    Its weights, V a place, are not written out.
+    """
+
+    def more(q: Tensor, p: Tensor) -> Tensor:
+        return (target.probs(q) - draft.probs(p)).clamp(min=0)
+
+    parts = zip(_by_chunks(target.logits), _by_chunks(draft.logits), strict=True)
+    mass = _spans(torch.cat([more(q, p).sum(-1) for q, p in parts], -1))
+    some = mass.sum(-1, keepdim=True) > 0
+    mass = torch.where(some, mass, target.mass)
+
+    def weights(q: Tensor, p: Tensor) -> Tensor:
+        return torch.where(some, more(q, p), target.weights(q))
+
+    return draw_of([target.logits, draft.logits], u, weights, mass)
 
 
 def log_probs_of(logits: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> Tensor:
     """The law written out, (B, W, V) nats, in float32 at least: for what only reads it."""
-    logits, top = _prepared(logits, temperature, top_p)
-    return _scaled(logits, top, temperature).log_softmax(-1)
+    if top_p is not None:
+        logits = _in_nucleus(logits, temperature, top_p)
+    return _scaled(logits, temperature).log_softmax(-1)
 
 
-def _prepared(logits: Tensor, temperature: Tensor, top_p: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The logits, -inf outside the nucleus, and their largest."""
-    top = logits.amax(-1)
-    if top_p is None:
-        return logits, top
-    logp = _scaled(logits.double(), top, temperature).log_softmax(-1)
+def _in_nucleus(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+    """The logits, -inf outside the nucleus."""
+    logp = _scaled(logits.double(), temperature).log_softmax(-1)
     limit = torch.where(top_p < 1, top_p, torch.inf)[:, None, None]
-    return logits.masked_fill(outside(logp, limit), -torch.inf), top
+    return logits.masked_fill(outside(logp, limit), -torch.inf)
 
 
-def _scaled(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
-    """(z - m) / T of (B, W, ...), in float32 at least."""
+def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+    """(z - m) / T of (B, W, V), in float32 at least."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     range_ = torch.finfo(dtype)
     divisor = temperature.clamp(range_.tiny, range_.max)[:, None, None].to(dtype)
-    return (logits.to(dtype) - top.unsqueeze(-1).to(dtype)) / divisor
+    return (logits.to(dtype) - logits.amax(-1, keepdim=True).to(dtype)) / divisor
+
+
+def _exponentials(logits: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
+    """exp((z - m) / T) of logits (B, ..., n) and m (B, ...), in float32 at least.
+
+    A power of two, and by a product, as instructions bound its speed on a GPU; in place, as fresh
+    memory does on a CPU.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    tiny = torch.finfo(dtype).tiny
+    rate = (temperature * math.log(2)).to(dtype).clamp(tiny, 1 / tiny).reciprocal()
+    below = logits.to(dtype, copy=True).sub_(top.unsqueeze(-1).to(dtype))
+    return below.mul_(rate[(..., *[None] * (logits.dim() - 1))]).exp2_()
 
 
 def draw_of(
-    x: Tensor,
+    x: Sequence[Tensor],
     u: Tensor,
-    weights: Callable[[Tensor], Tensor] = lambda x: x,
+    weights: Callable[..., Tensor] = lambda x: x,
     mass: Tensor | None = None,
 ) -> Tensor:
-    """The draw of `ops.draw(weights(x), u)`, in two steps where V is large.
+    """The draw of `ops.draw(weights(*x), u)`, in two steps where V is large.
 
     Args:
-        x: (..., V).
+        x: each (..., V).
         u: (...) float64 in (0, 1).
         weights: gives each entry of (..., n), independent of the others, a weight in float64;
             compiled, the V weights are not written out.
-        mass: (..., C) the weights of the chunks, if they are known.
+        mass: (..., S) the weights of the spans, if they are known.
 
     Returns:
         (...) int64. In exact arithmetic that of `ops.draw`; of positive weight, whatever rounding
         does and in whatever order the device adds.
     """
-    size = x.shape[-1]
+    size = x[0].shape[-1]
     if size <= SMALL:
-        cdf, total = _cumulated(weights(x))
+        cdf, total = _cumulated(weights(*x))
         return _first_above(cdf, u * total)
-    mass = _masses(weights(x), torch.float64) if mass is None else mass
+    if mass is None:
+        mass = _spans(torch.cat([chunks.sum(-1) for chunks in _by_chunks(weights(*x))], -1))
     cdf, total = _cumulated(mass)
     goal = u * total
-    chunk = _first_above(cdf, goal)
-    tokens = chunk.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=u.device)
-    part = weights(x.gather(-1, tokens.clamp(max=size - 1)))
+    span = _first_above(cdf, goal)
+    tokens = span.unsqueeze(-1) * SPAN + torch.arange(SPAN, device=u.device)
+    inside = tokens.clamp(max=size - 1)
+    part = weights(*(each.gather(-1, inside) for each in x))
     inner, total = _cumulated(torch.where(tokens < size, part, 0.0))
-    # Rounding may make the mass of a chunk another, and put the goal a little outside of it.
-    held = take(mass, chunk)
-    goal = (goal - (take(cdf, chunk) - held)) * (total / held)
+    # Rounding may make the mass of a span another, and put the goal a little outside of it.
+    held = take(mass, span)
+    goal = (goal - (take(cdf, span) - held)) * (total / held)
     goal = torch.minimum(goal.clamp(min=0), total * (1 - 2.0**-52))
-    return chunk * CHUNK + _first_above(inner, goal)
+    return span * SPAN + _first_above(inner, goal)
 
 
-def _masses(weights: Tensor, add: torch.dtype) -> Tensor:
-    """(..., V) → (..., C) float64; a chunk of a large V is added up in the type `add`."""
-    size = weights.shape[-1]
+def _by_chunks(x: Tensor) -> list[Tensor]:
+    """(..., V) as parts (..., C, n), whose C chunks follow one another; the last may be shorter."""
+    size = x.shape[-1]
     if size <= SMALL:
-        return weights.sum(-1, keepdim=True, dtype=torch.float64)
+        return [x.unsqueeze(-2)]
     whole = size - size % CHUNK
-    chunks = weights[..., :whole].unflatten(-1, (-1, CHUNK)).sum(-1, dtype=add)
-    rest = weights[..., whole:].sum(-1, keepdim=True, dtype=add)
-    return torch.cat([chunks, rest], -1).double()
+    parts = [x[..., :whole].unflatten(-1, (-1, CHUNK)), x[..., whole:].unsqueeze(-2)]
+    return parts if whole < size else parts[:1]
+
+
+def _spans(chunks: Tensor) -> Tensor:
+    """The masses of chunks, (..., C), as those of spans of chunks, (..., S)."""
+    count = SPAN // CHUNK
+    if chunks.shape[-1] == 1:
+        return chunks
+    return F.pad(chunks, (0, -chunks.shape[-1] % count)).unflatten(-1, (-1, count)).sum(-1)
 
 
 def _cumulated(weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from selfspec.engine.head import Tracks, corrected, every_rotation, open_tracks
-from selfspec.engine.law import Law, draw_of, law_of, log_probs_of
+from selfspec.engine.law import Law, law_of, log_probs_of, residual_draw
 from selfspec.engine.state import Pool, Rows
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, numbers, streams, uniform
 from selfspec.orders import Order, rearranged
 from selfspec.selection import DraftOrder
-from selfspec.verification import first_rejection, residual
+from selfspec.verification import first_rejection
 
 __all__ = ["Step", "Variant"]
 
@@ -235,12 +235,12 @@ class Step:
         rejected, k = first_rejection(logp, target.of(judged), open_, u_accept)
         place = tally.decided + k
         at = (place - drafts.places[:, 0]).clamp(max=last)
-        weights = residual(drafts.law.at(at), target.at(k))
-        redrawn = draw_of(weights, drafts.redraw.gather(1, this).squeeze(1))
+        u_redraw = drafts.redraw.gather(1, this)
+        redrawn = residual_draw(drafts.law.at(at), target.at(k), u_redraw)
         hit = rejected.unsqueeze(1) & (drafts.places == place.unsqueeze(1))
         behind = torch.where(rejected, place + 1, (tally.decided + block).minimum(drafts.stop))
         return Tally(
-            tokens=torch.where(hit, redrawn.unsqueeze(1), tally.tokens),
+            tokens=torch.where(hit, redrawn, tally.tokens),
             decided=torch.where(open_row, behind, tally.decided),
             heads=torch.where(open_row, round_ + 1, tally.heads),
             rejections=round_ + rejected.long(),
