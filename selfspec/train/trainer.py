@@ -166,6 +166,8 @@ class Trainer:
         finished = self.step >= self.config.steps
         if finished:
             self.ema.copy_to_params()
+        if hasattr(self.model, "record"):  # so that it says in every later checkpoint
+            self.model.record |= {"training": self._progress()}
         for param, trained in self._trainable_before:
             param.requires_grad_(trained)
         self.model.eval()
@@ -254,8 +256,7 @@ class Trainer:
         """
         if self.folder is None:
             return
-        progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
-        about = {**progress, "run": self._identity()}
+        about = self._progress()
         tensors = {**self._weights(), **prefixed("moments", self.optimisers.state())}
         write_state(self.folder / "state", self.step, tensors, about)
         averages = parallel.on_first(self._averages())
@@ -321,6 +322,10 @@ class Trainer:
         rest = {name: means.pop(name) for name in ("grad_norm", "tokens_per_second")}
         factor = self.config.schedule.factor(self.step - 1, self.config.steps)
         return with_bits(means) | rest | {"lr": self.config.adamw.lr * factor}
+
+    def _progress(self) -> dict[str, Any]:
+        progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
+        return {**progress, "run": self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         return {"objective": repr(self.objective), **self.config.to_dict(), **self._given}
