@@ -216,6 +216,12 @@ def test_rows_are_made_once_and_of_one_thing(
     assert "another run is at work in" in capsys.readouterr().err
     assert main([*command, "--data", "self"]) == 2
     assert "`data` must be lines.txt" in capsys.readouterr().err
+    for name, value, was in (("blocks", 2, 1), ("heads", 1, 2), ("mask_id", 3, 4)):
+        flag = f"--{name.replace('_', '-')}"
+        assert main([*command, "--data", str(lines), flag, str(value)]) == 2
+        told = capsys.readouterr().err
+        assert f"`{name}` must be {was}, as in" in told
+        assert f"got {value};" in told
 
 
 def test_without_data_the_model_teaches_itself(

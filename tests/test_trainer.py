@@ -276,8 +276,11 @@ def test_another_run_is_not_resumed(tmp_path):
         trainer("joint", tmp_path, replace(CONFIG, seed=1)).run(progress=False)
     with pytest.raises(ValueError, match="`objective` must be"):
         trainer("frozen", tmp_path).run(progress=False)
-    with pytest.raises(ValueError, match="`model` must be"):
+    with pytest.raises(ValueError, match=r"`blocks` must be 1, .*, got 0"):
         trainer("plain", tmp_path).run(progress=False)
+    longer = SSMD(Trunk(replace(SHAPE, blocks=SHAPE.blocks + 1)), diffusion_model().head)
+    with pytest.raises(ValueError, match=r"got other parameters: trunk\..* was none, is "):
+        Trainer(longer, Diffusion(), CONFIG, Toy(), tmp_path, VALID).run(progress=False)
     other = Trainer(diffusion_model(), Diffusion(), CONFIG, Toy(), tmp_path, VALID, data="other")
     with pytest.raises(ValueError, match=r"`data` must be None, .*, got other"):
         other.run(progress=False)
