@@ -1,7 +1,9 @@
 import gzip
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.lengths import Lengths
 from selfspec.noise import row_seeds
 from selfspec.recipes.attach import settings
-from selfspec.recipes.rows import documents, own_rows, text_rows
+from selfspec.recipes.drawn import own_rows
+from selfspec.recipes.rows import documents, text_rows
 
 hf: Any = transformers
 QUICK = ["--steps", "8", "--batch-size", "4", "--heads", "2", "--device", "cpu"]
@@ -222,6 +225,31 @@ def test_rows_are_made_once_and_of_one_thing(
         told = capsys.readouterr().err
         assert f"`{name}` must be {was}, as in" in told
         assert f"got {value};" in told
+
+
+def test_rows_that_were_drawn_survive_a_kill(source: str, tmp_path: Path):
+    """Those of finished batches are not drawn again, and the run has the rows of one at a go."""
+    out = tmp_path / "run"
+    command = ["attach", source, "--data", "self", "--out", str(out), "--length", "40", *QUICK]
+    script = [sys.executable, "-m", "selfspec", *command, "--num", "100000"]
+    first = out / "data" / "drawn" / "00000000.npy"
+    with subprocess.Popen(script, stderr=subprocess.DEVNULL) as process:
+        while not first.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    drawn = np.load(first)
+    np.save(first, drawn[::-1])  # to be known by
+    assert main([*command, "--seed", "1"]) == 2
+    assert main([*command, "--num", "80"]) == 0
+    store, valid = (RaggedStore(out / "data" / f"{split}.bin") for split in ("train", "valid"))
+    rows = [drawn[63], *store.tokens.reshape(-1, 40)]
+    assert np.array_equal(rows[1:50], drawn[::-1][1:50])
+    assert valid.tokens[:40].tolist() == drawn[63].tolist()
+    assert not first.parent.exists()
+    again = list(own_rows(model(source), 80, 38, 0, progress=False))
+    assert again[0].tolist() == drawn[0].tolist()
+    assert again[79].tolist() == rows[78].tolist()
 
 
 def test_without_data_the_model_teaches_itself(
