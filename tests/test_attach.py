@@ -281,7 +281,9 @@ def test_only_rows_of_their_own_lengths_have_pads(
     trainer.feed.close()
 
 
-@pytest.mark.parametrize(("name", "rows"), [("a.FA.gz", "lines"), ("a.txt", "packed")])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("a.FA.gz", "lines"), ("a.mpfa", "lines"), ("a.txt", "packed")]
+)
 def test_proteins_are_rows_of_their_own_unless_told_otherwise(
     source: str, tmp_path: Path, name: str, rows: str
 ):

@@ -145,7 +145,7 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "`relatives` must be at least 0 and below 1, got 2" in capsys.readouterr().err
     folder = tmp_path / "splits"
     folder.mkdir()
-    shutil.copy(source, folder / "train-0.fasta")
+    shutil.copy(source, folder / "train-0.fas")
     arguments = ["prepare", "fasta", "--source", str(folder), "--alphabet", "esm", "--out"]
     assert main([*arguments, out]) == 2  # where valid and test are those of the other corpus
     arguments.append(str(tmp_path / "esm"))

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from selfspec.data.fasta import Cleaner, Policy, Unknown, read_fasta
+from selfspec.data.fasta import Cleaner, Policy, Unknown, is_fasta, read_fasta
 from selfspec.data.jsonl import read_jsonl
-from selfspec.data.packed import bytes_bar, read_lines
+from selfspec.data.packed import bytes_bar, read_lines, suffixes
 from selfspec.data.pieces import Document, pieces
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.files import locked, write_json
@@ -45,7 +45,6 @@ from selfspec.train.parallel import group, rows_each, together
 __all__ = ["Rows", "documents", "open_rows", "read_data", "text_rows"]
 
 Rows = Literal["lines", "packed"]
-FASTA = {".fasta", ".fa", ".faa"}
 DRAWN = "drawn"
 """Where rows are kept until all are drawn, in their folder."""
 HELD_OUT, MOST_HELD_OUT = 50, 1024
@@ -151,7 +150,7 @@ def documents(
     Raises:
         ValueError: the file is broken, has none, or is not UTF-8.
     """
-    if ".jsonl" in _suffixes(data):
+    if ".jsonl" in suffixes(data):
         yield from read_jsonl(data, field, progress)
     elif is_fasta(data):
         cleaner = Cleaner(residues or ascii_uppercase, Policy(unknown=unknown))
@@ -162,15 +161,6 @@ def documents(
         with bytes_bar([Path(data)], progress) as bar:
             lines = _lines(Path(data), bar)
             yield from filter(None, map(str.strip, lines)) if rows == "lines" else [lines]
-
-
-def is_fasta(data: str | os.PathLike[str]) -> bool:
-    """Whether a file, which may be packed, is FASTA by its name."""
-    return bool(FASTA & _suffixes(data))
-
-
-def _suffixes(data: str | os.PathLike[str]) -> set[str]:
-    return {suffix.lower() for suffix in Path(data).suffixes}
 
 
 def _lines(path: Path, bar: tqdm) -> Iterator[str]:
