@@ -531,7 +531,7 @@ def test_subwords_from_text_to_samples(
 def test_subwords_are_shown_whole():
     cells = [(0, State.REVEALED), (1, State.DRAFTED), (2, State.MASKED), (3, State.DRAFTED)]
     words = ["The", "\n", "x", " "]
-    shown = render(Frame(cells, 1, 0, 0, 1.0), words.__getitem__, 4, colour=False)
+    shown = render(Frame(cells, 1, 0, 0, 1.0), words.__getitem__, 4, False, [State.DRAFTED])
     assert shown.splitlines()[:2] == ["The⏎", "·␣"]
 
 
@@ -610,7 +610,9 @@ def test_frames_of_plain_sampling_show_drafts_that_stand(capsys: pytest.CaptureF
     assert (frames[-1].head_passes, frames[-1].nfe) == (0, 4)
     assert main(["sample", "--watch", "--nfe", "10"]) == 0
     out = capsys.readouterr().out
-    assert "head passes   0  NFE  10.0" in out
+    assert "head passes   0  NFE  10.0   drafted\n" in out
+    assert main(["sample", "--watch", "--window", "6", "--rounds", "2"]) == 0
+    assert "   drafted accepted rejected redrawn\n" in capsys.readouterr().out
 
 
 def test_watch_prints_frames_without_control_codes(capsys: pytest.CaptureFixture[str]):
