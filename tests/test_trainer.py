@@ -246,6 +246,12 @@ def test_stop_after_and_again_in_the_same_process(tmp_path):
     assert_same(weights(whole.model), weights(cut.model))
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_a_time_that_never_comes_is_refused(seconds):
+    with pytest.raises(ValueError, match="`stop_after` must be at least 0 seconds, got"):
+        trainer("joint", None).run(stop_after=seconds, progress=False)
+
+
 def test_clock_and_validation_go_on(tmp_path):
     with pytest.raises(Killed):
         trainer("plain", tmp_path, batches=Toy(at=7, do=die)).run(progress=False)

@@ -141,8 +141,10 @@ class Trainer:
         Raises:
             RuntimeError: another run holds the folder, or the loss is not finite.
             CheckpointError: a checkpoint could not be written; the one before it is intact.
-            ValueError: the checkpoint in the folder is of another run.
+            ValueError: the checkpoint in the folder is of another run, or `stop_after` is below 0.
         """
+        if stop_after is not None and not stop_after >= 0:  # nor nan, which would never come
+            raise ValueError(f"`stop_after` must be at least 0 seconds, got {stop_after}")
         with (
             held(self.folder),
             interrupts() as caught,
