@@ -386,6 +386,16 @@ def test_a_causal_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "got the causal" in capsys.readouterr().err
 
 
+def test_what_cannot_be_found_is_named(
+    source: str, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    nowhere, rest = str(tmp_path / "nowhere"), ["--data", str(lines), "--out", str(tmp_path / "x")]
+    assert main(["adapt", nowhere, *rest]) == 2
+    assert f"{nowhere}: no such model" in capsys.readouterr().err
+    assert main(["attach", source, "--tokenizer", nowhere, *rest]) == 2
+    assert f"`tokenizer` cannot be loaded: {nowhere}: " in capsys.readouterr().err
+
+
 def test_a_run_is_only_for_models_of_the_hub(tmp_path: Path):
     import tiny
 
