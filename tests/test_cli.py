@@ -204,6 +204,21 @@ def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "`out` must be a file, got the folder"), ("text/a.txt", "text: Not a directory")],
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_drawn(
+    tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    (tmp_path / "text").write_text("kept")
+    monkeypatch.setattr("selfspec.api.generate", None)
+    assert main(["infill", "a_", "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "text").read_text() == "kept"
+
+
 def test_sample_writes_to_a_pipe_and_does_not_replace_it(tmp_path: Path):
     pipe = tmp_path / "pipe.txt"
     os.mkfifo(pipe)

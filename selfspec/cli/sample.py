@@ -12,6 +12,7 @@ from selfspec.cli.common import (
     Loading,
     Run,
     Sampling,
+    check_out,
     first_rank,
     note,
     one_line,
@@ -124,6 +125,7 @@ def draw(
         raise ValueError("`format` must be text for a model that is not of proteins, got fasta")
     if format == "fasta" and run.json:
         raise ValueError("`format` must be text with `json`, which is another one, got fasta")
+    check_out(out)
     sampler = sampling.sampler(model)
     start = time.perf_counter()
     samples = api.generate(
