@@ -35,6 +35,8 @@ def load_causal_lm(
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **load)
     except ImportError as error:
         raise ValueError(f"models of the Hub need `pip install selfspec[hf]` ({error})") from error
+    except OSError as error:
+        raise OSError(f"{path}: no such model in a folder here or on the Hub ({error})") from error
     if hasattr(model.config, "quantization_config"):  # it would be saved with plain weights
         del model.config.quantization_config
     if tokenizer is None:

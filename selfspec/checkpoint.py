@@ -21,13 +21,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from selfspec.description import KINDS, Model, Reunite, build, describe, is_head_only
+from selfspec.description import FIELDS, KINDS, Model, Reunite, build, describe, is_head_only
 from selfspec.files import write_together
 from selfspec.weights import StorageType, restored, stored
 
 __all__ = ["BUNDLED", "load", "load_config", "resolve", "save"]
 
 FORMAT = 1
+OWN = {*FIELDS, "format", "dtype", "sha256"}
+"""What a checkpoint says of itself; anything else in its config is the model's `record`."""
 BUNDLED = Path(__file__).parent / "checkpoints"
 """Where the checkpoints that come with the package are."""
 
@@ -42,12 +44,13 @@ def save(
     """Write a checkpoint.
 
     Args:
-        model: with our own `Trunk` or one of the Hub; its `tokenizer`, `calibration` and `lengths`
-            are written too.
+        model: with our own `Trunk` or one of the Hub; its `tokenizer`, `calibration`, `lengths` and
+            `record` are written too.
         folder: made if missing.
         dtype: how matrices are stored.
         merge: write a trunk of the Hub too, so that the checkpoint needs nothing else.
-        **extra: JSON values for the config, for people to read (recipe, step, losses).
+        **extra: JSON values for the config, for people to read (recipe, step, losses); they go
+            before what the model's `record` has under the same name.
 
     Raises:
         OSError: writing failed; what was there is unchanged.
@@ -64,6 +67,7 @@ def save(
     blob = safetensors.torch.save(stored(weights, dtype))
     about = {"dtype": dtype, "sha256": hashlib.sha256(blob).hexdigest()}
     config = {"format": FORMAT, **described, **about}
+    extra = {**model.record, **extra}
     if taken := config.keys() & extra:
         raise ValueError(f"`extra` must not set {min(taken)!r}, which the checkpoint does")
     text = json.dumps({**config, **extra}, indent=1) + "\n"
@@ -99,6 +103,7 @@ def load(
     if hashlib.sha256(blob).hexdigest() != config.get("sha256"):
         raise ValueError(f"{path}: does not belong to the config.json beside it (SHA-256 differs)")
     model = build(config, folder / "config.json", reunite)
+    model.record = {name: value for name, value in config.items() if name not in OWN}
     _fill(model, weights, path)
     symbols, tokenizer = model.trunk.vocab_size, model.tokenizer
     if tokenizer is not None and tokenizer.vocab_size != symbols:

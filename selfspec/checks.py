@@ -23,7 +23,7 @@ def whole(name: str, value: object, least: int | None = None) -> int:
     """`value` as an int.
 
     Raises:
-        ValueError: it is no whole number, or below `least`.
+        ValueError: it is no whole number, below `least`, or more than 64 bits hold.
 
     >>> whole("rounds", 4, least=1)
     4
@@ -34,4 +34,6 @@ def whole(name: str, value: object, least: int | None = None) -> int:
         raise ValueError(f"`{name}` must be a whole number, got {value!r}") from None
     if least is not None and number < least:
         raise ValueError(f"`{name}` must be at least {least}, got {number}")
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"`{name}` must fit into 64 bits with its sign, got {number}")
     return number

@@ -21,9 +21,19 @@ from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.weights import shapes_only
 
-__all__ = ["KINDS", "Description", "Model", "Reunite", "build", "describe", "is_head_only"]
+__all__ = [
+    "FIELDS",
+    "KINDS",
+    "Description",
+    "Model",
+    "Reunite",
+    "build",
+    "describe",
+    "is_head_only",
+]
 
 KINDS = ("ssmd", "autoregressive")
+FIELDS = ("kind", "trunk", "head", "tokenizer", "calibration", "lengths")
 Model = SSMD | AutoregressiveModel
 Config = TypeVar("Config", TrunkConfig, HeadConfig)
 Description = dict[str, Any]

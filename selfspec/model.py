@@ -47,6 +47,8 @@ class SSMD(nn.Module):
         """Rows of (window, rounds, order) → (NFE, quality), measured for these weights."""
         self.lengths: Lengths | None = None
         """Of the sequences that it was trained on; None where all were as long as the model."""
+        self.record: dict[str, Any] = {}
+        """JSON values on these weights that go into checkpoints, such as how they were trained."""
 
     @property
     def vocab_size(self) -> int:
@@ -151,6 +153,8 @@ class AutoregressiveModel(nn.Module):
             raise ValueError("`trunk` must be causal, got causal=False")
         self.trunk = trunk
         self.tokenizer: Tokenizer | None = None
+        self.record: dict[str, Any] = {}
+        """As of `SSMD`."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens → (B, L, V) logits; entry ℓ predicts token ℓ from those before it."""

@@ -77,8 +77,6 @@ def row_seeds(
         ValueError: `seed` is no whole number, or has more than 64 bits.
     """
     seed = whole("seed", seed)
-    if not -(1 << 63) <= seed < 1 << 63:
-        raise ValueError(f"`seed` must fit into 64 bits with its sign, got {seed}")
     numbers = torch.arange(first, first + rows)
     return _absorb(torch.full((rows,), seed, dtype=torch.int64), numbers).to(device)
 

@@ -1,7 +1,9 @@
 import gzip
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.lengths import Lengths
 from selfspec.noise import row_seeds
 from selfspec.recipes.attach import settings
-from selfspec.recipes.rows import documents, own_rows, text_rows
+from selfspec.recipes.drawn import own_rows
+from selfspec.recipes.rows import documents, text_rows
 
 hf: Any = transformers
 QUICK = ["--steps", "8", "--batch-size", "4", "--heads", "2", "--device", "cpu"]
@@ -216,6 +219,37 @@ def test_rows_are_made_once_and_of_one_thing(
     assert "another run is at work in" in capsys.readouterr().err
     assert main([*command, "--data", "self"]) == 2
     assert "`data` must be lines.txt" in capsys.readouterr().err
+    for name, value, was in (("blocks", 2, 1), ("heads", 1, 2), ("mask_id", 3, 4)):
+        flag = f"--{name.replace('_', '-')}"
+        assert main([*command, "--data", str(lines), flag, str(value)]) == 2
+        told = capsys.readouterr().err
+        assert f"`{name}` must be {was}, as in" in told
+        assert f"got {value};" in told
+
+
+def test_rows_that_were_drawn_survive_a_kill(source: str, tmp_path: Path):
+    """Those of finished batches are not drawn again, and the run has the rows of one at a go."""
+    out = tmp_path / "run"
+    command = ["attach", source, "--data", "self", "--out", str(out), "--length", "40", *QUICK]
+    script = [sys.executable, "-m", "selfspec", *command, "--num", "100000"]
+    first = out / "data" / "drawn" / "00000000.npy"
+    with subprocess.Popen(script, stderr=subprocess.DEVNULL) as process:
+        while not first.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    drawn = np.load(first)
+    np.save(first, drawn[::-1])  # to be known by
+    assert main([*command, "--seed", "1"]) == 2
+    assert main([*command, "--num", "80"]) == 0
+    store, valid = (RaggedStore(out / "data" / f"{split}.bin") for split in ("train", "valid"))
+    rows = [drawn[63], *store.tokens.reshape(-1, 40)]
+    assert np.array_equal(rows[1:50], drawn[::-1][1:50])
+    assert valid.tokens[:40].tolist() == drawn[63].tolist()
+    assert not first.parent.exists()
+    again = list(own_rows(model(source), 80, 38, 0, progress=False))
+    assert again[0].tolist() == drawn[0].tolist()
+    assert again[79].tolist() == rows[78].tolist()
 
 
 def test_without_data_the_model_teaches_itself(
@@ -247,7 +281,9 @@ def test_only_rows_of_their_own_lengths_have_pads(
     trainer.feed.close()
 
 
-@pytest.mark.parametrize(("name", "rows"), [("a.FA.gz", "lines"), ("a.txt", "packed")])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("a.FA.gz", "lines"), ("a.mpfa", "lines"), ("a.txt", "packed")]
+)
 def test_proteins_are_rows_of_their_own_unless_told_otherwise(
     source: str, tmp_path: Path, name: str, rows: str
 ):
@@ -348,6 +384,16 @@ def test_a_causal_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = ["--data", "self", "--out", str(tmp_path / "run")]
     assert main(["attach", str(tmp_path / "gpt"), *out]) == 2
     assert "got the causal" in capsys.readouterr().err
+
+
+def test_what_cannot_be_found_is_named(
+    source: str, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    nowhere, rest = str(tmp_path / "nowhere"), ["--data", str(lines), "--out", str(tmp_path / "x")]
+    assert main(["adapt", nowhere, *rest]) == 2
+    assert f"{nowhere}: no such model" in capsys.readouterr().err
+    assert main(["attach", source, "--tokenizer", nowhere, *rest]) == 2
+    assert f"`tokenizer` cannot be loaded: {nowhere}: " in capsys.readouterr().err
 
 
 def test_a_run_is_only_for_models_of_the_hub(tmp_path: Path):

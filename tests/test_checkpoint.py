@@ -68,6 +68,14 @@ def test_tokenizer_calibration_and_notes_are_kept(folder: Path):
     assert checkpoint.load_config(folder)["step"] == 7
 
 
+def test_notes_are_saved_again_unless_they_are_replaced(folder: Path, tmp_path: Path):
+    loaded = checkpoint.load(folder)
+    checkpoint.save(loaded, tmp_path / "again", recipe="mine")
+    assert checkpoint.load(tmp_path / "again").record == {"step": 7, "recipe": "mine"}
+    checkpoint.save(loaded, tmp_path / "again", step=8)
+    assert checkpoint.load_config(tmp_path / "again")["step"] == 8
+
+
 def errors(folder: Path, dtype: Any) -> list[tuple[Tensor, Tensor]]:
     """Each weight as it was, and what storage did to it."""
     model = whole()

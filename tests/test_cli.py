@@ -146,7 +146,7 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "`relatives` must be at least 0 and below 1, got 2" in capsys.readouterr().err
     folder = tmp_path / "splits"
     folder.mkdir()
-    shutil.copy(source, folder / "train-0.fasta")
+    shutil.copy(source, folder / "train-0.fas")
     arguments = ["prepare", "fasta", "--source", str(folder), "--alphabet", "esm", "--out"]
     assert main([*arguments, out]) == 2  # where valid and test are those of the other corpus
     arguments.append(str(tmp_path / "esm"))
@@ -203,6 +203,21 @@ def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [len(line) for line in out.read_text().splitlines()] == [9, 9]
     assert capsys.readouterr().out == ""
     assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "`out` must be a file, got the folder"), ("text/a.txt", "text: Not a directory")],
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_drawn(
+    tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    (tmp_path / "text").write_text("kept")
+    monkeypatch.setattr("selfspec.api.generate", None)
+    assert main(["infill", "a_", "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "text").read_text() == "kept"
 
 
 def test_sample_writes_to_a_pipe_and_does_not_replace_it(tmp_path: Path):
@@ -535,7 +550,7 @@ def test_subwords_from_text_to_samples(
 def test_subwords_are_shown_whole():
     cells = [(0, State.REVEALED), (1, State.DRAFTED), (2, State.MASKED), (3, State.DRAFTED)]
     words = ["The", "\n", "x", " "]
-    shown = render(Frame(cells, 1, 0, 0, 1.0), words.__getitem__, 4, colour=False)
+    shown = render(Frame(cells, 1, 0, 0, 1.0), words.__getitem__, 4, False, [State.DRAFTED])
     assert shown.splitlines()[:2] == ["The⏎", "·␣"]
 
 
@@ -614,7 +629,9 @@ def test_frames_of_plain_sampling_show_drafts_that_stand(capsys: pytest.CaptureF
     assert (frames[-1].head_passes, frames[-1].nfe) == (0, 4)
     assert main(["sample", "--watch", "--nfe", "10"]) == 0
     out = capsys.readouterr().out
-    assert "head passes   0  NFE  10.0" in out
+    assert "head passes   0  NFE  10.0   drafted\n" in out
+    assert main(["sample", "--watch", "--window", "6", "--rounds", "2"]) == 0
+    assert "   drafted accepted rejected redrawn\n" in capsys.readouterr().out
 
 
 def test_watch_prints_frames_without_control_codes(capsys: pytest.CaptureFixture[str]):
@@ -700,6 +717,9 @@ def test_broken_checkpoints(
         ("sample --checkpoint nowhere", "must be a folder with a config.json or one of ['books27'"),
         ("sample --checkpoint books27-judge", "must be a masked diffusion model"),
         ("sample --num 0", "`num` must be at least 1, got 0"),
+        ("sample --num 99999999999999999999 --nfe 9", "`num` must fit into 64 bits with its sign"),
+        ("sample --window 99999999999999999999", "`window` must fit into 64 bits with its sign"),
+        ("sample --rounds 99999999999999999999", "`rounds` must fit into 64 bits with its sign"),
         ("sample --nfe 0", "`nfe` must be at least 1, got 0"),
         ("sample --nfe 3", "`nfe` must be at least 8 for this checkpoint, got 3"),
         ("sample --window 0", "`window` must be at least 1, got 0"),
@@ -745,6 +765,8 @@ def test_broken_checkpoints(
         ("prepare jsonl --source nowhere --out x", "`source` must be a folder, got 'nowhere'"),
         ("prepare jsonl --source {folder} --out x", "must hold files train*.jsonl"),
         ("prepare text8 --source {empty} --out x", "`source` must hold 100,000,000 characters"),
+        ("demo --num 0", "`num` must be at least 1, got 0"),
+        ("demo --nfe 0", "`nfe` must be at least "),
         ("train none --data x --out x", "`recipe` must be one of books27-trunk"),
         ("train text8 --data {folder} --out x", "`folder` must hold a corpus"),
         ("train books27-head --data {corpus} --out x", "`start` must be a trained model"),

@@ -332,6 +332,34 @@ def test_the_tokenizer_of_training_comes_with_the_head(tmp_path: Path):
     assert given.tokenizer.encode("AC").tolist() == [5, 6]
 
 
+def test_a_tokenizer_of_another_size_is_refused(source: Path, tmp_path: Path):
+    ss.save(attached(source), tmp_path / "head")
+    large, small = hubs.tokenizer(hubs.LETTERS + "abc"), hubs.tokenizer(hubs.LETTERS[:-1])
+    message = r"`tokenizer` must have ids in 0\.\.24, .* got 27 for 'c'"
+    with pytest.raises(ValueError, match=message):
+        ss.load(tmp_path / "head", tokenizer=large)
+    with pytest.raises(ValueError, match=message):
+        ss.attach_head(source, tokenizer=large)
+    with pytest.raises(ValueError, match=r"ids up to 24, .* got up to 23"):
+        ss.load(tmp_path / "head", tokenizer=small)
+
+
+def test_a_pad_that_was_added_to_the_tokenizer_alone_is_no_text(tmp_path: Path):
+    """As to Llama's; and an adapted model's mask is beyond its vocabulary too."""
+    hubs.llama().save_pretrained(tmp_path / "llama")
+    own = hubs.tokenizer()
+    own.add_special_tokens({"mask_token": "<m>", "pad_token": "<p>"})
+    assert (own.mask_token_id, own.pad_token_id) == (25, 26)
+    model = ss.adapt_causal(tmp_path / "llama", tokenizer=own)
+    assert model.mask_id == 25
+    ss.save(model, tmp_path / "adapted", merge=True)
+    loaded = ss.load(tmp_path / "adapted", tokenizer=own)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.encode("A_C", "_").tolist() == [5, 25, 6]
+    with pytest.raises(ValueError, match="got 25 for 'a'"):
+        ss.load(tmp_path / "adapted", tokenizer=hubs.tokenizer(hubs.LETTERS + "a"))
+
+
 def test_a_model_that_is_handed_in_is_written_whole(source: Path, tmp_path: Path):
     """Its name may be of weights that it was trained away from."""
     import transformers

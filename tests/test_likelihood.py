@@ -420,7 +420,7 @@ COMPLETE = torch.tensor([[0, 1, 2, 0]])
          m, COMPLETE, UNIFORM, UnboundedWindow(), 1, observed=COMPLETE[:, :2] > 0),
       r"`observed` must be bool of the shape of `tokens`, \(1, 4\), got \(1, 2\)"),
      (lambda m: log_likelihood(m, COMPLETE, seeds=row_seeds(0, 3)), "`seeds` must have one int64"),
-     (lambda m: log_likelihood(m, COMPLETE, seeds=1 << 64), "`seed` must fit into 64 bits"),
+     (lambda m: log_likelihood(m, COMPLETE, seeds=1 << 64), "`seeds` must fit into 64 bits"),
      (lambda m: log_likelihood(m, COMPLETE, batch_size=0), "`batch_size` must be at least 1"),
      (lambda m: ancestral_log_likelihood(m, COMPLETE, RESPACED), "`order` must be fixed in"),
      (lambda m: ancestral_log_likelihood(m, COMPLETE, steps=0), "`steps` must be at least 1")],

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 import selfspec as ss
 from selfspec import checkpoint
+from selfspec.data.corpus import write_corpus
 from selfspec.hub.publish import model_card
 
 
@@ -89,6 +91,20 @@ def test_a_head_names_its_trunk(shelf: Path, tmp_path: Path):
     ss.push_to_hub(model, "me/whole", merge=True)
     assert "trunk and head in one file" in (shelf / "me--whole" / "README.md").read_text()
     assert (shelf / "me--whole" / "tokenizer").is_dir()
+
+
+def test_the_card_of_a_model_from_a_run_says_how_it_was_trained(shelf: Path):
+    facts = ("| steps of training | 2 |", "| data | sha256:", "| validation, nats per token | dr")
+    texts = {"train": ["abc " * 99], "valid": ["abc " * 9]}
+    write_corpus(shelf / "data", texts, ss.CharTokenizer())
+    settings = {"steps": 2, "batch_size": 2, "device": "cpu", "progress": False}
+    trained = ss.train(tiny.model(), shelf / "data", shelf / "run", **settings)
+    for one in (trained, ss.load(shelf / "run" / "model")):
+        ss.save(one, shelf / "copy")
+        ss.push_to_hub(ss.load(shelf / "copy"), "me/copy")
+        card = (shelf / "me--copy" / "README.md").read_text()
+        assert [fact for fact in facts if fact not in card] == []
+        shutil.rmtree(shelf / "me--copy")
 
 
 def test_a_wrong_name_is_refused_before_any_work(shelf: Path):

@@ -250,6 +250,12 @@ def test_stop_after_and_again_in_the_same_process(tmp_path):
     assert_same(weights(whole.model), weights(cut.model))
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_a_time_that_never_comes_is_refused(seconds):
+    with pytest.raises(ValueError, match="`stop_after` must be at least 0 seconds, got"):
+        trainer("joint", None).run(stop_after=seconds, progress=False)
+
+
 def test_clock_and_validation_go_on(tmp_path):
     with pytest.raises(Killed):
         trainer("plain", tmp_path, batches=Toy(at=7, do=die)).run(progress=False)
@@ -280,8 +286,11 @@ def test_another_run_is_not_resumed(tmp_path):
         trainer("joint", tmp_path, replace(CONFIG, seed=1)).run(progress=False)
     with pytest.raises(ValueError, match="`objective` must be"):
         trainer("frozen", tmp_path).run(progress=False)
-    with pytest.raises(ValueError, match="`model` must be"):
+    with pytest.raises(ValueError, match=r"`blocks` must be 1, .*, got 0"):
         trainer("plain", tmp_path).run(progress=False)
+    longer = SSMD(Trunk(replace(SHAPE, blocks=SHAPE.blocks + 1)), diffusion_model().head)
+    with pytest.raises(ValueError, match=r"got other parameters: trunk\..* was none, is "):
+        Trainer(longer, Diffusion(), CONFIG, Toy(), tmp_path, VALID).run(progress=False)
     other = Trainer(diffusion_model(), Diffusion(), CONFIG, Toy(), tmp_path, VALID, data="other")
     with pytest.raises(ValueError, match=r"`data` must be None, .*, got other"):
         other.run(progress=False)

@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(error, "on_every_rank", False) and not first_rank():
             return FAILURE
         return complain(explain(error), FAILURE if isinstance(error, RuntimeError) else USAGE)
+    except MemoryError as error:
+        if sys.flags.dev_mode:
+            raise
+        return complain(f"not enough memory: {error}".rstrip(": "), FAILURE)
 
 
 def run(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -178,6 +179,23 @@ def first_rank() -> bool:
 def watched() -> bool:
     """Whether somebody sees a progress bar."""
     return sys.stderr.isatty()
+
+
+def check_out(out: Path | None) -> None:
+    """What `write` could not write to, before hours of work; nothing is made yet.
+
+    Raises:
+        ValueError: it is a folder. OSError: what it is to lie in is no folder, or is read-only.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise ValueError(f"`out` must be a file, got the folder {out}")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
+    if not os.access(out if out.exists() else parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
 
 
 def write(text: str, out: Path | None) -> None:

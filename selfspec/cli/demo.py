@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from selfspec.checks import whole
 from selfspec.cli.common import Run, note, table, to_json, watched
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     from selfspec.orders import UniformOrder
     from selfspec.sampling import FixedCountSampler
 
+    whole("num", num, least=1)
     model = api.load("books27", run.where())
     judge = api.load_judge("books27-judge", run.where())
-    note(f"{num} texts a row, at most {nfe:g} function evaluations each ...")
     points = [Point.from_row(row) for row in model.calibration]
     verified = [point for point in points if point.verified]
     uniform = [point for point in verified if isinstance(point.order, UniformOrder)]
     published = by_budget(uniform, nfe).sampler(model)
+    note(f"{num} texts a row, at most {nfe:g} function evaluations each ...")
     row = measure("self-speculative", published, model, judge, num, run.seed)
     pass_cost = accounts(model.num_trunk_blocks, model.num_head_blocks)["same trunk"]
     plain = FixedCountSampler(model, steps=max(1, round(row["nfe"] / pass_cost)))

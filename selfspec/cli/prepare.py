@@ -111,7 +111,8 @@ def prepare(
             folder, a document each, by its subfolders train, valid and test if it has them. dataset
             and openwebtext read a text dataset of the Hugging Face Hub. text8 reads text8.zip.
             proteins reads FASTA and holds clusters of similar sequences out, by the seed. fasta
-            reads a folder with train*.fasta, valid*.fasta and test*.fasta, which may be packed too.
+            reads a folder with train*.fasta, valid*.fasta and test*.fasta, or another suffix of
+            FASTA, which may be packed too.
         run: device plays no part here.
         text: how documents become tokens.
         out: the folder to write.
@@ -175,7 +176,7 @@ def sources(corpus: str, source: str | None, text: Text) -> dict[str, Documents]
     if corpus == "texts":
         files = texts.find_texts(folder, SPLITS)
         return {split: partial(texts.read_texts, found, seen) for split, found in files.items()}
-    files = find_splits(folder, "jsonl")
+    files = find_splits(folder, lambda path: ".jsonl" in path.name)
     for split in SPLITS if corpus == "books27" else SPLITS[:1]:
         if split not in files:
             raise ValueError(f"`source` must hold files {split}*.jsonl, got none in {source}")
@@ -203,7 +204,7 @@ def prepare_proteins(
             source, out, tokenizer, policy, run.seed, watched(), relatives
         )
     else:
-        splits = find_splits(Path(source), "fasta")
+        splits = find_splits(Path(source), fasta.is_fasta)
         if "train" not in splits:
             raise ValueError(f"`source` must hold files train*.fasta, got none in {source}")
         stores, skipped = fasta.prepare(splits, out, tokenizer, policy, watched())
@@ -224,9 +225,9 @@ def report(
         print(f"{split:6}{size:14,} {unit}{more}")
 
 
-def find_splits(folder: Path, kind: str) -> dict[str, list[Path]]:
-    """The files of each split in a folder, such as train*.jsonl*."""
+def find_splits(folder: Path, fits: Callable[[Path], bool]) -> dict[str, list[Path]]:
+    """The files of each split in a folder, such as train*.jsonl, as far as they fit."""
     if not folder.is_dir():
         raise ValueError(f"`source` must be a folder, got {str(folder)!r}")
-    files = {split: sorted(folder.glob(f"{split}*.{kind}*")) for split in SPLITS}
+    files = {split: sorted(filter(fits, folder.glob(f"{split}*"))) for split in SPLITS}
     return {split: found for split, found in files.items() if found}

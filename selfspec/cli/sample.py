@@ -8,7 +8,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfspec.cli.common import Loading, Run, Sampling, note, one_line, to_json, watched, write
+from selfspec.cli.common import (
+    Loading,
+    Run,
+    Sampling,
+    check_out,
+    first_rank,
+    note,
+    one_line,
+    to_json,
+    watched,
+    write,
+)
 
 Format = Literal["text", "fasta"]
 
@@ -43,7 +54,8 @@ def sample(
         watch: replay drafting and verifying of the first text in the terminal.
         out: a file for the texts, instead of standard output; or a folder (a path without
             suffix) for shards of tokens, which a second run of the same command completes. Under
-            torchrun every process draws its share of them.
+            torchrun every process draws its share of them, and the first tells of its own; texts
+            are the first's alone.
     """
     model = loading.model(checkpoint, run.where())
     if out is not None and not out.suffix:
@@ -83,10 +95,14 @@ def draw_to_folder(
         engine, sampler, out, num, run.seed, length, rank=rank, world=world, about=about,
         progress=watched() and rank == 0,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
+    if not first_rank():  # nobody waits for the others, which may end much later or not at all
+        return
+    seconds, shared = time.perf_counter() - start, {} if world == 1 else {"processes": world}
     if run.json:
-        return print(to_json({**about, "seed": run.seed, "n": drawn, "seconds": seconds}))
-    note(f"{drawn} samples in {seconds:.1f} s · {out}")
+        told = {**about, "seed": run.seed, "n": drawn, **shared, "seconds": seconds}
+        return print(to_json(told))
+    share = f" by the first of {world} processes" if shared else ""
+    note(f"{drawn} samples{share} in {seconds:.1f} s · {out}")
 
 
 def draw(
@@ -98,7 +114,9 @@ def draw(
     out: Path | None,
     **options: Any,
 ) -> None:
-    """Generate, replay if asked to, and write texts and account."""
+    """Generate, replay if asked to, and write texts and account; by the first process alone."""
+    if not first_rank():
+        return
     from selfspec import api
     from selfspec.calibration import describe
     from selfspec.cli.watch import play
@@ -107,6 +125,7 @@ def draw(
         raise ValueError("`format` must be text for a model that is not of proteins, got fasta")
     if format == "fasta" and run.json:
         raise ValueError("`format` must be text with `json`, which is another one, got fasta")
+    check_out(out)
     sampler = sampling.sampler(model)
     start = time.perf_counter()
     samples = api.generate(

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TextIO
@@ -51,12 +51,17 @@ class Replay:
         tokens: the finished row.
         passes: the row's trace.
         trunk_blocks, head_blocks: for the NFE counter.
+
+    Attributes:
+        states: what the legend explains: of drafts that are not verified, that they are drafts.
     """
 
     def __init__(self, tokens: list[int], passes: list[Pass], trunk_blocks: int, head_blocks: int):
         self.cells = [(token, State.REVEALED) for token in tokens]
         self.passes = passes
         self.blocks = trunk_blocks, head_blocks
+        verdicts = [verdict for done in passes for verdict in done.rounds]
+        self.states = list(State)[2:] if verdicts else [State.DRAFTED]
         self.trunk_passes = self.head_passes = self.round = 0
         for done in passes:
             self._set(State.MASKED, *(position for position, _ in done.revealed))
@@ -96,7 +101,13 @@ class Replay:
         return Frame(list(self.cells), self.trunk_passes, self.head_passes, self.round, nfe)
 
 
-def render(frame: Frame, symbol: Callable[[int], str], width: int, colour: bool) -> str:
+def render(
+    frame: Frame,
+    symbol: Callable[[int], str],
+    width: int,
+    colour: bool,
+    states: Sequence[State],
+) -> str:
     """A frame as text: lines of `width` columns, then the counters and a legend."""
     lines, room = [""], width
     for token, state in frame.cells:
@@ -106,7 +117,7 @@ def render(frame: Frame, symbol: Callable[[int], str], width: int, colour: bool)
             room = width
         lines[-1] += _paint(text, state, colour)
         room -= len(text)
-    legend = " ".join(_paint(s.name.lower(), s, colour) for s in list(State)[2:])
+    legend = " ".join(_paint(s.name.lower(), s, colour) for s in states)
     counters = (
         f"trunk passes {frame.trunk_passes:3}  round {frame.round:2}  "
         f"head passes {frame.head_passes:3}  NFE {frame.nfe:5.1f}"
@@ -128,7 +139,8 @@ def play(model: SSMD, samples: Samples, stream: TextIO | None = None, delay: flo
     width = min(shutil.get_terminal_size().columns, 96)
     height = 0  # of the frame before: subwords differ in width
     for frame in replay.frames():
-        text = render(frame, symbol, width, live and "NO_COLOR" not in os.environ)
+        colour = live and "NO_COLOR" not in os.environ
+        text = render(frame, symbol, width, colour, replay.states)
         if live:
             back = f"\033[{height}F\033[J" if height else ""
             height = text.count("\n") + 1

@@ -23,11 +23,20 @@ from tqdm import tqdm
 
 from selfspec.data.clusters import cluster, split
 from selfspec.data.corpus import write_corpus
-from selfspec.data.packed import Paths, find_files, find_splits, packed, read_lines
+from selfspec.data.packed import (
+    Paths,
+    find_files,
+    find_splits,
+    packed,
+    read_lines,
+    suffixes,
+)
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import ProteinTokenizer
 from selfspec.files import write_bytes
 
+SUFFIXES = {".fasta", ".fa", ".faa", ".fas", ".ffn", ".fna", ".frn", ".fsa", ".mpfa"}
+"""Of FASTA, also of nucleotides: those are refused when they are read, not taken for text."""
 WIDTH = 60
 """Residues a line."""
 
@@ -90,6 +99,15 @@ class Policy:
         if self.unknown is Unknown.SKIP:
             return None
         return text.translate(dict.fromkeys(map(ord, unknown), "X"))
+
+
+def is_fasta(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, which may be packed, is FASTA by its name.
+
+    >>> is_fasta("UP000005640.FAS.gz")
+    True
+    """
+    return not SUFFIXES.isdisjoint(suffixes(path))
 
 
 def read_fasta(paths: Paths, progress: bool = False) -> Generator[Record]:

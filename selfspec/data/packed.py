@@ -36,6 +36,11 @@ def find_files(paths: Paths) -> list[Path]:
     return files
 
 
+def suffixes(path: str | os.PathLike[str]) -> set[str]:
+    """All suffixes of a file's name, in small letters."""
+    return {suffix.lower() for suffix in Path(path).suffixes}
+
+
 def find_splits(splits: Mapping[str, Paths]) -> dict[str, list[Path]]:
     """The files of each split.
 

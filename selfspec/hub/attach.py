@@ -259,12 +259,20 @@ def _checkpoint(name: str, tokenizer: Any, revision: str | None) -> tuple[HubTru
 def load_tokenizer(
     tokenizer: Any, name: str | None, options: dict[str, Any], kind: Any = None
 ) -> Any:
-    """The one given, or of a name given, or the model's own where it has a name and one of it."""
+    """The one given, or of a name given, or the model's own where it has a name and one of it.
+
+    Raises:
+        ValueError: there is none of the name given.
+    """
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         return tokenizer
     auto = transformers().AutoTokenizer
     if tokenizer is not None:
-        return auto.from_pretrained(str(tokenizer), trust_remote_code=options["trust_remote_code"])
+        try:
+            trusted = options["trust_remote_code"]
+            return auto.from_pretrained(str(tokenizer), trust_remote_code=trusted)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`tokenizer` cannot be loaded: {tokenizer}: {error}") from error
     try:
         return None if name is None else (kind or auto).from_pretrained(name, **options)
     except (OSError, ValueError):

@@ -147,13 +147,14 @@ def _shape(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _training(training: Mapping[str, Any]) -> dict[str, str]:
+def _training(training: Mapping[str, Any]) -> dict[str, str | None]:
     if not training:
         return {}
     losses = training.get("validation") or {}
     nats = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
     return {
         "steps of training": str(training.get("step", "")),
+        "data": (training.get("run") or {}).get("data"),
         "validation, nats per token": nats,
     }
 

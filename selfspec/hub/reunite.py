@@ -44,8 +44,9 @@ class Reunion:
         """Trunk and tokenizer.
 
         Raises:
-            ValueError: the trunk's weights are not those that the head was made for, or the
-                description is broken. OSError: no such model.
+            ValueError: the trunk's weights are not those that the head was made for, the
+                tokenizer has too many or too few tokens, or the description is broken.
+            OSError: no such model.
         """
         path, about, tokenizer = folder / "config.json", config["trunk"], self.tokenizer
         source, vocabulary, dtype = _read(about, path)
@@ -67,9 +68,11 @@ class Reunion:
                              f"({source.name}, SHA-256 {source.sha256[:12]}…), got others "
                              f"({found[:12]}…)")  # fmt: skip
         trunk = model if adapted else kind(model, vocabulary, source, about.get("length"))
-        if tokenizer is not None:
-            tokenizer = HubTokenizer(tokenizer, vocabulary.size, vocabulary.mask)
-        return trunk, tokenizer
+        if tokenizer is None:
+            return trunk, None
+        if self.tokenizer is not None and config.get("tokenizer"):
+            _check_reach(tokenizer, vocabulary)
+        return trunk, HubTokenizer(tokenizer, vocabulary.size, vocabulary.mask)
 
     def _find(
         self, source: Source, tokenizer: Any, dtype: torch.dtype, path: Path
@@ -98,6 +101,17 @@ def _read(config: dict[str, Any], path: Path) -> tuple[Source, Vocabulary, torch
         return source, Vocabulary(**table), getattr(torch, config["dtype"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: trunk must describe a model of the Hub ({error!r})") from error
+
+
+def _check_reach(tokenizer: Any, vocabulary: Vocabulary) -> None:
+    """Raises a `ValueError` where a tokenizer in the place of another cannot read all drafts.
+
+    Up to the last id alone: tables of tokens may have holes.
+    """
+    drafted = max({*range(vocabulary.size)} - {*vocabulary.forbidden})
+    if (last := max(tokenizer.get_vocab().values())) < drafted:
+        raise ValueError(f"`tokenizer` must have ids up to {drafted}, which the model drafts, "
+                         f"got up to {last}: it is another model's")  # fmt: skip
 
 
 def _adapter(name: Any, path: Path) -> type[HubTrunk]:

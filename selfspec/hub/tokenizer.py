@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from selfspec.data.tokenizers import AMINO_ACIDS
 
-__all__ = ["HubTokenizer", "characters", "letters"]
+__all__ = ["HubTokenizer", "characters", "check_ids", "letters"]
 
 
 class HubTokenizer:
@@ -31,9 +31,13 @@ class HubTokenizer:
 
     Attributes:
         residues: the letters of a tokenizer of proteins; empty for others.
+
+    Raises:
+        ValueError: as `check_ids`.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, mask_id: int):
+        check_ids(tokenizer, vocab_size)
         self.inner, self.vocab_size, self.mask_id = tokenizer, vocab_size, mask_id
         self.residues = letters(tokenizer)
         table = tokenizer.get_vocab()
@@ -113,6 +117,22 @@ class HubTokenizer:
                 raise ValueError(f"`text` must consist of the model's characters, "
                                  f"got {character!r} at index {index}")  # fmt: skip
         return np.array(ids, dtype=np.int64)
+
+
+def check_ids(tokenizer: Any, vocab_size: int) -> None:
+    """A tokenizer whose text the model can read.
+
+    Special tokens may have ids beyond, such as a mask or a pad that was added: text has none.
+
+    Raises:
+        ValueError: a token of text has an id that is none of the model's V.
+    """
+    table, free = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
+    beyond = [(i, token) for token, i in table.items() if i >= vocab_size and i not in free]
+    if beyond:
+        i, token = max(beyond)
+        raise ValueError(f"`tokenizer` must have ids in 0..{vocab_size - 1}, those of the model, "
+                         f"got {i} for {token!r}: it is another model's")  # fmt: skip
 
 
 def characters(tokenizer: Any) -> str:

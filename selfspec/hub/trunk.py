@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from selfspec.hub.tokenizer import characters, letters
+from selfspec.hub.tokenizer import characters, check_ids, letters
 from selfspec.weights import fingerprint
 
 __all__ = ["HubTrunk", "Source", "Vocabulary", "transformers"]
@@ -327,7 +327,8 @@ def read_vocabulary(
         writes_specials: special tokens are text: only mask and pads are forbidden.
 
     Raises:
-        ValueError: there is no mask token, it is none of the model's, or the two do not agree.
+        ValueError: there is no mask token, it is none of the model's, or the two do not agree; or
+            the tokenizer has more tokens than the model.
     """
     stated = [mask_id, getattr(tokenizer, "mask_token_id", None),
               getattr(config, "mask_token_id", None)]  # fmt: skip
@@ -341,6 +342,8 @@ def read_vocabulary(
                          "it is another model's, or give `mask_id`")  # fmt: skip
     if not 0 <= mask < size:
         raise ValueError(f"`mask` must be in 0..{size - 1}, got {mask}")
+    if tokenizer is not None:
+        check_ids(tokenizer, size)
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None)]
     pad = next((i for i in pads if i is not None), 0)
     never = {mask, *forbidden}

@@ -62,7 +62,7 @@ def attach(
     Args:
         model: from `attach_head`; it is trained in place.
         data: a text file (a document a line for "lines", one in all for "packed"), a `.jsonl` file,
-            which may end in .gz or .xz, or FASTA (`.fasta`, `.fa`); "self" for none.
+            which may end in .gz or .xz, or FASTA (`data.fasta.SUFFIXES`); "self" for none.
         folder: of the run; the rows are kept in its subfolder `data`.
         rows: how documents become rows; by default "lines" for FASTA, else "packed".
         length: the longest row, with what stands around it; the model's length, at most 512, by

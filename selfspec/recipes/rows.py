@@ -4,16 +4,16 @@ A row is what the trunk reads: the tokens that stand around every sequence, and 
 
     lines     one document, cut where the row is full; rows have lengths of their own
     packed    the documents one after another, cut into pieces of one length
-    self      what the model itself draws, one token a pass: no corpus is needed
+    self      what the model itself draws, one token a pass: no corpus is needed (`drawn.py`)
 
 Every 50th row, and at most 1,024 of them, are held out for validation.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -27,29 +27,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from selfspec.checks import whole
-from selfspec.data.fasta import Cleaner, Policy, Unknown, read_fasta
+from selfspec.data.fasta import Cleaner, Policy, Unknown, is_fasta, read_fasta
 from selfspec.data.jsonl import read_jsonl
-from selfspec.data.packed import bytes_bar, read_lines
+from selfspec.data.packed import bytes_bar, read_lines, suffixes
 from selfspec.data.pieces import Document, pieces
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.files import locked, write_json
-from selfspec.generation import draw
 from selfspec.hub import HubTrunk
 from selfspec.hub.tokenizer import HubTokenizer
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD
-from selfspec.noise import row_seeds
-from selfspec.prompts import layout
-from selfspec.sampling import AnyOrderSampler
+from selfspec.recipes.drawn import check_facts, own_rows
 from selfspec.train import TrainConfig
 from selfspec.train.feed import Batches
 from selfspec.train.parallel import group, rows_each, together
 
-__all__ = ["Rows", "documents", "open_rows", "own_rows", "read_data", "text_rows"]
+__all__ = ["Rows", "documents", "open_rows", "read_data", "text_rows"]
 
 Rows = Literal["lines", "packed"]
-FASTA = {".fasta", ".fa", ".faa"}
+DRAWN = "drawn"
+"""Where rows are kept until all are drawn, in their folder."""
 HELD_OUT, MOST_HELD_OUT = 50, 1024
 log = logging.getLogger("selfspec")
 
@@ -97,7 +94,8 @@ def read_data(
     reading: AbstractContextManager[object] = nullcontext()
     if data == "self":
         facts |= {"data": "self", "num": num, "seed": config.seed}
-        make = partial(own_rows, model, num, room, config.seed, progress=progress)
+        kept = Path(folder, "data", DRAWN)
+        make = partial(own_rows, model, num, room, config.seed, progress=progress, folder=kept)
     else:
         tokenizer = _tokenizer(model)
         facts |= {"data": Path(data).name, "bytes": Path(data).stat().st_size, "rows": rows,
@@ -152,7 +150,7 @@ def documents(
     Raises:
         ValueError: the file is broken, has none, or is not UTF-8.
     """
-    if ".jsonl" in _suffixes(data):
+    if ".jsonl" in suffixes(data):
         yield from read_jsonl(data, field, progress)
     elif is_fasta(data):
         cleaner = Cleaner(residues or ascii_uppercase, Policy(unknown=unknown))
@@ -163,15 +161,6 @@ def documents(
         with bytes_bar([Path(data)], progress) as bar:
             lines = _lines(Path(data), bar)
             yield from filter(None, map(str.strip, lines)) if rows == "lines" else [lines]
-
-
-def is_fasta(data: str | os.PathLike[str]) -> bool:
-    """Whether a file, which may be packed, is FASTA by its name."""
-    return bool(FASTA & _suffixes(data))
-
-
-def _suffixes(data: str | os.PathLike[str]) -> set[str]:
-    return {suffix.lower() for suffix in Path(data).suffixes}
 
 
 def _lines(path: Path, bar: tqdm) -> Iterator[str]:
@@ -207,27 +196,6 @@ def _tokenizer(model: SSMD) -> HubTokenizer:
     return model.tokenizer
 
 
-def own_rows(
-    model: SSMD,
-    num: int,
-    room: int,
-    seed: int,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Iterator[np.ndarray]:
-    """Rows of `room` tokens that the trunk draws, one token a pass, in a uniform order."""
-    whole("num", num, least=2)
-    blank, _ = layout(None, None, model.mask_id, model.length, length=room, frame=model.frame)
-    sampler, device = AnyOrderSampler(model), model.device
-    with tqdm(total=num, desc="drawing rows", unit="row", disable=not progress) as bar:
-        for seeds in row_seeds(seed, num, device).split(batch_size):
-            masked = blank.to(device).expand(len(seeds), -1)
-            pad = torch.zeros_like(masked, dtype=torch.bool)
-            tokens = draw(sampler, masked, seeds, pad, batch_size).tokens
-            bar.update(len(tokens))
-            yield from tokens.cpu().numpy()
-
-
 def open_rows(
     folder: Path,
     facts: dict[str, Any],
@@ -246,12 +214,7 @@ def open_rows(
         ValueError: the folder holds rows of something else, or there are fewer than two.
     """
     about = folder / "rows.json"
-    if about.exists():
-        old = json.loads(about.read_text())
-        if old != facts:
-            odd = next(key for key in {**old, **facts} if old.get(key) != facts.get(key))
-            raise ValueError(f"`{odd}` must be {old.get(odd)}, as in {about}, to go on there, "
-                             f"got {facts.get(odd)}; train in another folder")  # fmt: skip
+    if check_facts(about, facts):
         return RaggedStore(folder / "train.bin"), RaggedStore(folder / "valid.bin")
     held_out: list[np.ndarray] = []
 
@@ -269,6 +232,7 @@ def open_rows(
     train = write_sequences(folder / "train.bin", chain([first], rows), vocab_size)
     valid = write_sequences(folder / "valid.bin", held_out, vocab_size)
     write_json(about, facts)
+    shutil.rmtree(folder / DRAWN, ignore_errors=True)
     return train, valid
 
 

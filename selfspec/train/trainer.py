@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from selfspec import checkpoint
 from selfspec.cross_entropy import token_nll
 from selfspec.data.tokenizers import of_another
 from selfspec.files import locked
+from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Block
 from selfspec.train import parallel
@@ -139,8 +141,10 @@ class Trainer:
         Raises:
             RuntimeError: another run holds the folder, or the loss is not finite.
             CheckpointError: a checkpoint could not be written; the one before it is intact.
-            ValueError: the checkpoint in the folder is of another run.
+            ValueError: the checkpoint in the folder is of another run, or `stop_after` is below 0.
         """
+        if stop_after is not None and not stop_after >= 0:  # nor nan, which would never come
+            raise ValueError(f"`stop_after` must be at least 0 seconds, got {stop_after}")
         with (
             held(self.folder),
             interrupts() as caught,
@@ -166,6 +170,8 @@ class Trainer:
         finished = self.step >= self.config.steps
         if finished:
             self.ema.copy_to_params()
+        if hasattr(self.model, "record"):  # so that it says in every later checkpoint
+            self.model.record |= {"training": self._progress()}
         for param, trained in self._trainable_before:
             param.requires_grad_(trained)
         self.model.eval()
@@ -254,10 +260,9 @@ class Trainer:
         """
         if self.folder is None:
             return
-        progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
-        about = {**progress, "run": self._identity()}
+        about = self._progress()
         tensors = {**self._weights(), **prefixed("moments", self.optimisers.state())}
-        write_state(self.folder / "state", self.step, tensors, about)
+        write_state(self.folder / "state", self.step, tensors, {**about, "model": self._shape()})
         averages = parallel.on_first(self._averages())
         with parallel.together(), explained(self.folder / "model"):
             if self.rank == 0:
@@ -286,6 +291,8 @@ class Trainer:
 
     def _read(self, path: Path) -> None:
         about = read_about(path)
+        # Of checkpoints that do not say it, the parameters alone are compared.
+        _check_same_run(about.get("model", {}), self._shape() if "model" in about else {}, path)
         _check_same_run(about["run"], self._identity(), path)
         tensors = read_state(path, partial(self._places, path))
         self.optimisers.load_state(under(tensors, "moments"))
@@ -301,8 +308,13 @@ class Trainer:
         """The tensors that a checkpoint is read into: the live ones, and moments to be filled."""
         weights = self._weights()
         sizes = {n: about.size for n, about in stored.items() if not n.startswith("moments/")}
-        if sizes != {name: weight.shape for name, weight in weights.items()}:
-            raise ValueError(f"`model` must be the model of {path}, got other parameters")
+        own = {name: weight.shape for name, weight in weights.items()}
+        if odd := sorted(sizes.items() ^ own.items()):
+            name = odd[0][0]
+            was, now = (list(each[name]) if name in each else "none" for each in (sizes, own))
+            raise ValueError(f"`model` must be the model of {path}, got other parameters: "
+                             f"{name.partition('/')[2]} was {was}, is {now}; train in another "
+                             "folder")  # fmt: skip
         moments = {}
         for name, about in under(stored, "moments").items():
             param = self.params[name.rsplit("/", 1)[0]]
@@ -321,6 +333,17 @@ class Trainer:
         rest = {name: means.pop(name) for name in ("grad_norm", "tokens_per_second")}
         factor = self.config.schedule.factor(self.step - 1, self.config.steps)
         return with_bits(means) | rest | {"lr": self.config.adamw.lr * factor}
+
+    def _progress(self) -> dict[str, Any]:
+        progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
+        return {**progress, "run": self._identity()}
+
+    def _shape(self) -> dict[str, Any]:
+        """Of the head, by the names of arguments, and the mask that it is trained with."""
+        if not isinstance(self.model, SSMD):
+            return {}
+        head = asdict(self.model.head.config) if self.model.head else {}
+        return {"blocks": 0, **head, "mask_id": self.model.mask_id}
 
     def _identity(self) -> dict[str, Any]:
         return {"objective": repr(self.objective), **self.config.to_dict(), **self._given}
