@@ -42,6 +42,8 @@ class Steps:
         self.compile, self.graphs = compile, graphs
         self.reason: str | None = None
         """Why graphs or compiling were given up."""
+        self.passes = 0
+        """Passes run so far."""
         self._made: dict[Variant, Step] = {}
         self._uses: dict[Variant, int] = {}
         self._recorded: dict[Variant, torch.cuda.CUDAGraph] = {}
@@ -55,6 +57,7 @@ class Steps:
 
     def __call__(self, variant: Variant) -> None:
         """One pass."""
+        self.passes += 1
         graph = self._recorded.get(variant)
         if graph is not None:
             return graph.replay()

@@ -330,9 +330,9 @@ class Engine:
         """Launch passes, as many as are surely needed, and ask which rows are finished then."""
         if not self._held or (self._most <= 0 and self._polls):
             return False
-        cuda = self.device.type == "cuda"
-        behind = bool(self._waiting or self._more)
-        for _ in range(self._least or (AHEAD if behind and cuda else 1)):
+        behind = bool(self._waiting or self._more) or len(self._held) > self.slots
+        ahead = AHEAD if behind and self.device.type == "cuda" else 1
+        for _ in range(self._least or ahead):
             self._most -= 1
             try:
                 self.steps(self._present())
