@@ -407,7 +407,7 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
 
 CURVE, SECONDS, ANTIBODIES = "books27-quality.json", "latency-h200.json", "antibody-quality.json"
 PROTEINS = "proteins-quality.json"
-TUNED, LATER = "books27-order.json", "latency-h200-150M.json"
+TUNED = "books27-order.json"
 BLOCKS = "books27-blocks.json"
 SUBWORDS, MORE = "books-bpe-quality.json", "books-bpe-256.json"
 PAGES = {
@@ -415,7 +415,6 @@ PAGES = {
     "docs/results.md": {
         "results": (CURVE, page),
         "seconds": (SECONDS, seconds),
-        "later": (LATER, seconds),
         "blocks": (BLOCKS, blocks),
         "antibodies": (ANTIBODIES, antibodies),
         "proteins": (PROTEINS, proteins),
