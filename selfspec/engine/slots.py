@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfspec.checks import whole
+from selfspec.engine.finished import Finished, as_samples, packed, unpacked
 from selfspec.engine.graphs import Steps, copied
 from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
 from selfspec.engine.step import Variant
@@ -28,7 +29,6 @@ from selfspec.inputs import checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.sampling import Sampler
-from selfspec.sampling.base import NOT_NUMBERS
 
 __all__ = ["Engine"]
 
@@ -48,27 +48,10 @@ class Poll(NamedTuple):
     arrived: torch.cuda.Event | None
 
 
-class Finished(NamedTuple):
-    """Rows that are filled, each field with a leading axis; on the CPU."""
-
-    index: Tensor
-    """The numbers of the requests."""
-    tokens: Tensor
-    pad: Tensor
-    trunk_passes: Tensor
-    head_passes: Tensor
-    drafted: Tensor
-    accepted: Tensor
-
-    def rows(self, kept: Tensor) -> "Finished":
-        """Those where `kept` (B,) is True."""
-        return Finished(*(column[kept] for column in self))
-
-
 class Parcel(NamedTuple):
-    """Finished rows, on their way to the host."""
+    """Finished rows, packed, on their way to the host."""
 
-    rows: Finished
+    rows: Tensor
     arrived: torch.cuda.Event | None
 
 
@@ -256,7 +239,7 @@ class Engine:
             with self._on(self.stream):
                 self._look(wait=not launched)
             while self._parcels and self._has_come(self._parcels[0].arrived):
-                rows = self._parcels.popleft().rows
+                rows = unpacked(self._parcels.popleft().rows)
                 kept = torch.tensor([i not in self._cancelled for i in rows.index.tolist()])
                 self._cancelled.difference_update(rows.index.tolist())
                 if bool(kept.any()):
@@ -368,8 +351,7 @@ class Engine:
             if not ready:
                 continue
             at = self._far(torch.tensor(ready))
-            near = [self._near(getattr(self.pool.rows, name)[at]) for name in Finished._fields]
-            self._parcels.append(Parcel(Finished(*(x for x, _ in near)), near[-1][1]))
+            self._parcels.append(Parcel(*self._near(packed(self.pool.rows, at))))
             for row in ready:
                 del self._held[row]
             self._free += ready
@@ -459,30 +441,6 @@ def pass_bounds(rows: Rows) -> tuple[int, float]:
         done, passes = torch.where(open_, reach, done), passes + open_.long()
     most = torch.where(rounds > 0, end, passes)
     return int(passes.min()), max(1, int(most.max()))
-
-
-def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor | None) -> Samples:
-    """Finished rows of one call, in the order of their requests, on the device of `tokens`.
-
-    Raises:
-        ValueError: the model's logits were NaN.
-    """
-    order = torch.cat([rows.index for rows in parts]).argsort()
-    names = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
-    columns = {
-        name: torch.cat([getattr(rows, name) for rows in parts])[order].to(tokens.device)
-        for name in names
-    }
-    drawn = columns["tokens"][:, : tokens.shape[1]]
-    pad = torch.zeros_like(drawn, dtype=torch.bool) if pad is None else pad.to(tokens.device)
-    if bool(((drawn == model.mask_id) & ~pad).any()):
-        raise ValueError(NOT_NUMBERS)
-    columns |= {"tokens": torch.where(pad, tokens, drawn), "pad": pad}
-    blocks: dict[str, Any] = {
-        "trunk_blocks": model.num_trunk_blocks,
-        "head_blocks": model.num_head_blocks,
-    }
-    return Samples(**columns, **blocks)
 
 
 def _rounded_up(width: int, length: int) -> int:
