@@ -7,17 +7,21 @@ The same weights, row seeds and judge for all; beside the samples of each settin
 sample costs, in evaluations and in milliseconds of what `ss.generate` draws with: the engine where
 it can run a sampler, else the plain loop (`selfspec.arena.sweep`); a row says which. With --engine
 reference it is the plain loop for all. A finished setting is kept in --folder and not drawn again;
-to use several processes or devices, start --part 0/2, --part 1/2 and so on, and then once without
---part, which writes the report, its page and its figures (where matplotlib is installed; --page
-draws them from a report elsewhere). --docs writes the table of budgets into docs/samplers.md, and
-the figures into docs/figures. Milliseconds that are to be compared must come from one process alone
-on its device: several share it.
+--seconds cuts a run, which then has some points of every curve. To use several processes or
+devices, start --part 0/2, --part 1/2 and so on, and then once without --part, which writes the
+report, its page and its figures (where matplotlib is installed; --page draws them from a report
+elsewhere). --docs writes the table of budgets into docs/samplers.md, and the figures into
+docs/figures. Milliseconds that are to be compared must come from one process alone on its device:
+several share it.
 """
 
 import argparse
 import json
+import math
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,7 @@ from selfspec import checkpoint
 from selfspec.arena import (
     CONTENDERS,
     PREPARED,
+    Setting,
     Sweep,
     contenders,
     contest_figure,
@@ -75,7 +80,7 @@ def main() -> None:
     if args.finished:
         settings = [setting for setting in settings if sweep.finished(setting)]
     part, parts = map(int, args.part.split("/")) if args.part else (0, 1)
-    results = sweep.run(settings[part::parts])
+    results = sweep.run(interleaved(settings)[part::parts], stop_after=args.seconds)
     if args.part:
         return
     data = sweep.measure_data(stores["test"].excerpt(args.length, args.n))
@@ -87,6 +92,18 @@ def main() -> None:
     print(row_table(report["rows"]))
     if find_spec("matplotlib"):
         draw(report, args.out)
+
+
+def interleaved(settings: Sequence[Setting]) -> list[Setting]:
+    """The first point of every curve, then the second: a run that is cut off has them all."""
+    curves: dict[str, list[Setting]] = {}
+    for setting in settings:
+        knobs = setting.settings
+        swept = ["steps"] if "steps" in knobs else [*knobs][-1:]
+        others = {name: value for name, value in knobs.items() if name not in swept}
+        curves.setdefault(repr((setting.sampler, setting.order, others)), []).append(setting)
+    points = zip_longest(*curves.values())
+    return [setting for point in points for setting in point if setting is not None]
 
 
 def draw(report: dict, out: Path) -> None:
@@ -170,6 +187,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["reference"], help="see above")
     parser.add_argument("--part", default=None, metavar="k/n")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no setting after")
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")
     parser.add_argument("--page", action="store_true", help="only draw page and figures of --out")
     parser.add_argument("--docs", action="store_true", help="only write docs")

@@ -1,6 +1,7 @@
 """What the arena draws with: the engine where it can run a sampler, else the sampler itself."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import tiny
 import torch
 
-from selfspec.arena import Reference, Setting, Sweep, row_table, save_page, write_contest
+from selfspec.arena import (
+    Reference,
+    Setting,
+    Sweep,
+    contenders,
+    row_table,
+    save_page,
+    write_contest,
+)
 from selfspec.engine import Engine
 from selfspec.model import SSMD
 from selfspec.sampling import (
@@ -27,8 +36,12 @@ from selfspec.sampling import (
 from selfspec.schedules import CosineWindow
 from selfspec.selection import CellOrder
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from arena import interleaved  # type: ignore[import-not-found]  # noqa: E402
+
 N, BATCH = 11, 4
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = BENCHMARKS / "results"
 RUN: dict[str, Callable[[SSMD], Sampler]] = {
     "plain": lambda model: FixedCountSampler(model, steps=5),
     "ancestral": lambda model: AncestralSampler(model, steps=5),
@@ -153,3 +166,13 @@ def test_a_report_from_before_is_still_read(tmp_path: Path):
         assert ("Milliseconds are those of the reference samplers" in page) == (rows is timed)
         assert "drawn by" not in page
         assert "by" not in row_table(rows).splitlines()[0].split()
+
+
+def test_a_run_that_is_cut_off_has_some_points_of_every_curve():
+    model = tiny.model()
+    settings = contenders(model, ["plain", "maskgit", "self-speculative"], ["uniform"], [4, 8, 16])
+    drawn = interleaved(settings)
+    assert sorted(s.label for s in drawn) == sorted(s.label for s in settings)
+    first = [s for s in settings if s.settings.get("steps") == 4]
+    assert {s.label for s in first} <= {s.label for s in drawn[: len(settings) // 2]}
+    assert len(first) == 5  # two schedules, three noises
