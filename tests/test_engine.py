@@ -744,6 +744,12 @@ class Scans(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_a_draw_stays_in_the_vocabulary_where_weights_round_to_nothing():
+    mass = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1e-17]).double()
+    drawn = draw_of([torch.zeros(2000)], torch.tensor(0.5).double(), lambda x: 0 * x.double(), mass)
+    assert drawn < 2000
+
+
 def test_a_large_vocabulary_is_never_scanned_and_draws_are_those_of_the_sampler():
     model = make_toy(vocab=SMALL + 77)
     tokens = torch.full((16, 6), model.mask_id)

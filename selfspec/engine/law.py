@@ -190,7 +190,8 @@ def draw_of(
     held = take(mass, span)
     goal = (goal - (take(cdf, span) - held)) * (total / held)
     goal = torch.minimum(goal.clamp(min=0), total * (1 - 2.0**-52))
-    return span * SPAN + _first_above(inner, goal)
+    # Nor is a span of some 1e-17 to lead out of the vocabulary, whose weights round to nothing now.
+    return (span * SPAN + _first_above(inner, goal)).clamp(max=size - 1)
 
 
 def _by_chunks(x: Tensor) -> list[Tensor]:
