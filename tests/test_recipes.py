@@ -36,6 +36,7 @@ from selfspec.recipes import (
     uniref50,
 )
 from selfspec.recipes.cost import cost, flops, measured_speed
+from selfspec.recipes.recipe import make_trainer
 from selfspec.sampling import GuidedStarShapedSampler, PolicySampler
 from selfspec.train import Cosine, parallel
 
@@ -343,3 +344,11 @@ def test_guides_are_trained_by_a_call(store, tmp_path):
     letters = write_store(tmp_path / "other.bin", [np.zeros(100, np.int64)], 4)
     with pytest.raises(ValueError, match=r"`trunk.vocab_size` must be 4, .*, got 27"):
         guides.errors(model, None, letters, **few)
+
+
+def test_training_a_model_drops_what_was_measured_for_the_weights_before(store: TokenStore):
+    recipe = shrunk(books27.joint())
+    model = recipe.build()
+    model.calibration = [{"nfe": 8.0}]
+    make_trainer(model, recipe.objective, recipe.train, None, store, None, 16, 4, "cpu")
+    assert model.calibration == []

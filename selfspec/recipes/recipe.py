@@ -152,8 +152,10 @@ def make_trainer(
                 f"`trunk.vocab_size` must be {store.vocab_size}, that of {store.path}, got {size}"
             )
     share = rows_each(settings.batch_size, settings.accumulate)
-    if isinstance(model, SSMD) and isinstance(train, RaggedStore):
-        model.lengths = Lengths.of(train.lengths, length)
+    if isinstance(model, SSMD):
+        model.calibration = []  # it was measured for the weights before
+        if isinstance(train, RaggedStore):
+            model.lengths = Lengths.of(train.lengths, length)
     device = device or default_device()
     batches = train.loader(length, share, settings.seed, *group())
     rows = None if valid is None else valid.excerpt(length, valid_rows)
