@@ -871,6 +871,10 @@ def test_a_law_of_what_is_no_number_is_no_number(size: int, dtype: torch.dtype):
     logits[0, 3] = -torch.inf
     law = law_of(logits, torch.ones(2, dtype=torch.float64))
     assert law.log_z.isnan().tolist() == [[True] * 4 + [False] * 2, [False] * 6]
+    same = law_of(torch.zeros(2, 6, size).to(dtype), torch.ones(2, dtype=torch.float64))
+    u = torch.rand(2, 6, dtype=torch.float64)
+    for drawn in (law.draw(u), residual_draw(law, same, u), residual_draw(same, law, u)):
+        assert bool((drawn < size).all())  # a token all the same: others stand beside it
 
 
 @pytest.mark.parametrize("size", [5, *LARGE])
@@ -906,9 +910,11 @@ def test_residuals_of_exponentials_in_float32_are_near(dtype: torch.dtype):
         assert bool((take(q, tokens) > -torch.inf).all())
 
 
+@pytest.mark.parametrize("vocab", [3, SMALL + 77])
 @pytest.mark.parametrize("part", ["trunk.norm.weight", "head.norm.weight"])
-def test_a_model_that_gives_no_numbers_is_noticed(part: str):
-    model, tokens = make_toy(), torch.full((3, 6), 3)
+def test_a_model_that_gives_no_numbers_is_noticed(part: str, vocab: int):
+    model = make_toy(vocab=vocab)
+    tokens = torch.full((3, 6), model.mask_id)
     with torch.no_grad():
         model.get_parameter(part)[0] = torch.nan
     samplers = [SpeculativeSampler(model, window=UnboundedWindow(), rounds=2)]

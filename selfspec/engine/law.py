@@ -171,7 +171,7 @@ def draw_of(
 
     Returns:
         (...) int64. In exact arithmetic that of `ops.draw`; of positive weight, whatever rounding
-        does and in whatever order the device adds.
+        does and in whatever order the device adds. Without a weight that is a number: V - 1.
     """
     size = x[0].shape[-1]
     if size <= SMALL:
@@ -190,7 +190,7 @@ def draw_of(
     held = take(mass, span)
     goal = (goal - (take(cdf, span) - held)) * (total / held)
     goal = torch.minimum(goal.clamp(min=0), total * (1 - 2.0**-52))
-    # Nor is a span of some 1e-17 to lead out of the vocabulary, whose weights round to nothing now.
+    # Nor are weights that are NaN, or now round to nothing, to lead out of the vocabulary.
     return (span * SPAN + _first_above(inner, goal)).clamp(max=size - 1)
 
 
