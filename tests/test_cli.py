@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -26,7 +27,7 @@ from selfspec import calibration, checkpoint, cli, measuring, recipes
 from selfspec.arena import BATCHES
 from selfspec.cli import main
 from selfspec.cli.benchmark import kept_profile
-from selfspec.cli.common import OrderName, Run
+from selfspec.cli.common import OrderName, Run, check_out
 from selfspec.cli.watch import Frame, Replay, State, play, render
 from selfspec.data.bpe import load_bpe
 from selfspec.data.corpus import write_corpus
@@ -218,6 +219,18 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_drawn(
     assert main(["infill", "a_", "--out", str(tmp_path / out)]) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "text").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("locked", "refused"), [("a.txt", False), (".", True), ("pipe", True)])
+def test_what_is_replaced_needs_a_folder_that_can_be_written(
+    tmp_path: Path, locked: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a.txt").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path / locked)
+    out = tmp_path / ("pipe" if locked == "pipe" else "a.txt")
+    with pytest.raises(PermissionError) if refused else nullcontext():
+        check_out(out)
 
 
 def test_sample_writes_to_a_pipe_and_does_not_replace_it(tmp_path: Path):

@@ -194,7 +194,8 @@ def check_out(out: Path | None) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
-    if not os.access(out if out.exists() else parent, os.W_OK):
+    replaced = out.is_file() or not out.exists()  # by a rename; devices and pipes are written to
+    if not os.access(parent if replaced else out, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
 
 
