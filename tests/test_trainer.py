@@ -8,6 +8,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from selfspec.train import (
     TrainConfig,
     Trainer,
     initialise,
+    parallel,
 )
 from selfspec.train.feed import Feed
 from selfspec.train.process import interrupts
@@ -511,6 +513,18 @@ def test_data_parallel_training_does_not_cut_compiled_blocks(tmp_path, monkeypat
     finally:
         dist.destroy_process_group()
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(("local", "cap"), [("2", 1 << 20), ("1", None), (None, None)])
+def test_gradients_go_in_one_piece_on_one_machine_alone(monkeypatch, local, cap):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setattr(parallel, "group", lambda: parallel.Group(0, 2))
+    monkeypatch.setattr(parallel, "DistributedDataParallel", lambda loss, **options: options)
+    options: Any = parallel.distributed(torch.nn.Linear(1, 1), "ddp", torch.device("cpu"))
+    assert options["bucket_cap_mb"] == cap
 
 
 def test_blocks_are_compiled_for_as_long_as_the_run_lasts():
