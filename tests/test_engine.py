@@ -672,6 +672,32 @@ def test_bad_arguments_are_named(ternary: SSMD, options: dict[str, int], message
         Engine(ternary, **options)  # type: ignore[arg-type]
 
 
+def test_four_passes_go_between_two_looks_while_more_rows_are_held_than_slots(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model, tokens = make_toy(), torch.full((8, 6), 3)
+    sampler, engine = FixedCountSampler(model, steps=6), Engine(model, 2, waiting=6)
+    engine.submit(sampler, tokens, torch.arange(8))
+    advance, launched = engine._advance, {True: set(), False: set()}
+
+    def counted() -> bool:
+        more, before = len(engine._held) > engine.slots, engine.steps.passes
+        done = advance()
+        launched[more].add(engine.steps.passes - before)
+        return done
+
+    # As on a GPU, but for where tensors are.
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+    monkeypatch.setattr(engine, "_far", lambda x: x)
+    monkeypatch.setattr(engine, "_near", lambda x: (x.clone(), None))
+    monkeypatch.setattr(engine, "_advance", counted)
+    parts = sorted(engine.results(), key=lambda rows: int(rows.index[0]))
+    assert torch.equal(torch.cat([rows.tokens for rows in parts]),
+                       sampler.sample(tokens, torch.arange(8)).tokens)  # fmt: skip
+    assert launched[True] == {4}
+    assert launched[False] <= {0, 1}
+
+
 # Laws that are never written out.
 
 
