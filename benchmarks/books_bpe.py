@@ -137,7 +137,7 @@ def train(args: argparse.Namespace, size: Size, stage: str) -> None:
         steps=steps, schedule=settings.schedule, save_every=every, valid_every=every
     )
     trainer = recipe.trainer(run, *data)
-    left = None if args.seconds is None else args.seconds - (time.monotonic() - began)
+    left = None if args.seconds is None else max(0, args.seconds - time.monotonic() + began)
     finished = trainer.run(left)
     print(stage, f"{trainer.step} of {steps} steps", json.dumps(trainer.validation), flush=True)
     if not finished:
