@@ -349,6 +349,7 @@ def test_guides_are_trained_by_a_call(store, tmp_path):
 def test_training_a_model_drops_what_was_measured_for_the_weights_before(store: TokenStore):
     recipe = shrunk(books27.joint())
     model = recipe.build()
+    assert isinstance(model, SSMD)
     model.calibration = [{"nfe": 8.0}]
     make_trainer(model, recipe.objective, recipe.train, None, store, None, 16, 4, "cpu")
     assert model.calibration == []
