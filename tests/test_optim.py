@@ -7,6 +7,7 @@ from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
 from selfspec.train import AdamWConfig, Cosine, MuonConfig, TrainConfig, WarmupStableDecay
+from selfspec.train.muon import Muon, orthogonal
 from selfspec.train.optim import Optimisers, hidden_matrices
 
 V, WIDTH = 5, 16
@@ -135,3 +136,32 @@ def test_state_goes_round(model):
     second.step(1.0)
     for name, p in model.named_parameters():
         assert torch.equal(p, after[name]), name
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24), (32, 32)])
+def test_muon_on_a_cpu_is_the_library_s_but_in_float32(shape: tuple[int, int]):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    settings = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    moved = []
+    for kind in (Muon, torch.optim.Muon):
+        param = torch.nn.Parameter(start.clone())
+        optimizer = kind([param], **settings)
+        generator.manual_seed(1)
+        for _ in range(3):
+            param.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        moved.append(param.detach() - start)
+    assert (moved[0] - moved[1]).norm() < 0.02 * moved[1].norm()
+
+
+def test_the_factor_of_muon_is_orthogonal_nearly():
+    settings = torch.optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
+    matrix = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    factor = orthogonal(matrix, settings)
+    assert factor.dtype == torch.float32
+    values = (u.T @ factor @ v.T).diagonal()
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert (factor - u @ values.diag() @ v).norm() < 1e-3

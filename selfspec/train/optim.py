@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from selfspec.train.config import AdamWConfig, MuonConfig
-from selfspec.train.parallel import ShardedMuon, is_sharded
+from selfspec.train.muon import Muon
+from selfspec.train.parallel import is_sharded
 
 
 def hidden_matrices(model: nn.Module, vocab_size: int) -> set[str]:
@@ -105,8 +106,8 @@ def _adamw(config: AdamWConfig, matrices: list[Tensor], vectors: list[Tensor]) -
 
 
 def _muon(config: MuonConfig, matrices: list[Tensor]) -> Optimizer:
-    kind = ShardedMuon if is_sharded(matrices[0]) else torch.optim.Muon
-    return kind(
+    plain = matrices[0].is_cuda and not is_sharded(matrices[0])
+    return (torch.optim.Muon if plain else Muon)(
         matrices,
         lr=config.lr,
         momentum=config.momentum,
