@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, how it fails."""
 
+import errno
 import io
 import json
 import math
@@ -242,6 +243,27 @@ def test_sample_writes_to_a_pipe_and_does_not_replace_it(tmp_path: Path):
         assert len(os.read(reader, 100)) == 9 + len("\n")
     finally:
         os.close(reader)
+
+
+def test_texts_that_cannot_be_written_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "a.txt").write_text("kept")
+    monkeypatch.setattr("selfspec.files._to_disk", full)
+    outs = [tmp_path / "a.txt", tmp_path / "a.txt.gz"]
+    outs += [Path("/dev/full")] if Path("/dev/full").is_char_device() else []
+    for out in outs:
+        assert main(["infill", "a____b", "--num", "2", "--out", str(out)]) == 2
+        drawn, told = capsys.readouterr()
+        lines = drawn.splitlines()
+        assert [(len(line), line[0], line[-1]) for line in lines] == [(6, "a", "b")] * 2
+        reason = "No space left on device; the result is on standard output"
+        assert told == f"selfspec: {out}: {reason}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "kept"
 
 
 def test_sample_writes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -200,18 +200,22 @@ def check_out(out: Path | None) -> None:
 
 
 def write(text: str, out: Path | None) -> None:
-    """To a file, `.gz` and `.xz` packed, whole or not at all, or else to standard output."""
+    """To a file, whole or not at all, or else to standard output: also where the file fails.
+
+    Raises:
+        OSError: the file could not be written, and the text went to standard output.
+    """
     if out is None:
         print(text)
         return
-    if out.exists() and not out.is_file():  # a device or a pipe: it stays what it is
-        out.write_text(f"{text}\n", encoding="utf-8")
-        return
-    from selfspec.data.packed import packed
-    from selfspec.files import write_bytes
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, packed(out, f"{text}\n".encode()))
+    try:
+        _write_file(text, out)
+    except BrokenPipeError:  # a reader that has gone wants no more
+        raise
+    except OSError as error:  # what took hours to make is not to be lost
+        print(text, flush=True)
+        error.strerror = f"{error.strerror or error}; the result is on standard output"
+        raise
 
 
 def to_json(values: Any) -> str:
@@ -247,6 +251,19 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         first, *others = zip(cells, widths, strict=True)
         lines.append("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _write_file(text: str, out: Path) -> None:
+    """Text and a line break; `.gz` and `.xz` packed."""
+    from selfspec.data.packed import packed
+    from selfspec.files import named, write_bytes
+
+    if out.exists() and not out.is_file():  # a device or a pipe: it stays what it is
+        with named(out):
+            out.write_text(f"{text}\n", encoding="utf-8")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, packed(out, f"{text}\n".encode()))
 
 
 def _finite(values: Any) -> Any:
