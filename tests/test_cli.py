@@ -613,6 +613,24 @@ def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
     assert "plain masked diffusion" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["infill a_b --out out", "score text", "prepare texts --source . --out out", "recipes", "demo",
+     "benchmark books27 --out out"],
+)  # fmt: skip
+def test_work_that_is_not_shared_is_the_first_process_alone(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("the cat")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("selfspec.api.load", None)
+    assert main(command.split()) == 0
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
 def test_orders_have_the_names_of_the_table():
     assert get_args(OrderName) == tuple(calibration.ORDERS)
 

@@ -4,7 +4,7 @@ What a user did wrong (arguments that cannot be parsed, a `ValueError`, an `OSEr
 standard error and exit code 2, what went wrong on the way (a `RuntimeError`: no memory left, a loss
 that is not finite) exit code 1, Ctrl-C 130. `python -X dev -m selfspec` shows the traceback
 instead. PyTorch is imported when a verb runs, not for `--help`. Of the processes that torchrun
-started, the first tells what concerns all of them.
+started, the first tells what concerns all of them; it alone runs a verb that has no work to share.
 """
 
 import os
@@ -17,6 +17,8 @@ from selfspec.cli.usage import later, one_line
 __all__ = ["main"]
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+SHARED = ("sample", "train", "adapt", "attach", "evaluate")
+"""Verbs whose work the processes of torchrun share."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +75,8 @@ def run(argv: list[str]) -> int:
                 tyro.conf.PositionalMetavarFromFieldName,
             ),
         )
+    if call.func.__name__ not in SHARED and not first_rank():
+        return 0  # the others would do it all again, and write to the same place
     return call() or 0
 
 
