@@ -333,6 +333,7 @@ def test_settings_can_be_changed():
         ("--data self --num 1", "`num` must be at least 2, got 1"),
         ("--data {lines} --merge --stop-after 1", "`merge` goes with a run to its end"),
         ("--data {dna}", "what looks like DNA"),
+        ("--data {lines} --mask-id 99", "`mask_id` must be in 0..24, the model's tokens, got 99"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -209,7 +209,7 @@ def test_sample_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [(".", "`out` must be a file, got the folder"), ("text/a.txt", "text: Not a directory")],
+    [(".", "`out` must be a file, got the folder"), ("text/a.txt", "`out` must lie in a folder")],
 )
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_drawn(
     tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str],
@@ -220,6 +220,23 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_drawn(
     assert main(["infill", "a_", "--out", str(tmp_path / out)]) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "text").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["sample", "train text8 --data {data}", "attach nowhere --data {data}",
+     "adapt nowhere --data {data}", "prepare texts --source {data}", "benchmark books27"],
+)  # fmt: skip
+@pytest.mark.parametrize("out", ["text", "text/run"])
+def test_a_folder_that_cannot_be_made_is_told_at_once(
+    command: str, out: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "text").write_text("kept")
+    path = tmp_path / out
+    assert main([*command.format(data=corpus).split(), "--out", str(path)]) == 2
+    rule = {"text": f"be a folder, got the file {path}",
+            "text/run": f"lie in a folder, got {path}, which would lie in a file"}  # fmt: skip
+    assert capsys.readouterr().err == f"selfspec: `out` must {rule[out]}\n"
 
 
 @pytest.mark.parametrize(("locked", "refused"), [("a.txt", False), (".", True), ("pipe", True)])
@@ -813,7 +830,7 @@ def test_broken_checkpoints(
         ("prepare jsonl --source x --workers 0 --out x", "`workers` must be at least 1, got 0"),
         ("prepare jsonl --source x --hold-out-documents 0 --out x", "`hold_out_documents` must be"),
         ("prepare jsonl --source x --hold-out-blocks 1 --out x", "`hold_out_blocks` must be at le"),
-        ("prepare texts --source {folder} --out empty", "`source` must hold .txt files"),
+        ("prepare texts --source {folder} --out x", "`source` must hold .txt files"),
         ("prepare texts --out x", "`source` must be given for texts, got none"),
         ("prepare jsonl --source nowhere --out x", "`source` must be a folder, got 'nowhere'"),
         ("prepare jsonl --source {folder} --out x", "must hold files train*.jsonl"),

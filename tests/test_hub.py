@@ -412,6 +412,15 @@ def test_a_tokenizer_with_another_mask_token_is_refused():
     assert read_vocabulary(25, SimpleNamespace(mask_token_id=MASK), hubs.tokenizer()).mask == MASK
 
 
+def test_a_mask_token_beyond_the_model_is_refused():
+    config, told = SimpleNamespace(), r"`mask_id` must be in 0\.\.24, the model's tokens, got "
+    for given in (99, -1):
+        with pytest.raises(ValueError, match=f"{told}{given}$"):
+            read_vocabulary(25, config, hubs.tokenizer(), mask_id=given)
+    with pytest.raises(ValueError, match=f"{told}99 of tokenizer or config$"):
+        read_vocabulary(25, SimpleNamespace(mask_token_id=99))
+
+
 def test_a_family_without_adapter_is_refused():
     with pytest.raises(ValueError, match=r"got BertModel, .*docs/adapters.md"):
         attach_head(hf.BertModel(hubs.bert().config))

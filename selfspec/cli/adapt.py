@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfspec.cli.common import HubRun, Run, first_rank
+from selfspec.cli.common import HubRun, Run, check_folder, first_rank
 from selfspec.cli.train import report
 
 
@@ -29,6 +29,7 @@ def adapt(
     """
     from selfspec import api
 
+    check_folder(hub.out)
     model = api.adapt_causal(name, tokenizer=hub.tokenizer, revision=hub.revision)
     settings = hub.settings(run)
     api.train_adapted(model, data, hub.out, steps=steps, batch_size=batch_size, **settings)

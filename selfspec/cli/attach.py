@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from selfspec.cli.common import HubRun, Run, first_rank
+from selfspec.cli.common import HubRun, Run, check_folder, first_rank
 from selfspec.cli.train import report
 
 
@@ -47,6 +47,7 @@ def attach(
         raise ValueError(f"`blocks` must be at least 1 to train a head, got {blocks}")
     if hub.stop_after is not None and merge:
         raise ValueError("`merge` goes with a run to its end, got `stop_after` too")
+    check_folder(hub.out)
     model = api.attach_head(
         name,
         blocks,

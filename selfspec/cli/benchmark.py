@@ -10,6 +10,7 @@ from selfspec.cli.common import (
     Loading,
     OrderName,
     Run,
+    check_folder,
     check_tokens,
     load_judge,
     note,
@@ -81,6 +82,7 @@ def benchmark(
             settings, which are not drawn again.
     """
     whole("num", num, least=1)
+    check_folder(out)
     from selfspec.arena import BATCHES, Sweep, contenders
 
     most = max(1, min(64, num // BATCHES))

@@ -185,18 +185,27 @@ def check_out(out: Path | None) -> None:
     """What `write` could not write to, before hours of work; nothing is made yet.
 
     Raises:
-        ValueError: it is a folder. OSError: what it is to lie in is no folder, or is read-only.
+        ValueError: it is a folder, or is to lie in a file. OSError: it is read-only.
     """
     if out is None:
         return
     if out.is_dir():
         raise ValueError(f"`out` must be a file, got the folder {out}")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
+    parent = _parent(out)
     replaced = out.is_file() or not out.exists()  # by a rename; devices and pipes are written to
     if not os.access(parent if replaced else out, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+
+
+def check_folder(out: Path) -> None:
+    """What could not become a folder, before hours of work; nothing is made yet.
+
+    Raises:
+        ValueError: it is a file, or is to lie in one.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`out` must be a folder, got the file {out}")
+    _parent(out)
 
 
 def write(text: str, out: Path | None) -> None:
@@ -251,6 +260,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         first, *others = zip(cells, widths, strict=True)
         lines.append("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _parent(out: Path) -> Path:
+    """The nearest folder that exists, of those that `out` is to lie in."""
+    found = next(folder for folder in out.absolute().parents if folder.exists())
+    if not found.is_dir():
+        raise ValueError(f"`out` must lie in a folder, got {out}, which would lie in a file")
+    return found
 
 
 def _write_file(text: str, out: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfspec.checks import whole
-from selfspec.cli.common import Run, note, to_json, watched
+from selfspec.cli.common import Run, check_folder, note, to_json, watched
 
 if TYPE_CHECKING:
     from selfspec.data.bpe import BPETokenizer
@@ -127,6 +127,7 @@ def prepare(
     if source is None and corpus != "openwebtext":
         raise ValueError(f"`source` must be given for {corpus}, got none")
     text.check(corpus)
+    check_folder(out)
     if corpus in ("proteins", "fasta"):
         return prepare_proteins(corpus, run, str(source), out, alphabet, unknown, relatives)
     if corpus != "text8":

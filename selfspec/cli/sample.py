@@ -12,6 +12,7 @@ from selfspec.cli.common import (
     Loading,
     Run,
     Sampling,
+    check_folder,
     check_out,
     first_rank,
     note,
@@ -59,6 +60,7 @@ def sample(
     """
     model = loading.model(checkpoint, run.where())
     if out is not None and not out.suffix:
+        check_folder(out)
         for name, asked in {"watch": watch, "format": format != "text"}.items():
             if asked:
                 raise ValueError(f"`{name}` goes with texts: give `out` as a file, got a folder")

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from selfspec.cli.common import Run, first_rank, to_json
+from selfspec.cli.common import Run, check_folder, first_rank, to_json
 
 
 def train(
@@ -45,6 +45,7 @@ def train(
 
     if recipe not in (known := {**recipes.ALL, **recipes.ON_TRUNKS}):
         raise ValueError(f"`recipe` must be one of {', '.join(known)}, got {recipe!r}")
+    check_folder(out)
     asked = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate,
              "parallel": parallel, "recompute": recompute or None}  # fmt: skip
     settings = {name: value for name, value in asked.items() if value is not None}

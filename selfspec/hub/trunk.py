@@ -341,7 +341,9 @@ def read_vocabulary(
         raise ValueError(f"`tokenizer` must have the model's mask token {stated[-1]}, got {mask}: "
                          "it is another model's, or give `mask_id`")  # fmt: skip
     if not 0 <= mask < size:
-        raise ValueError(f"`mask` must be in 0..{size - 1}, got {mask}")
+        whose = " of tokenizer or config" if mask_id is None else ""
+        raise ValueError(f"`mask_id` must be in 0..{size - 1}, the model's tokens, "
+                         f"got {mask}{whose}")  # fmt: skip
     if tokenizer is not None:
         check_ids(tokenizer, size)
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None)]
