@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from selfspec.calibration import ORDERS, describe
 from selfspec.checks import whole
@@ -23,6 +22,7 @@ from selfspec.metrics.entropy import word_entropy
 from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
+from selfspec.progress import tracked
 from selfspec.prompts import blank
 from selfspec.sampling import FixedCountSampler, SpeculativeSampler
 from selfspec.schedules import CosineWindow, LinearSchedule, LinearWindow
@@ -83,7 +83,7 @@ def measure(
     tokens, pad = blank(sizes, model.mask_id, frame=model.frame)
     rows: list[Row] = []
     swept = _swept(model) if samplers is None else samplers
-    bar = tqdm(swept, desc="calibrating", unit="setting", disable=not progress)
+    bar = tracked(swept, desc="calibrating", unit="setting", progress=progress)
     for sampler in bar:
         batches = zip(*(x.split(batch_size) for x in (tokens, seeds, pad)), strict=True)
         parts = [sampler.sample(*batch) for batch in batches]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -518,6 +519,16 @@ def test_prepare_then_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert told["step"] == 2
     assert told["judge"] > 0
     assert ss.load_judge(told["model"]).trunk.vocab_size == 27
+
+
+def test_training_without_a_terminal_says_how_far_it_is(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = ["train", "books27-small-judge", "--data", str(corpus), "--out", str(tmp_path)]
+    assert main([*asked, "--steps", "2", "--batch-size", "2", "--device", "cpu"]) == 0
+    told = capsys.readouterr().err
+    assert "\r" not in told
+    assert re.fullmatch(r"step 2 of 2, \d+ s: .*valid_judge \d+\.\d{3}", told.splitlines()[-1])
 
 
 def test_subwords_from_text_to_samples(

@@ -246,7 +246,8 @@ def test_all_skipped_is_an_error(tmp_path):
         prepare({"train": tmp_path / "a.fasta"}, tmp_path / "out", progress=False)
 
 
-def test_a_bar_does_not_outlive_an_error(tmp_path, capsys):
+def test_a_bar_does_not_outlive_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("selfspec.progress.watched", lambda: True)
     write_fasta(tmp_path / "a.fasta", [("x", "MKXV")])
     cleaner = Cleaner(AMINO_ACIDS, Policy(unknown=Unknown.REFUSE))
     with pytest.raises(ValueError, match="residues must be of") as caught:

@@ -21,6 +21,7 @@ LAYERS = [
         "kmers",
         "noise",
         "ops",
+        "progress",
         "schedules",
         "weights",
     },

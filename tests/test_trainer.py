@@ -8,6 +8,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -681,6 +682,23 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match="'/dev/full'"):
         report.write(1, 0.0, {})
     report.close()
+
+
+def test_lines_stand_for_a_bar_that_nobody_sees(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+    monkeypatch.setattr(sys.modules[Report.__module__], "time", clock)
+    reports = [Report(None, 0, 9, progress=progress) for progress in (True, False)]
+    for step, now, name in ((1, 1.0, "draft"), (2, 2.0, "draft"), (3, 3.0, "valid_draft"),
+                            (4, 62.0, "draft"), (5, 64.0, "draft")):  # fmt: skip
+        clock.now = now
+        for report in reports:
+            report.write(step, now, {f"{name}_bits": step / 2, "tokens_per_second": 1000.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "step 3 of 9, 3 s: draft 1.000, tok/s 1,000, valid_draft 1.500",
+        "step 5 of 9, 64 s: draft 2.500, tok/s 1,000, valid_draft 1.500",
+    ]
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):

@@ -47,6 +47,7 @@ from selfspec.metrics.entropy import token_entropy
 from selfspec.metrics.judge import Judge, judge_nll
 from selfspec.metrics.timing import synchronize
 from selfspec.noise import row_seeds
+from selfspec.progress import tracked
 from selfspec.prompts import NO_FRAME, blank
 from selfspec.sampling import Sampler
 
@@ -174,7 +175,7 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         identity = self._identity
         results = []
-        with tqdm(total=len(settings) * self.n, unit="sample", disable=not progress) as bar:
+        with tracked(total=len(settings) * self.n, unit="sample", progress=progress) as bar:
             for setting in settings:
                 bar.set_description(setting.label)
                 path = self.folder / _file_name(setting, identity)

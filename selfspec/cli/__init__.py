@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from selfspec.cli.common import first_rank, watched
+from selfspec.cli.common import first_rank
 from selfspec.cli.usage import later, one_line
+from selfspec.progress import watched
 
 __all__ = ["main"]
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What `transformers` says of its own while it loads; read by it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not watched():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        for library in ("HUB", "DATASETS"):
+            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
     try:
         code = run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()  # here, where a reader that has gone can still be met

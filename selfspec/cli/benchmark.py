@@ -17,7 +17,6 @@ from selfspec.cli.common import (
     one_line,
     table,
     to_json,
-    watched,
 )
 
 if TYPE_CHECKING:
@@ -197,7 +196,7 @@ def own_profile(model: SSMD, run: Run, num: int) -> list[float]:
         size = int(model.lengths.draw(row_seeds(run.seed, 1024)).median())
     masked, _ = blank(torch.full((num,), size), model.mask_id, frame=model.frame)
     masked = masked.to(model.device)
-    own = AnyOrderSampler(model).sample(masked, run.seed, progress=watched()).tokens
+    own = AnyOrderSampler(model).sample(masked, run.seed, progress=True).tokens
     return information_profile(model, own, run.seed, masked != model.mask_id).tolist()
 
 

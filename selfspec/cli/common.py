@@ -176,11 +176,6 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def watched() -> bool:
-    """Whether somebody sees a progress bar."""
-    return sys.stderr.isatty()
-
-
 def check_out(out: Path | None) -> None:
     """What `write` could not write to, before hours of work; nothing is made yet.
 

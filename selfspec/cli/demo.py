@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from selfspec.checks import whole
-from selfspec.cli.common import Run, note, table, to_json, watched
+from selfspec.cli.common import Run, note, table, to_json
 
 if TYPE_CHECKING:
     from selfspec.model import SSMD, AutoregressiveModel
@@ -64,7 +64,7 @@ def measure(
     from selfspec.metrics import judge_nll, load_vocabulary, spelling_accuracy, word_entropy
 
     start = time.perf_counter()
-    samples = api.generate(model, num, sampler=sampler, seed=seed, progress=watched())
+    samples = api.generate(model, num, sampler=sampler, seed=seed, progress=True)
     seconds = time.perf_counter() - start
     texts = list(samples)
     words = load_vocabulary(BUNDLED / "books27" / "vocabulary.txt.xz")

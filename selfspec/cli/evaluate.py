@@ -20,7 +20,6 @@ from selfspec.cli.common import (
     load_judge,
     one_line,
     to_json,
-    watched,
 )
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def evaluate(
         def draw(rows: slice) -> Samples:
             return api.generate(
                 model, rows.stop - rows.start, sampler=sampler, length=length, seed=run.seed,
-                first=rows.start, batch_size=batch_size, progress=watched() and not group().rank,
+                first=rows.start, batch_size=batch_size, progress=not group().rank,
             ).cpu()  # fmt: skip
 
         task = Task(

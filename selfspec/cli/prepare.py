@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfspec.checks import whole
-from selfspec.cli.common import Run, check_folder, note, to_json, watched
+from selfspec.cli.common import Run, check_folder, note, to_json
 
 if TYPE_CHECKING:
     from selfspec.data.bpe import BPETokenizer
@@ -76,7 +76,7 @@ class Text:
 
         if self.vocab_size is not None:
             texts = (text for document in train() for text, _ in pieces(document))
-            return train_bpe(texts, self.vocab_size, progress=watched())
+            return train_bpe(texts, self.vocab_size)
         name = self.bpe or default
         return CharTokenizer() if name is None else load_bpe(name)
 
@@ -134,7 +134,7 @@ def prepare(
         return prepare_documents(corpus, run, text, source, out)
     from selfspec.data import text8
 
-    stores = text8.prepare(str(source), out, progress=watched())
+    stores = text8.prepare(str(source), out)
     report(run, out, "characters", {split: len(store) for split, store in stores.items()})
 
 
@@ -166,22 +166,21 @@ def sources(corpus: str, source: str | None, text: Text) -> dict[str, Documents]
     """What reads the documents of each split."""
     from selfspec.data import huggingface, jsonl, texts
 
-    seen = watched()
     if corpus in ("dataset", "openwebtext"):
         name = source or huggingface.OPENWEBTEXT
         splits = huggingface.find_splits(name, text.subset)
-        options = {"subset": text.subset, "streaming": text.streaming, "progress": seen}
+        options = {"subset": text.subset, "streaming": text.streaming, "progress": True}
         return {split: partial(huggingface.read_dataset, name, theirs, text.field, **options)
                 for split, theirs in splits.items()}  # fmt: skip
     folder = Path(str(source))
     if corpus == "texts":
         files = texts.find_texts(folder, SPLITS)
-        return {split: partial(texts.read_texts, found, seen) for split, found in files.items()}
+        return {split: partial(texts.read_texts, found, True) for split, found in files.items()}
     files = find_splits(folder, lambda path: ".jsonl" in path.name)
     for split in SPLITS if corpus == "books27" else SPLITS[:1]:
         if split not in files:
             raise ValueError(f"`source` must hold files {split}*.jsonl, got none in {source}")
-    return {split: partial(jsonl.read_jsonl, found, text.field, seen)
+    return {split: partial(jsonl.read_jsonl, found, text.field, True)
             for split, found in files.items()}  # fmt: skip
 
 
@@ -202,13 +201,13 @@ def prepare_proteins(
     policy = fasta.Policy(unknown=fasta.Unknown(unknown))
     if corpus == "proteins":
         stores, skipped = fasta.prepare_clustered(
-            source, out, tokenizer, policy, run.seed, watched(), relatives
+            source, out, tokenizer, policy, run.seed, True, relatives
         )
     else:
         splits = find_splits(Path(source), fasta.is_fasta)
         if "train" not in splits:
             raise ValueError(f"`source` must hold files train*.fasta, got none in {source}")
-        stores, skipped = fasta.prepare(splits, out, tokenizer, policy, watched())
+        stores, skipped = fasta.prepare(splits, out, tokenizer, policy)
     report(run, out, "sequences", {split: len(store) for split, store in stores.items()})
     if left_out := sum(skipped.values()):
         note(f"{left_out:,} sequences with residues outside the alphabet were left out")

@@ -18,7 +18,6 @@ from selfspec.cli.common import (
     note,
     one_line,
     to_json,
-    watched,
     write,
 )
 
@@ -95,7 +94,7 @@ def draw_to_folder(
     start = time.perf_counter()
     drawn = draw_shards(
         engine, sampler, out, num, run.seed, length, rank=rank, world=world, about=about,
-        progress=watched() and rank == 0,
+        progress=rank == 0,
     )  # fmt: skip
     if not first_rank():  # nobody waits for the others, which may end much later or not at all
         return
@@ -131,7 +130,7 @@ def draw(
     sampler = sampling.sampler(model)
     start = time.perf_counter()
     samples = api.generate(
-        model, sampler=sampler, seed=run.seed, trace=watch, progress=watched(), **options
+        model, sampler=sampler, seed=run.seed, trace=watch, progress=True, **options
     )
     seconds = time.perf_counter() - start
     if watch:

@@ -157,11 +157,11 @@ def measure(
 ) -> dict[str, Any]:
     """Both scores of a token sequence (n,) in bits per token; standard errors over orders."""
     import torch
-    from tqdm import tqdm
 
     from selfspec.calibration import describe
     from selfspec.likelihood import one_pass_score
     from selfspec.noise import row_seeds
+    from selfspec.progress import tracked
     from selfspec.prompts import framed
 
     room = model.length - sum(map(len, model.frame))
@@ -170,7 +170,7 @@ def measure(
     # Every block of every order has a seed of its own.
     seeds = row_seeds(seed, orders * len(blocks)).view(orders, len(blocks), 1)
     fixed, one_pass = torch.zeros(2, orders, dtype=torch.float64)
-    with tqdm(total=seeds.numel(), desc="scoring", unit="block", leave=False, disable=None) as bar:
+    with tracked(total=seeds.numel(), desc="scoring", unit="block", leave=False) as bar:
         for k in range(orders):
             for block, own in zip(blocks, seeds[k], strict=True):
                 fixed[k] += log_law(model, block, sampler, own).item()

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selfspec.checks import whole
+from selfspec.progress import watched
 
 END = "<|endoftext|>"
 """GPT-2's token between documents."""
@@ -199,7 +200,7 @@ def train_bpe(
             min_frequency=2,
             special_tokens=[end],
             initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=progress,
+            show_progress=progress and watched(),
         ),
     )
     if (most := inner.get_vocab_size()) < vocab_size:

@@ -19,8 +19,6 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from selfspec.data.clusters import cluster, split
 from selfspec.data.corpus import write_corpus
 from selfspec.data.packed import (
@@ -34,6 +32,7 @@ from selfspec.data.packed import (
 from selfspec.data.ragged import RaggedStore, write_sequences
 from selfspec.data.tokenizers import ProteinTokenizer
 from selfspec.files import write_bytes
+from selfspec.progress import tracked
 
 SUFFIXES = {".fasta", ".fa", ".faa", ".fas", ".ffn", ".fna", ".frn", ".fsa", ".mpfa"}
 """Of FASTA, also of nucleotides: those are refused when they are read, not taken for text."""
@@ -121,7 +120,7 @@ def read_fasta(paths: Paths, progress: bool = False) -> Generator[Record]:
         ValueError: a file is no FASTA, is empty, holds nucleotides, has a header without a
             sequence, or its packing is broken; file and line are named.
     """
-    with tqdm(desc="reading", unit="sequence", disable=not progress) as bar:
+    with tracked(desc="reading", unit="sequence", progress=progress) as bar:
         for path in find_files(paths):
             number = 0
             for record in parse_fasta(read_lines(path), str(path)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
+from selfspec.progress import tracked
 
 OPENWEBTEXT = "Skylion007/openwebtext"
 
@@ -66,7 +66,7 @@ def read_dataset(
     except (FileNotFoundError, RuntimeError) as error:
         raise ValueError(f"`source` must be a dataset, got {name!r}: {error}") from error
     total = None if streaming else len(dataset)
-    with tqdm(total=total, desc=split, unit="document", disable=not progress) as bar:
+    with tracked(total=total, desc=split, unit="document", progress=progress) as bar:
         for text in _texts(dataset, field):
             bar.update()
             yield text

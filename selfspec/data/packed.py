@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from selfspec.progress import tracked
+
 _BLOCK = 1 << 20
 _BROKEN = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
 
@@ -60,7 +62,7 @@ def find_splits(splits: Mapping[str, Paths]) -> dict[str, list[Path]]:
 def bytes_bar(files: Iterable[Path], progress: bool) -> tqdm:
     """A bar over the bytes that files have on disk."""
     total = sum(path.stat().st_size for path in files)
-    return tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=not progress)
+    return tracked(total=total, desc="reading", unit="B", unit_scale=True, progress=progress)
 
 
 def read_lines(path: Path, bar: tqdm | None = None) -> Iterator[tuple[int, bytes]]:

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
 from selfspec.data.corpus import write_corpus
 from selfspec.data.loader import TokenStore
 from selfspec.data.tokenizers import TEXT8_ALPHABET, CharTokenizer
 from selfspec.files import replacing
+from selfspec.progress import tracked
 
 URL = "http://mattmahoney.net/dc/text8.zip"
 SIZES = {"train": 90_000_000, "valid": 5_000_000, "test": 5_000_000}
@@ -106,7 +105,7 @@ def download(url: str, path: Path, progress: bool = True) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, replacing(path) as file:
             total = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+            with tracked(total=total, unit="B", unit_scale=True, progress=progress) as bar:
                 while data := answer.read(_PIECE):
                     bar.update(file.write(data))
             if file.tell() < total:
@@ -124,5 +123,5 @@ def _unpack(path: Path) -> bytes:
 
 
 def _pieces(text: bytes, name: str, progress: bool) -> Iterator[str]:
-    for start in tqdm(range(0, len(text), _PIECE), desc=name, unit="MB", disable=not progress):
+    for start in tracked(range(0, len(text), _PIECE), desc=name, unit="MB", progress=progress):
         yield text[start : start + _PIECE].decode("ascii")

@@ -24,6 +24,7 @@ from selfspec.engine.slots import Engine
 from selfspec.files import write_bytes, write_json
 from selfspec.interfaces import Samples
 from selfspec.noise import row_seeds
+from selfspec.progress import tracked
 from selfspec.prompts import unprompted
 from selfspec.sampling import Sampler
 
@@ -74,7 +75,7 @@ def draw_shards(
     todo = [start for start in starts if not _path(folder, start // shard).exists()]
     sizes = {start: min(shard, num - start) for start in starts}
     total, drawn = sum(sizes.values()), sum(sizes[start] for start in todo)
-    with tqdm(total=total, initial=total - drawn, unit="row", disable=not progress) as bar:
+    with tracked(total=total, initial=total - drawn, unit="row", progress=progress) as bar:
         seeds = {start: row_seeds(seed, sizes[start], first=start) for start in todo}
         for start, rows in _finished(engine, sampler, seeds, length, bar):
             _write(_path(folder, start // shard), rows, seeds[start])

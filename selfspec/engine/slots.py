@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from selfspec.checks import whole
 from selfspec.engine.finished import Finished, as_samples, packed, unpacked
@@ -28,6 +27,7 @@ from selfspec.engine.step import Variant
 from selfspec.inputs import checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
+from selfspec.progress import tracked
 from selfspec.sampling import Sampler
 
 __all__ = ["Engine"]
@@ -270,7 +270,7 @@ class Engine:
         next(submitted)  # raises what there is to raise
         more = submitted if len(tokens) > at_once else None
         found = []
-        with tqdm(total=len(tokens), unit="row", disable=not progress, leave=False) as bar:
+        with tracked(total=len(tokens), unit="row", progress=progress, leave=False) as bar:
             for rows in self.results(more):
                 found.append(rows)
                 bar.update(len(rows.index))

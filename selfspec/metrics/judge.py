@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from selfspec.causal_lm import load_causal_lm
+from selfspec.progress import tracked
 
 __all__ = ["HuggingFaceJudge", "Judge", "JudgeScores", "judge_nll"]
 
@@ -119,7 +119,7 @@ def judge_nll(
     counted = torch.ones_like(samples, dtype=torch.bool) if pad is None else ~pad
     samples = samples.masked_fill(~counted, 0)
     totals = []
-    for start in tqdm(range(0, len(samples), batch_size), desc="judge", disable=not progress):
+    for start in tracked(range(0, len(samples), batch_size), desc="judge", progress=progress):
         rows = slice(start, start + batch_size)
         logs = judge(samples[rows].long().to(device))
         if logs.shape != samples[rows].shape:
@@ -166,7 +166,7 @@ class HuggingFaceJudge:
         Nor are the characters of that token, or those behind the cut.
         """
         totals, counts, characters = [], [], []
-        for start in tqdm(range(0, len(texts), batch_size), desc="judge", disable=not progress):
+        for start in tracked(range(0, len(texts), batch_size), desc="judge", progress=progress):
             encoded = [self._encode(text) for text in texts[start : start + batch_size]]
             ids = [row for row, _ in encoded]
             lengths = torch.tensor([len(row) for row in ids])

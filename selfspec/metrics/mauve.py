@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from selfspec.progress import tracked
 
 __all__ = ["TextFeatures", "divergence_area", "mauve"]
 
@@ -143,7 +144,7 @@ class TextFeatures:
     ) -> np.ndarray:
         """(n, C) float32 features of n texts."""
         rows = []
-        for start in tqdm(range(0, len(texts), batch_size), desc="features", disable=not progress):
+        for start in tracked(range(0, len(texts), batch_size), desc="features", progress=progress):
             batch = self.tokenizer(
                 list(texts[start : start + batch_size]),
                 truncation=True,

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from selfspec.kmers import Kmers, common, kmers
+from selfspec.progress import tracked
 
 __all__ = ["ESMFold", "Folded", "distinct_kmers", "jensen_shannon", "novelty"]
 
@@ -116,7 +116,7 @@ class ESMFold:
             raise ValueError("`sequences` must not be empty, got none")
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         plddt = np.empty(len(sequences))
-        for start in tqdm(range(0, len(order), batch_size), desc="folding", disable=not progress):
+        for start in tracked(range(0, len(order), batch_size), desc="folding", progress=progress):
             rows = order[start : start + batch_size]
             out = self.model.infer([sequences[i] for i in rows])
             atoms = out.atom37_atom_exists

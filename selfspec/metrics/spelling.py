@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from selfspec.checks import whole
 from selfspec.files import write_bytes
+from selfspec.progress import tracked
 
 __all__ = [
     "count_words",
@@ -111,7 +111,7 @@ def decoded(
         progress: show a bar.
     """
     starts = range(0, len(tokens), size)
-    for start in tqdm(starts, desc="words", unit="piece", disable=not progress):
+    for start in tracked(starts, desc="words", unit="piece", progress=progress):
         yield decode(tokens[start : start + size])
 
 

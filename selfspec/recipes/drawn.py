@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from selfspec.checks import whole
 from selfspec.files import write_bytes, write_json
@@ -28,6 +27,7 @@ from selfspec.generation import draw
 from selfspec.hub import HubTrunk
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
+from selfspec.progress import tracked
 from selfspec.prompts import layout
 from selfspec.sampling import AnyOrderSampler
 
@@ -63,7 +63,7 @@ def own_rows(
         _claim(folder, model, room, seed)
     blank, _ = layout(None, None, model.mask_id, model.length, length=room, frame=model.frame)
     seeds = row_seeds(seed, num, model.device)
-    with tqdm(total=num, desc="drawing rows", unit="row", disable=not progress) as bar:
+    with tracked(total=num, desc="drawing rows", unit="row", progress=progress) as bar:
         for start in range(0, num, batch_size):
             own = seeds[start : start + batch_size]
             path = None if folder is None else folder / f"{start:08d}.npy"

@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from selfspec.inputs import checked_rows
 from selfspec.interfaces import Pass, Round, Samples, Trace
@@ -25,6 +24,7 @@ from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import draw, log_probs, take_along
 from selfspec.orders import Order, as_order, initial_order, rearranged
+from selfspec.progress import tracked
 from selfspec.schedules import Window, stacked_tables
 from selfspec.selection import DraftOrder, DraftWindow
 
@@ -149,7 +149,7 @@ class Sampler(ABC):
         state = self.start(*checked_rows(self.model, tokens, seeds, pad))
         passes: Trace | None = [[] for _ in range(len(tokens))] if trace else None
         total = int((state.end - state.revealed).sum())
-        with tqdm(total=total, unit="tok", disable=not progress, leave=False) as bar:
+        with tracked(total=total, unit="tok", progress=progress, leave=False) as bar:
             while len(rows := self.open(state).nonzero().squeeze(1)):
                 active = state.rows(rows)
                 before = active.revealed

@@ -4,12 +4,16 @@ A line of the log is one JSON object with `step` and `elapsed` (seconds) and eit
 the last line (each loss in nats per token and, with `_bits`, in bits; `reward` and `steps` of a
 policy; `grad_norm`, `tokens_per_second`; and AdamW's `lr` at this step) or a validation
 (`valid_...`).
+
+Where nobody sees the bar, lines on standard error say how far the run is: at every validation, and
+after a minute without.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfspec.files import named, write_bytes
+from selfspec.progress import tracked, watched
 from selfspec.train.parallel import mean
 
 NO_NATS = {"reward", "steps"}
 """What is no loss."""
+SILENCE = 60
+"""Seconds without a line that stands for the bar."""
 
 
 def with_bits(losses: Mapping[str, float], prefix: str = "") -> dict[str, float]:
@@ -67,11 +74,12 @@ class Report:
         step: the step at which the run starts; later lines, of a run that was killed after its
             last checkpoint, are dropped.
         steps: length of the run.
-        progress: show a bar.
+        progress: show a bar, or lines where nobody would see it.
     """
 
     def __init__(self, folder: Path | None, step: int, steps: int, progress: bool) -> None:
-        self.bar = tqdm(total=steps, initial=step, disable=not progress, unit="step")
+        self.bar = tracked(total=steps, initial=step, progress=progress, unit="step")
+        self._lines, self._told = progress and not watched(), time.monotonic()
         self._shown: dict[str, str] = {}
         self._path = folder / "log.jsonl" if folder else None
         self._board = _tensorboard(folder, step) if folder else None
@@ -79,7 +87,7 @@ class Report:
             _drop_after(self._path, step)
 
     def write(self, step: int, elapsed: float, values: Mapping[str, float]) -> None:
-        """Appends a line and refreshes the bar."""
+        """Appends a line and refreshes the bar, or what stands for it."""
         if self._path:
             line = {"step": step, "elapsed": round(elapsed, 3), **values}
             with named(self._path), self._path.open("a") as file:
@@ -95,6 +103,15 @@ class Report:
         if "tokens_per_second" in values:
             self._shown["tok/s"] = f"{values['tokens_per_second']:,.0f}"
         self.bar.set_postfix(self._shown)
+        validated = any(name.startswith("valid_") for name in values)
+        if self._lines and (validated or time.monotonic() - self._told > SILENCE):
+            self._tell(step, elapsed)
+
+    def _tell(self, step: int, elapsed: float) -> None:
+        """What the bar would show, as a line."""
+        self._told = time.monotonic()
+        shown = ", ".join(f"{name} {value}" for name, value in self._shown.items())
+        print(f"step {step} of {self.bar.total}, {elapsed:.0f} s: {shown}", file=sys.stderr)
 
     def close(self, message: str | None = None) -> None:
         """Ends the bar, with one line below it if there is something to say."""
