@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec import inputs
 from selfspec.engine import Engine, Variant, shared, unsupported
+from selfspec.engine import slots as host
 from selfspec.engine.law import CHUNK, SMALL, SPAN, draw_of, law_of, residual_draw
 from selfspec.engine.slots import pass_bounds
 from selfspec.engine.state import Pool
@@ -412,6 +413,54 @@ def test_out_of_memory_halves_the_slots_and_harms_no_row(
     assert engine.slots == 3
     assert calls[:4] == [13, 13, 13, 6]
     assert "out of memory with 13 slots: going on with 6" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["prepare", "packed", "as_samples"])
+@pytest.mark.parametrize("first", [True, False])
+def test_out_of_memory_beside_the_passes_harms_no_row(
+    first: bool, name: str, ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    sampler = SpeculativeSampler(ternary, RESPACED, ConstantWindow(2), rounds=1)
+    tokens, calls = torch.full((30, 6), MASK), []
+    engine, work = Engine(ternary, 13, waiting=2), getattr(host, name)
+
+    def small(*given: object) -> object:
+        calls.append(given)
+        if engine.slots > 3 and (first or len(calls) > 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(*given)
+
+    expected = sampler.sample(tokens, 4)
+    monkeypatch.setattr(host, name, small)
+    for _ in range(2):
+        assert same(engine.sample(sampler, tokens, 4), expected)
+    assert engine.slots == 3
+
+
+def test_out_of_memory_with_an_idle_engine_leaves_it_slots(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    sampler, tokens = AnyOrderSampler(ternary), torch.full((5, 6), MASK)
+    engine, expected = Engine(ternary, 8), sampler.sample(tokens, 4)
+    assert same(engine.sample(sampler, tokens, 4), expected)
+    engine._halve(torch.OutOfMemoryError())  # though a CPU has given up those without rows
+    assert engine.slots == 4
+    assert same(engine.sample(sampler, tokens, 4), expected)
+
+
+def test_rows_that_cannot_be_laid_out_with_one_slot_are_an_error(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine, sampler, row = Engine(ternary, 4), AnyOrderSampler(ternary), torch.full((1, 6), MASK)
+    engine.submit(sampler, row, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "prepare", none)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.submit(sampler, row)
+    assert drain(engine) == {0: alone(sampler, row, int(row_seeds(3, 1)))}
 
 
 def test_out_of_memory_with_one_slot_is_an_error(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):

@@ -11,10 +11,10 @@ The host therefore learns late that a row is finished; the device has already gi
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from selfspec.sampling import Sampler
 
 __all__ = ["Engine"]
 
+T = TypeVar("T")
 AHEAD = 4
 """Passes between two looks at what is finished, while there is more to do."""
 PORTION = 64
@@ -186,11 +187,7 @@ class Engine:
     def _queue(self, sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor) -> range:
         """Queue rows that were checked."""
         numbers = range(self._next, self._next + len(tokens))
-        with self._on(self.aside):
-            tokens, seeds, pad = (self._far(x) for x in (tokens, seeds, pad))
-            rows = prepare(sampler, tokens, seeds, pad, self.length)
-            rows.index = torch.arange(numbers.start, numbers.stop, device=self.device)
-            variant = Variant.of(rows, self._known(rechosen_rule(sampler)))  # waits for the rows
+        rows, variant = self._spared(self._laid_out, numbers, sampler, tokens, seeds, pad)
         if self.fixed is not None and variant.joined(self.fixed) != self.fixed:
             raise ValueError(f"`sampler` must need no more than {self.fixed}, got {variant}")
         if self.stream is not None:
@@ -199,6 +196,16 @@ class Engine:
         self._next = numbers.stop
         self._waiting.append(Waiting(rows, numbers, variant))
         return numbers
+
+    def _laid_out(
+        self, numbers: range, sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor
+    ) -> tuple[Rows, Variant]:
+        """Rows on the device, and what they need."""
+        with self._on(self.aside):
+            tokens, seeds, pad = (self._far(x) for x in (tokens, seeds, pad))
+            rows = prepare(sampler, tokens, seeds, pad, self.length)
+            rows.index = torch.arange(numbers.start, numbers.stop, device=self.device)
+            return rows, Variant.of(rows, self._known(rechosen_rule(sampler)))  # waits for the rows
 
     def _follow_caller(self) -> None:
         """What a sampler holds may still be on its way, on the stream of the caller."""
@@ -274,7 +281,7 @@ class Engine:
             for rows in self.results(more):
                 found.append(rows)
                 bar.update(len(rows.index))
-        return as_samples(self.model, found, tokens, pad)
+        return self._spared(as_samples, self.model, found, tokens, pad)
 
     def _ask_for_more(self) -> None:
         wanted = self._more is not None and self.waiting < self.slots
@@ -350,8 +357,7 @@ class Engine:
             ready = [row for row, (_, since) in self._held.items() if flags[row] and since < turn]
             if not ready:
                 continue
-            at = self._far(torch.tensor(ready))
-            self._parcels.append(Parcel(*self._near(packed(self.pool.rows, at))))
+            self._parcels.append(self._spared(self._parcel, ready))
             for row in ready:
                 del self._held[row]
             self._free += ready
@@ -359,14 +365,34 @@ class Engine:
             for parcel in self._parcels:
                 self._wait_for(parcel.arrived)
 
+    def _parcel(self, ready: list[int]) -> Parcel:
+        """Pool rows, sent for."""
+        at = self._far(torch.tensor(ready))
+        return Parcel(*self._near(packed(self.pool.rows, at)))
+
+    def _spared(self, work: Callable[..., T], *given: Any) -> T:
+        """What `work` gives, beside the passes; these leave it memory as long as it has too little.
+
+        It must be such that it can be tried again.
+        """
+        while True:
+            try:
+                return work(*given)
+            except torch.OutOfMemoryError as error:
+                with self._on(self.stream):
+                    self._halve(error)
+
     def _halve(self, error: Exception) -> None:
         """Go on with half of the slots; rows that lose theirs are queued again, in front."""
         slots = self.slots
         if slots == 1:
             raise error
         log.warning("out of memory with %d slots: going on with %d", slots, slots // 2)
+        if self.stream is not None:
+            self.stream.synchronize()  # a graph that still runs is not to be dropped
         self.steps.forget()
         pool, size = self.pool, self.size
+        pool.widen()
         kept, lost = pool.slots[: slots // 2].clone(), pool.slots[slots // 2 :].tolist()
         head, tail, ring = int(pool.head), int(pool.tail), pool.queue.tolist()
         behind = [ring[k % size] for k in range(head, tail)]

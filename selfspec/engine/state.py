@@ -145,10 +145,14 @@ class Pool:
         rows = self.rows.rows(self.slots)
         return int(torch.where(rows.revealed < rows.end, rows.window, 1).max())
 
-    def upload(self, index: Tensor, rows: Rows, places: Tensor) -> None:
-        """Put new requests at the pool rows `index`, queued at `places` of the ring."""
+    def widen(self) -> None:
+        """Take back the slots that were given up; they are idle."""
         if missing := len(self.every_slot) - len(self.slots):
             self.slots = F.pad(self.slots, (0, missing), value=self.idle)
+
+    def upload(self, index: Tensor, rows: Rows, places: Tensor) -> None:
+        """Put new requests at the pool rows `index`, queued at `places` of the ring."""
+        self.widen()
         self.rows.put(index, rows)
         self.queue[places] = index
         self.tail += len(index)
