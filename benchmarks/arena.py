@@ -7,18 +7,17 @@ The same weights, row seeds and judge for all; beside the samples of each settin
 sample costs, in evaluations and in milliseconds of what `ss.generate` draws with: the engine where
 it can run a sampler, else the plain loop (`selfspec.arena.sweep`); a row says which. With --engine
 reference it is the plain loop for all. A finished setting is kept in --folder and not drawn again;
---seconds cuts a run, which then has some points of every curve. To use several processes or
+--seconds cuts a run, which then has the cheap points of every curve. To use several processes or
 devices, start --part 0/2, --part 1/2 and so on, and then once without --part, which writes the
 report, its page and its figures (where matplotlib is installed; --page draws them from a report
-elsewhere). --docs writes the table of budgets into docs/samplers.md, and the figures into
-docs/figures. Milliseconds that are to be compared must come from one process alone on its device:
-several share it.
+elsewhere). --docs writes a table of budgets for each of --costs into docs/samplers.md, and the
+figures into docs/figures. Milliseconds that are to be compared must come from one process alone on
+its device: several share it.
 """
 
 import argparse
 import json
 import math
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from quality import judge_facts
+from tables import filled, table
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -51,16 +51,18 @@ from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.scorer import Scorer
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- arena -->\n).*?(<!-- /arena -->)", re.DOTALL)
-BUDGETS = (8, 16, 32, 64, 128)
-FIGURES = {"nfe": "arena-nfe", "ms_per_sample": "arena-ms"}
+BUDGETS = {"nfe": (8, 16, 32, 64, 128), "ms_per_sample": (0.5, 1, 2, 4, 8, 16)}
+FIXED = {"schedule", "noise", "alg_temperature", "eta"}
+"""Knobs that are the same for all points of a curve; the schedule is no window's own name."""
+NAMES = {"nfe": "arena-nfe", "ms_per_sample": "arena-ms"}
+"""Of the figure and the table of each cost."""
 
 
 def main() -> None:
     args = parse()
     if args.page or args.docs:
         report = json.loads(args.out.read_text())
-        return document(report) if args.docs else draw(report, args.out)
+        return document(report, args.costs) if args.docs else draw(report, args.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = checkpoint.load(args.judge, device)
     assert isinstance(judge, AutoregressiveModel)
@@ -95,12 +97,12 @@ def main() -> None:
 
 
 def interleaved(settings: Sequence[Setting]) -> list[Setting]:
-    """The first point of every curve, then the second: a run that is cut off has them all."""
+    """The first point of every curve, then the second: a run that is cut off has the cheap ones."""
     curves: dict[str, list[Setting]] = {}
     for setting in settings:
         knobs = setting.settings
-        swept = ["steps"] if "steps" in knobs else [*knobs][-1:]
-        others = {name: value for name, value in knobs.items() if name not in swept}
+        fixed = FIXED if "steps" in knobs else FIXED - {"schedule"}
+        others = {name: value for name, value in knobs.items() if name in fixed}
         curves.setdefault(repr((setting.sampler, setting.order, others)), []).append(setting)
     points = zip_longest(*curves.values())
     return [setting for point in points for setting in point if setting is not None]
@@ -109,52 +111,53 @@ def interleaved(settings: Sequence[Setting]) -> list[Setting]:
 def draw(report: dict, out: Path) -> None:
     """The page beside the report, and its figures."""
     save_page(report, out.with_suffix(".html"))
-    figures(report, out.parent / "figures")
+    for cost in filter(lambda cost: measured(report, cost), NAMES):
+        save_figure(contest_figure(report, cost), out.parent / "figures" / NAMES[cost])
 
 
-def figures(report: dict, folder: Path) -> None:
-    """Quality and entropy against each cost that was measured."""
-    for cost, name in FIGURES.items():
-        if any(row[cost] for row in report["rows"]):
-            save_figure(contest_figure(report, cost), folder / name)
-
-
-def document(report: dict) -> None:
-    """Write the table of budgets between the marks of docs/samplers.md, and docs/figures."""
+def document(report: dict, costs: Sequence[str]) -> None:
+    """Table and figure of each cost, the tables between their marks in docs/samplers.md."""
     path = ROOT / "docs" / "samplers.md"
-    text = path.read_text(encoding="utf-8")
-    write_bytes(path, BLOCK.sub(lambda m: m[1] + budgets(report) + m[2], text).encode())
-    figures(report, ROOT / "docs" / "figures")
+    for cost in filter(lambda cost: measured(report, cost), costs):
+        text, mark = path.read_text(encoding="utf-8"), NAMES[cost]
+        write_bytes(path, filled(text, mark, budgets(report, cost)).encode())
+        save_figure(contest_figure(report, cost), ROOT / "docs" / "figures" / mark)
 
 
-def budgets(report: dict) -> str:
+def measured(report: dict, cost: str) -> bool:
+    """Whether any row has it."""
+    return any(row[cost] for row in report["rows"])
+
+
+def budgets(report: dict, cost: str) -> str:
     """For each budget, the best diverse row of all, of unverified samplers and of verified ones."""
-    rows = [row for row in report["rows"] if row["diverse"]]
+    rows = [row for row in report["rows"] if row["diverse"] and row[cost]]
     kinds = {
         "best": rows,
         "best without verification": [row for row in rows if not row["head_passes"]],
         "best with verification": [row for row in rows if row["head_passes"]],
     }
-    cells = [["NFE at most", *kinds], ["--:", *[":--"] * len(kinds)]]
-    for budget in BUDGETS:
+    unit = "NFE" if cost == "nfe" else "ms"
+    lines = []
+    for budget in BUDGETS[cost]:
         found = [
-            min((r for r in of if r["nfe"] <= budget), key=lambda r: r["judge"], default=None)
+            min((r for r in of if r[cost] <= budget), key=lambda r: r["judge"], default=None)
             for of in kinds.values()
         ]
-        cells.append([str(budget), *map(described, found)])
-    unit = report["judges"]["judge"]["unit"]
-    head = f"{report['n']:,} samples a row, on {report['machine']['device']}; judge in {unit}.\n\n"
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in cells)
+        lines.append([f"{budget:g}", *(described(row, cost, unit) for row in found)])
+    score = report["judges"]["judge"]["unit"]
+    head = f"{report['n']:,} samples a row, on {report['machine']['device']}; judge in {score}."
+    return "\n".join([head, "", table([f"{unit} at most", *kinds], lines, ":--"), ""])
 
 
-def described(row: dict | None) -> str:
+def described(row: dict | None, cost: str, unit: str) -> str:
     """A row as a cell."""
     if row is None:
         return "–"
     name = ", ".join(filter(None, [row["sampler"], row["order"]]))
     knobs = " ".join(f"{key}={value}" for key, value in row["settings"].items())
     interval = f"{row['judge_low']:.3f}–{row['judge_high']:.3f}"
-    return f"{name} ({knobs}): {row['judge']:.3f} ({interval}) at {row['nfe']:.1f}"
+    return f"{name} ({knobs}): {row['judge']:.3f} ({interval}) at {row[cost]:.3g} {unit}"
 
 
 def measured_profile(args: argparse.Namespace, model: SSMD, heldout: np.ndarray) -> list[float]:
@@ -191,6 +194,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--finished", action="store_true", help="report what is drawn already")
     parser.add_argument("--page", action="store_true", help="only draw page and figures of --out")
     parser.add_argument("--docs", action="store_true", help="only write docs")
+    parser.add_argument("--costs", nargs="*", choices=NAMES, default=list(NAMES), help="for --docs")
     parser.add_argument("--command", default=None, help="to report, where several drew the rows")
     parser.add_argument("--folder", type=Path, default=Path("runs/arena"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/arena-books27.json"))

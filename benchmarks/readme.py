@@ -6,7 +6,6 @@ python benchmarks/readme.py --check    only says whether they are up to date
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tables import (
     MEASURES,
     SEPARATE,
     Record,
+    filled,
     judged,
     key,
     measures,
@@ -54,12 +54,6 @@ def main() -> None:
             write_bytes(path, new.encode())
         elif new != old:
             sys.exit(f"{name} is not up to date: run benchmarks/readme.py")
-
-
-def filled(page: str, mark: str, content: str) -> str:
-    """The page with this between the marks of that name."""
-    block = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-    return block.sub(lambda m: m[1] + content + m[2], page)
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -302,28 +296,28 @@ def antibodies(report: Mapping[str, Any]) -> str:
 
 
 def proteins(report: Mapping[str, Any]) -> str:
-    """Every row, with reductions by the likelihood of both kinds of held-out proteins."""
-    judges, scores = report["judges"], ("heldout_bits", "relatives_bits")
+    """Every row, with reductions by the judge and the likelihood of both kinds of proteins."""
+    judges, scores = report["judges"], {"judge": 3, "heldout_bits": 4, "relatives_bits": 4}
     relatives = judges["relatives"]
     lines = []
     for row in sorted(report["rows"], key=lambda r: (r["sampler"], nfe(r))):
         found = {r["score_name"]: ratio(r) for r in report["reduction"] if key(r) == key(row)}
-        bits = [number(row[score], 4) for score in scores]
-        measures = [f"{row['judge']:.2f}", f"{row['novelty']:.2f}", f"{row['distinct_kmers']:.2f}"]
+        measures = [number(row[score], digits) for score, digits in scores.items()]
+        diversity = [number(row[name], 3) for name in ("novelty", "distinct_kmers")]
         ratios = [found.get(score, "") for score in scores]
-        lines.append([row["sampler"], settings(row), f"{nfe(row):.1f}", *bits, *ratios, *measures])
+        lines.append([row["sampler"], settings(row), f"{nfe(row):.1f}",
+                      *measures, *ratios, *diversity])  # fmt: skip
     return "\n".join(
         [
             f"{report['n']:,} proteins per row, on {report['machine']['device']}. *Held-out* and "
             f"*relatives*: likelihood of {judges['heldout']['rows']} proteins of clusters that "
             f"training has not seen, and of {relatives['likelihood']} whose families it has, in "
             f"bits per residue. The judge gives the relatives {relatives['judge']:.2f}; their "
-            f"novelty is {relatives['novelty']:.2f}. *Reduction*: as above, by each of the two "
-            "likelihoods.",
+            f"novelty is {relatives['novelty']:.2f}. *Reduction*: as above.",
             "",
             table(
-                ["sampler", "settings", "NFE", "held-out", "relatives", "reduction, held-out",
-                 "reduction, relatives", "judge", "novelty", "distinct 6-mers"],
+                ["sampler", "settings", "NFE", "judge", "held-out", "relatives",
+                 "reduction, judge", "held-out", "relatives", "novelty", "distinct 6-mers"],
                 lines,
             ),
             "",

@@ -1,5 +1,6 @@
 """Rows of a report as cells and tables of Markdown."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,17 @@ MEASURES = ["NFE", "judge", "held-out", "spelling", "words (nats)"]
 SIGNS = {"at least": "≥ ", "at most": "≤ ", None: ""}
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the columns of numbers to the right, empty ones left out."""
+def filled(page: str, mark: str, content: str) -> str:
+    """The page with this between the marks of that name."""
+    block = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    return block.sub(lambda m: m[1] + content + m[2], page)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "--:") -> str:
+    """A Markdown table; all columns but the first as `align` says, empty ones left out."""
     columns = [c for c in zip(header, *rows, strict=True) if set(c[1:]) - {"", "–"}]
     header, *rows = zip(*columns, strict=True) if columns else [header]
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -22,6 +22,7 @@ from selfspec.arena import (
     write_contest,
 )
 from selfspec.engine import Engine
+from selfspec.measuring import SWEEP, knobs
 from selfspec.model import SSMD
 from selfspec.sampling import (
     AncestralSampler,
@@ -168,7 +169,7 @@ def test_a_report_from_before_is_still_read(tmp_path: Path):
         assert "by" not in row_table(rows).splitlines()[0].split()
 
 
-def test_a_run_that_is_cut_off_has_some_points_of_every_curve():
+def test_a_run_that_is_cut_off_has_the_cheap_points_of_every_curve():
     model = tiny.model()
     settings = contenders(model, ["plain", "maskgit", "self-speculative"], ["uniform"], [4, 8, 16])
     drawn = interleaved(settings)
@@ -176,3 +177,6 @@ def test_a_run_that_is_cut_off_has_some_points_of_every_curve():
     first = [s for s in settings if s.settings.get("steps") == 4]
     assert {s.label for s in first} <= {s.label for s in drawn[: len(settings) // 2]}
     assert len(first) == 5  # two schedules, three noises
+    windows = [s.settings for s in drawn if s.sampler == "self-speculative"]
+    assert windows == [knobs(rounds, window) for rounds, window in SWEEP], "one curve, cheap first"
+    assert drawn[:5] == first

@@ -130,8 +130,8 @@ def _confidence(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Set
 
 
 def _klass(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
-    published = (0.6, 0.015, 1)
-    for tau, epsilon, fallback in (published, (0.3, 0.1, 2), (0.3, 0.1, 4), (0.3, 0.3, 8)):
+    # The last is the published one.
+    for tau, epsilon, fallback in ((0.3, 0.3, 8), (0.3, 0.1, 4), (0.3, 0.1, 2), (0.6, 0.015, 1)):
         values = {"tau": tau, "epsilon": epsilon, "fallback": fallback}
         sampler = KLASSSampler(model, tau, epsilon, fallback=fallback)
         yield Setting("klass", "", values, sampler)
@@ -158,7 +158,7 @@ def _path_planning(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> 
 
 def _dilated(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     """Unverified and verified."""
-    for block in (8, 16, 32, 64, model.length):
+    for block in (model.length, 64, 32, 16, 8):
         yield Setting("dilated", "", {"block": block}, DilatedSampler(model, block))
         if model.head is not None:
             rule, window = DilatedOrder(block), DilatedWindow(block)
@@ -195,7 +195,7 @@ def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Sett
                 yield Setting("self-speculative", order, knobs(rounds, window), sampler)
 
 
-GAMMAS = (0.5, 2.0, 8.0, 20.0, 50.0, 100.0)
+GAMMAS = (100.0, 50.0, 20.0, 8.0, 2.0, 0.5)
 """Nats. Published work takes about 0.1, for tokens of which most are nearly certain; characters
 drawn at temperature 1 have a nat and more each, and 0.1 reveals hardly more than one a pass."""
 
@@ -221,7 +221,7 @@ def _bounded(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settin
 
 def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     if hasattr(model.trunk, "memories"):  # a trunk of the Hub keeps no keys and values
-        for k in (5, 16):
+        for k in (16, 5):
             sampler = StaleCacheSampler(model, window=ConstantWindow(k))
             yield Setting("stale cache", "uniform", {"window": k}, sampler)
 
@@ -229,7 +229,7 @@ def _stale_cache(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Se
 def _dual_diffusion(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
     """Without doubts, where all drafts stand, and with either of them."""
     doubts = (ConfidenceDoubt(0.0), ConfidenceDoubt(0.1), DivergenceDoubt(4.0))
-    for k in (5, 16, 32) if hasattr(model.trunk, "memories") else ():
+    for k in (32, 16, 5) if hasattr(model.trunk, "memories") else ():
         for doubt in doubts:
             sampler = DualDiffusionSampler(model, doubt, k)
             values = {"drafts": k, **asdict(doubt)}
@@ -277,7 +277,7 @@ CONTENDERS: Mapping[str, Contender] = {
         "threshold", "", "tau", TAUS, lambda t: ThresholdSampler(m, t)
     ),
     "factor": lambda m, o, s: _swept(
-        "factor", "", "factor", (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), lambda f: FactorSampler(m, f)
+        "factor", "", "factor", (32.0, 16.0, 8.0, 4.0, 2.0, 1.0), lambda f: FactorSampler(m, f)
     ),
     "entropy-bound": lambda m, o, s: _swept(
         "entropy bound", "entropy", "gamma", GAMMAS, lambda g: EntropyBoundSampler(m, g)
@@ -293,7 +293,7 @@ CONTENDERS: Mapping[str, Contender] = {
         "lookahead", "", "steps", s, lambda k: LookaheadSampler(m, k)
     ),
     "punt": lambda m, o, s: _swept(
-        "punt", "", "epsilon", (0.01, 0.1, 0.3, 1.0, 3.0), lambda e: PUNTSampler(m, e)
+        "punt", "", "epsilon", (3.0, 1.0, 0.3, 0.1, 0.01), lambda e: PUNTSampler(m, e)
     ),
     "any-order-verified": lambda m, o, s: _swept(
         "any-order, verified", "uniform", "window", (5,), lambda _: AnyOrderVerifiedSampler(m)
@@ -323,7 +323,7 @@ def contenders(
     predictor: Scorer | None = None,
     policy: Scorer | None = None,
 ) -> list[Setting]:
-    """The settings of these contenders, in this order, each once.
+    """The settings of these contenders, in this order, each once; of a sampler the cheap first.
 
     Args:
         model: with a head where self-speculative sampling is asked for.
