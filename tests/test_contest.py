@@ -324,7 +324,7 @@ def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
 
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "samplers.md"
-    page.write_text("a\n<!-- arena -->\nold\n<!-- /arena -->\nb\n")
+    page.write_text("a\n<!-- arena-nfe -->\nold\n<!-- /arena-nfe -->\nb\n")
     (tmp_path / "a.json").write_text(json.dumps(report))
     run("--docs")
     lines = page.read_text().splitlines()
@@ -335,19 +335,23 @@ def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
     assert next(line for line in lines if line.startswith("| 8 |")).count("–") >= 1
 
 
-def test_a_budget_buys_the_best_diverse_row_within_it():
-    rows = [row("cheap", "", nfe=8, judge=3.0), row("dear", "", nfe=16, judge=2.5),
-            row("verified", "spaced", nfe=12, judge=2.8, head_passes=3.0),
-            row("greedy", "", nfe=4, judge=1.0)]  # fmt: skip
+@pytest.mark.parametrize("cost, least", [("nfe", [8, 16, 32]), ("ms_per_sample", [0.5, 1, 2])])
+def test_a_budget_buys_the_best_diverse_row_within_it(cost: str, least: list[float]):
+    """Of either cost; a row that was not timed has no place in a table of milliseconds."""
+    cheap, between, dear = (x * least[0] for x in (1.0, 1.5, 2.0))
+    rows = [row("cheap", "", judge=3.0) | {cost: cheap}, row("dear", "", judge=2.5) | {cost: dear},
+            row("verified", "spaced", judge=2.8, head_passes=3.0) | {cost: between},
+            row("greedy", "", judge=1.0) | {cost: cheap / 2}]  # fmt: skip
     marked = [r | {"diverse": r["sampler"] != "greedy"} for r in rows]
+    marked += [row("untimed", "", judge=0.5) | {cost: None, "diverse": True}]
     report = {"rows": marked, "n": 10, "machine": {"device": "CPU"},
               "judges": {"judge": {"unit": "bits"}}}  # fmt: skip
-    table = load_script("arena").budgets(report).split("\n\n")[1].splitlines()[2:]
-    cells = [[cell.split(" (")[0].strip() for cell in line.split("|")[1:-1]] for line in table]
+    found = load_script("arena").budgets(report, cost).split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.split(" (")[0].strip() for cell in line.split("|")[1:-1]] for line in found]
     assert cells[:3] == [
-        ["8", "cheap", "cheap", "–"],
-        ["16", "dear", "dear", "verified, spaced"],
-        ["32", "dear", "dear", "verified, spaced"],
+        [f"{least[0]:g}", "cheap", "cheap", "–"],
+        [f"{least[1]:g}", "dear", "dear", "verified, spaced"],
+        [f"{least[2]:g}", "dear", "dear", "verified, spaced"],
     ]
 
 
