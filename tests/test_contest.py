@@ -335,7 +335,7 @@ def test_the_benchmark_draws_in_parts_and_writes_the_table_of_budgets(
     assert next(line for line in lines if line.startswith("| 8 |")).count("–") >= 1
 
 
-@pytest.mark.parametrize("cost, least", [("nfe", [8, 16, 32]), ("ms_per_sample", [0.5, 1, 2])])
+@pytest.mark.parametrize(("cost", "least"), [("nfe", [8, 16, 32]), ("ms_per_sample", [0.5, 1, 2])])
 def test_a_budget_buys_the_best_diverse_row_within_it(cost: str, least: list[float]):
     """Of either cost; a row that was not timed has no place in a table of milliseconds."""
     cheap, between, dear = (x * least[0] for x in (1.0, 1.5, 2.0))
