@@ -1,17 +1,24 @@
 """Give a checkpoint the calibration table of a finished benchmark, without drawing anything again.
 
-    python benchmarks/calibrate.py --report benchmarks/results/books27-quality.json books27
+    python benchmarks/calibrate.py --report benchmarks/results/books27-quality.json \
+        --more benchmarks/results/arena-books27-ms.json books27
 
 The table is that of `selfspec benchmark CHECKPOINT --calibrate`, with the report's samples and
 judge: of the model's own sampling all self-speculative rows, and the plain rows that
 `measuring.worthwhile` keeps.
+
+--more is a report of the same model that has orders which the first one lacks. Its judge may be
+another: its scores are moved by the mean difference over the rows that both reports have.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tables import Record, key
 
 from selfspec import calibration, measuring
 
@@ -22,13 +29,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", nargs="?", default="books27", help="a folder or a name")
     parser.add_argument("--report", type=Path, default=REPORT, help="of `quality.py`")
+    parser.add_argument("--more", type=Path, help="of further orders, see above")
     args = parser.parse_args()
-    rows = table(json.loads(args.report.read_text()))
+    rows = table(*(json.loads(path.read_text()) for path in (args.report, args.more) if path))
     print(f"{len(rows)} rows written to {calibration.store(args.checkpoint, rows)}")
 
 
-def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a report that a table keeps, by rising NFE, as `calibration` wants them."""
+def table(report: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of reports that a table keeps, by rising NFE, as `calibration` wants them."""
+    found = own_rows(report)
+    if more is not None:
+        found += further(found, own_rows(more))
     rows = [
         {
             **sampler(row),
@@ -37,13 +48,34 @@ def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             "n": row["n"],
             "word_entropy": row["word_entropy"] and round(row["word_entropy"], 3),
         }
-        for row in report["rows"]
-        if row["sampler"] in ("self-speculative", "plain")
+        for row in found
     ]
     return sorted(measuring.worthwhile(rows), key=lambda row: row["nfe"])
 
 
-def sampler(row: Mapping[str, Any]) -> dict[str, Any]:
+def own_rows(report: Mapping[str, Any]) -> list[Record]:
+    """Of the model's own sampling, as far as a table can say it."""
+    return [row for row in report["rows"] if row["order"] in calibration.ORDERS
+            and (row["sampler"] == "self-speculative"
+                 or (row["sampler"] == "plain" and "steps" in row["settings"]))]  # fmt: skip
+
+
+def further(rows: Sequence[Record], more: Sequence[Record]) -> list[Record]:
+    """The rows of orders that are new, on the scale of the first judge."""
+    known, orders = {named(row): row for row in rows}, {row["order"] for row in rows}
+    shared = [row for row in more if named(row) in known]
+    if not shared:
+        raise ValueError("`more` must share rows with `report`, got none that are in both")
+    shift = statistics.mean(known[named(row)]["judge"] - row["judge"] for row in shared)
+    return [{**row, "judge": row["judge"] + shift} for row in more if row["order"] not in orders]
+
+
+def named(row: Record) -> str:
+    """The same in every report, whatever the order of its settings."""
+    return json.dumps(key(row), sort_keys=True)
+
+
+def sampler(row: Record) -> dict[str, Any]:
     """What drew a row of a report, as `calibration.describe` says it."""
     order, settings = row["order"], row["settings"]
     if row["sampler"] == "plain":

@@ -12,8 +12,8 @@ with `judge` in bits per token, lower is better. A request picks one row:
     nfe = b     the lowest `judge` among the rows with NFE ≤ b
     fast        the same, with the NFE of the cheapest self-speculative row as the budget
     best        the cheapest row within .005 bits of the lowest `judge`
-    balanced    the cheapest row that is at least three quarters of the way from fast to the lowest:
-                judge ≤ lowest + (judge(fast) - lowest) / 4
+    balanced    the cheapest row that is at least half of the way from fast to the lowest:
+                judge ≤ (judge(fast) + lowest) / 2
 
 Few passes are best left unverified, so that fast may be a plain row; but plain sampling can be made
 as cheap as one likes, and as bad, so that the cheapest row of all is not what fast should be.
@@ -209,7 +209,7 @@ def by_quality(table: Sequence[Point], quality: Quality) -> Point:
         (point for point in table if point.judge <= lowest + NOISE),
         key=lambda point: (point.nfe, point.judge),
     )
-    limit = lowest + (fast.judge - lowest) / 4
+    limit = (fast.judge + lowest) / 2
     near = [point for point in table if point.judge <= limit]
     balanced = min(near, key=lambda point: (point.nfe, point.judge))
     named = {"fast": fast, "balanced": balanced, "best": best}
