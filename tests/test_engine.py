@@ -24,6 +24,7 @@ from selfspec.engine.law import CHUNK, SMALL, SPAN, draw_of, law_of, residual_dr
 from selfspec.engine.slots import pass_bounds
 from selfspec.engine.state import Pool
 from selfspec.engine.step import OVERHEAD, cheapest_blocks
+from selfspec.engine.transfer import Sent, to_device
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.noise import row_seeds
@@ -229,12 +230,12 @@ def test_the_pool_is_on_the_stream_of_the_passes_and_the_caller_on_his_own(
         found["pool"] = streams[-1]
         return Pool(*arguments)
 
-    monkeypatch.setattr(Engine, "_on", staticmethod(on))
+    monkeypatch.setattr("selfspec.engine.slots.on", on)
     monkeypatch.setattr("selfspec.engine.slots.Pool", made)
     monkeypatch.setattr(Pool, "clear", lambda pool: found.update(clear=streams[-1]))
     engine = Engine(ternary, 2)
     monkeypatch.undo()
-    monkeypatch.setattr(Engine, "_on", staticmethod(on))
+    monkeypatch.setattr("selfspec.engine.slots.on", on)
 
     def more() -> Iterator[range]:
         found["more"] = streams[-1]
@@ -281,16 +282,15 @@ def test_rows_are_checked_once(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
     assert [rows.tolist() for rows in seen] == [tokens.tolist()]
 
 
-def test_rows_that_share_their_memory_reach_a_gpu(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
-    engine, row = Engine(ternary, 2), torch.tensor([[1, 2, MASK]])
-    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+def test_rows_that_share_their_memory_reach_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    row = torch.tensor([[1, 2, MASK]])
 
     def pinned(x: torch.Tensor) -> torch.Tensor:
         return x.new_empty_strided(x.shape, x.stride()).copy_(x)  # what PyTorch does
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
     monkeypatch.setattr(torch.Tensor, "to", lambda x, *_, **__: x)
-    assert engine._far(row.expand(4, -1)).tolist() == row.tolist() * 4
+    assert to_device(row.expand(4, -1), torch.device("cuda")).tolist() == row.tolist() * 4
 
 
 VARIANT = Variant(width=6, rounds=3, padded=True, nucleus=True)
@@ -737,8 +737,8 @@ def test_four_passes_go_between_two_looks_while_more_rows_are_held_than_slots(
 
     # As on a GPU, but for where tensors are.
     monkeypatch.setattr(engine, "device", torch.device("cuda"))
-    monkeypatch.setattr(engine, "_far", lambda x: x)
-    monkeypatch.setattr(engine, "_near", lambda x: (x.clone(), None))
+    monkeypatch.setattr("selfspec.engine.slots.to_device", lambda x, _: x)
+    monkeypatch.setattr("selfspec.engine.slots.to_host", lambda x: Sent(x.clone(), None))
     monkeypatch.setattr(engine, "_advance", counted)
     parts = sorted(engine.results(), key=lambda rows: int(rows.index[0]))
     assert torch.equal(torch.cat([rows.tokens for rows in parts]),

@@ -12,7 +12,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +23,7 @@ from selfspec.engine.finished import Finished, as_samples, packed, unpacked
 from selfspec.engine.graphs import Steps, copied
 from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
 from selfspec.engine.step import Variant
+from selfspec.engine.transfer import Sent, on, to_device, to_host
 from selfspec.inputs import checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
@@ -42,18 +42,10 @@ log = logging.getLogger("selfspec.engine")
 
 
 class Poll(NamedTuple):
-    """Flags of the pool's finished rows, on their way to the host."""
+    """Flags of the pool's finished rows."""
 
     turn: int
-    done: Tensor
-    arrived: torch.cuda.Event | None
-
-
-class Parcel(NamedTuple):
-    """Finished rows, packed, on their way to the host."""
-
-    rows: Tensor
-    arrived: torch.cuda.Event | None
+    done: Sent
 
 
 @dataclass
@@ -115,7 +107,7 @@ class Engine:
         self.aside = torch.cuda.Stream(self.device, priority=-1) if cuda else None
         """Where rows are laid out: what the host asks there does not wait for the passes."""
         # Its memory goes to nobody before the last pass has run, and any caller may use it.
-        with self._on(self.stream), torch.inference_mode(False):
+        with on(self.stream), torch.inference_mode(False):
             self.pool = Pool(self.size, slots, length, self.device)
         used = copied(model, bfloat16) if bfloat16 or compile else model
         graphs = cuda if graphs is None else graphs
@@ -123,12 +115,13 @@ class Engine:
         self._waiting: deque[Waiting] = deque()
         self._cancelled: set[int] = set()
         self._polls: deque[Poll] = deque()
-        self._parcels: deque[Parcel] = deque()
+        self._parcels: deque[Sent] = deque()
+        """Finished rows, packed."""
         self._rules: list[Any] = []
         self._more: Iterator[Any] | None = None
         """What submits further rows, if there are any."""
         self._next = 0
-        with self._on(self.stream):
+        with on(self.stream):
             self._clear()
 
     def _clear(self) -> None:
@@ -201,8 +194,8 @@ class Engine:
         self, numbers: range, sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor
     ) -> tuple[Rows, Variant]:
         """Rows on the device, and what they need."""
-        with self._on(self.aside):
-            tokens, seeds, pad = (self._far(x) for x in (tokens, seeds, pad))
+        with on(self.aside):
+            tokens, seeds, pad = (to_device(x, self.device) for x in (tokens, seeds, pad))
             rows = prepare(sampler, tokens, seeds, pad, self.length)
             rows.index = torch.arange(numbers.start, numbers.stop, device=self.device)
             return rows, Variant.of(rows, self._known(rechosen_rule(sampler)))  # waits for the rows
@@ -223,7 +216,7 @@ class Engine:
         self._cancelled.add(number)
         for row, (held, _) in self._held.items():
             if held == number:
-                with self._on(self.stream):
+                with on(self.stream):
                     self.pool.rows.end[row : row + 1] = self.pool.rows.revealed[row : row + 1]
 
     def results(self, more: Iterator[Any] | None = None) -> Iterator[Finished]:
@@ -239,14 +232,14 @@ class Engine:
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         while not self.idle:
-            with self._on(self.stream):
+            with on(self.stream):
                 self._upload()
                 launched = self._advance()
             self._ask_for_more()  # on the stream of the caller, which `submit` follows
-            with self._on(self.stream):
+            with on(self.stream):
                 self._look(wait=not launched)
-            while self._parcels and self._has_come(self._parcels[0].arrived):
-                rows = unpacked(self._parcels.popleft().rows)
+            while self._parcels and self._parcels[0].has_come:
+                rows = unpacked(self._parcels.popleft().tensor)
                 kept = torch.tensor([i not in self._cancelled for i in rows.index.tolist()])
                 self._cancelled.difference_update(rows.index.tolist())
                 if bool(kept.any()):
@@ -312,7 +305,8 @@ class Engine:
             self._held[row] = (number, self._turn)
         places = [(self._entered + k) % self.size for k in range(count)]
         self._entered += count
-        self.pool.upload(self._far(torch.tensor(at)), batch.rows, self._far(torch.tensor(places)))
+        index, places = (to_device(torch.tensor(x), self.device) for x in (at, places))
+        self.pool.upload(index, batch.rows, places)
         for number in self._cancelled.intersection(batch.numbers):
             self.cancel(number)
 
@@ -331,7 +325,7 @@ class Engine:
                 break
         self._least = 0
         self._turn += 1
-        self._polls.append(Poll(self._turn, *self._near(self.pool.rows.done)))
+        self._polls.append(Poll(self._turn, to_host(self.pool.rows.done)))
         return True
 
     def _present(self) -> Variant:
@@ -349,11 +343,10 @@ class Engine:
         """
         while self._polls:
             ahead = len(self._polls) < 2 and not wait and bool(self._held)
-            if ahead and not self._has_come(self._polls[0].arrived):
+            if ahead and not self._polls[0].done.has_come:
                 return
-            turn, done, arrived = self._polls.popleft()
-            self._wait_for(arrived)
-            flags = done.tolist()
+            turn, done = self._polls.popleft()
+            flags = done.wait().tolist()
             ready = [row for row, (_, since) in self._held.items() if flags[row] and since < turn]
             if not ready:
                 continue
@@ -363,12 +356,12 @@ class Engine:
             self._free += ready
         if not self._held:
             for parcel in self._parcels:
-                self._wait_for(parcel.arrived)
+                parcel.wait()
 
-    def _parcel(self, ready: list[int]) -> Parcel:
+    def _parcel(self, ready: list[int]) -> Sent:
         """Pool rows, sent for."""
-        at = self._far(torch.tensor(ready))
-        return Parcel(*self._near(packed(self.pool.rows, at)))
+        at = to_device(torch.tensor(ready), self.device)
+        return to_host(packed(self.pool.rows, at))
 
     def _spared(self, work: Callable[..., T], *given: Any) -> T:
         """What `work` gives, beside the passes; these leave it memory as long as it has too little.
@@ -379,7 +372,7 @@ class Engine:
             try:
                 return work(*given)
             except torch.OutOfMemoryError as error:
-                with self._on(self.stream):
+                with on(self.stream):
                     self._halve(error)
 
     def _halve(self, error: Exception) -> None:
@@ -391,17 +384,7 @@ class Engine:
         if self.stream is not None:
             self.stream.synchronize()  # a graph that still runs is not to be dropped
         self.steps.forget()
-        pool, size = self.pool, self.size
-        pool.widen()
-        kept, lost = pool.slots[: slots // 2].clone(), pool.slots[slots // 2 :].tolist()
-        head, tail, ring = int(pool.head), int(pool.tail), pool.queue.tolist()
-        behind = [ring[k % size] for k in range(head, tail)]
-        queued = [row for row in lost if row != pool.idle] + behind
-        pool.slots = pool.every_slot = pool.every_slot[: len(kept)].copy_(kept)
-        pool.queue[: len(queued)] = torch.tensor(queued, dtype=torch.int64, device=self.device)
-        pool.head.zero_()
-        pool.tail.fill_(len(queued))
-        self._entered = len(queued)
+        self._entered = self.pool.halve()
         self._most = math.inf
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -413,36 +396,6 @@ class Engine:
                 return known
         self._rules.append(rule)
         return rule
-
-    @staticmethod
-    def _on(stream: torch.cuda.Stream | None) -> Any:
-        return nullcontext() if stream is None else torch.cuda.stream(stream)
-
-    def _far(self, x: Tensor) -> Tensor:
-        """To the device, without waiting for it."""
-        if self.device.type != "cuda":
-            return x.to(self.device)
-        # Rows that share their memory, such as expanded ones, cannot be pinned.
-        return x.contiguous().pin_memory().to(self.device, non_blocking=True)
-
-    def _near(self, x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-        """To the host: where it will be, and the event after which it is there."""
-        if self.device.type != "cuda":
-            return x.cpu(), None
-        near = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-        near.copy_(x, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return near, arrived
-
-    @staticmethod
-    def _has_come(arrived: torch.cuda.Event | None) -> bool:
-        return arrived is None or arrived.query()
-
-    @staticmethod
-    def _wait_for(arrived: torch.cuda.Event | None) -> None:
-        if arrived is not None:
-            arrived.synchronize()
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -150,6 +150,24 @@ class Pool:
         if missing := len(self.every_slot) - len(self.slots):
             self.slots = F.pad(self.slots, (0, missing), value=self.idle)
 
+    def halve(self) -> int:
+        """Keep the first half of the slots; the rows of the others are queued again, in front.
+
+        Returns:
+            How many rows are queued, from the start of the ring.
+        """
+        self.widen()
+        size, half = len(self.queue), len(self.every_slot) // 2
+        kept, lost = self.slots[:half].clone(), self.slots[half:].tolist()
+        head, tail, ring = int(self.head), int(self.tail), self.queue.tolist()
+        behind = [ring[k % size] for k in range(head, tail)]
+        queued = [row for row in lost if row != self.idle] + behind
+        self.slots = self.every_slot = self.every_slot[:half].copy_(kept)
+        self.queue[: len(queued)] = torch.tensor(queued, dtype=torch.int64, device=kept.device)
+        self.head.zero_()
+        self.tail.fill_(len(queued))
+        return len(queued)
+
     def upload(self, index: Tensor, rows: Rows, places: Tensor) -> None:
         """Put new requests at the pool rows `index`, queued at `places` of the ring."""
         self.widen()
