@@ -86,7 +86,7 @@ def _drawn(row: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 
 
 def _panel(ax: "Axes", rows: list[Mapping[str, Any]], model: str) -> "list[Line2D]":
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator, StrMethodFormatter
 
     lines = []
     for method, (label, colour, style) in METHODS.items():
@@ -102,6 +102,8 @@ def _panel(ax: "Axes", rows: list[Mapping[str, Any]], model: str) -> "list[Line2
     ax.xaxis.set_major_locator(FixedLocator(batches))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_major_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))  # within a decade
     ax.set_xlabel("Batch size")
     ax.set_ylabel("Samples per second")
     ax.set_title(f"{model}: plain sampling at equal judge score")
