@@ -1,16 +1,18 @@
-"""The unembedding's product has rows of aligned length in half precision, and nobody notices."""
+"""What the trunk does otherwise than its formula says, for speed: nobody is to notice."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec.cross_entropy import TokenNLL
 from selfspec.engine.graphs import copied
 from selfspec.model import SSMD
-from selfspec.nn.transformer import Trunk, TrunkConfig
+from selfspec.nn.transformer import Trunk, TrunkConfig, relu_squared
 
 SIZES = [27, 64, 1001]
 
@@ -99,3 +101,30 @@ def test_an_engine_pads_its_copy_once():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(made.unembed(hidden), trunk.unembed(hidden))  # type: ignore[operator]
     assert copied(SSMD(trunk), bfloat16=False).trunk.unembedding.weight.shape == (27, 16)  # type: ignore[union-attr]
+
+
+class Operations(TorchDispatchMode):
+    """Names what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_square_is_that_of_the_power_without_one(dtype: torch.dtype):
+    """Value and gradient, bit for bit: a product is rounded as a power in float32 is."""
+    torch.manual_seed(0)
+    values, weights = torch.randn(2, 40, 40, dtype=dtype)
+    ours, theirs = (values.clone().requires_grad_() for _ in range(2))
+    with Operations() as seen:
+        relu_squared(ours).backward(weights)
+    assert not any("pow" in name for name in seen.names)
+    wide = torch.promote_types(dtype, torch.float32)
+    F.relu(theirs).to(wide).square().to(dtype).backward(weights)
+    assert torch.equal(relu_squared(values), F.relu(values).to(wide).square().to(dtype))
+    assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from torch import Tensor
 from selfspec.model import SSMD
 from selfspec.nn.attention import Rotation, rotate, rotation
 from selfspec.nn.head import CausalHead
-from selfspec.nn.transformer import Block
+from selfspec.nn.transformer import Block, relu_squared
 from selfspec.ops import take_along
 
 __all__ = ["Tracks", "corrected", "every_rotation", "open_tracks"]
@@ -109,7 +109,7 @@ def corrected(model: SSMD, tracks: Tracks, tokens: Tensor, places: Tensor, renew
         q, tracks.keys, tracks.values, attn_mask=seen.unsqueeze(1)
     )
     x = x + attention.out(attended.transpose(1, 2).flatten(2))
-    x = x + block.down(F.relu(block.up(block.mlp_norm(x))).square())
+    x = x + block.down(relu_squared(block.up(block.mlp_norm(x))))
     states = take_along(tracks.hidden, predicted)
     return head.add_residual(states, head.project(head.norm(x)))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from selfspec.checks import whole
 from selfspec.nn.attention import Attention, Memory, RMSNorm, Rotation, rotation
 
-__all__ = ["Block", "Trunk", "TrunkConfig", "aligned"]
+__all__ = ["Block", "Trunk", "TrunkConfig", "aligned", "relu_squared"]
 
 ALIGNED = 64
 """Rows of a half-precision unembedding are rounded up to a multiple of this."""
@@ -83,7 +83,7 @@ class Block(nn.Module):
             self.attention_norm(x), query_rotation, key_rotation, mask, causal, memory, at
         )
         x = x + self.dropout(attended)
-        return x + self.dropout(self.down(F.relu(self.up(self.mlp_norm(x))).square()))
+        return x + self.dropout(self.down(relu_squared(self.up(self.mlp_norm(x)))))
 
 
 class Trunk(nn.Module):
@@ -181,6 +181,12 @@ class Trunk(nn.Module):
         if kind.itemsize == 2:
             weight = aligned(weight.to(kind))
         return F.linear(normed, weight)[..., : self.vocab_size]
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """relu(x)², by a product: on CUDA autocast takes powers in float32, four times the memory."""
+    positive = F.relu(x)
+    return positive * positive
 
 
 def product_type(x: Tensor, weight: Tensor) -> torch.dtype:
