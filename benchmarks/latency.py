@@ -50,7 +50,7 @@ from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead, HeadConfig
 from selfspec.nn.transformer import Block, Trunk, TrunkConfig
 from selfspec.sampling import FixedCountSampler, Sampler, SpeculativeSampler
-from selfspec.schedules import CosineWindow, LinearWindow
+from selfspec.schedules import CosineWindow, LinearSchedule, LinearWindow
 
 Settings = tuple[int, CosineWindow | LinearWindow]
 SETTINGS: tuple[Settings, ...] = (
@@ -240,7 +240,8 @@ class Bench:
         rounds, window = case.settings
         if case.method.endswith("speculative"):
             return SpeculativeSampler(model, window=window, rounds=rounds)
-        return FixedCountSampler(model, steps=self.passes(case))
+        # Of cosine steps the first reveal nothing and take no pass.
+        return FixedCountSampler(model, schedule=LinearSchedule(), steps=self.passes(case))
 
     def passes(self, case: Case) -> int:
         """Trunk passes of a plain method that are as many evaluations, or give as good samples."""
