@@ -531,6 +531,17 @@ def test_training_without_a_terminal_says_how_far_it_is(
     assert re.fullmatch(r"step 2 of 2, \d+ s: .*valid_judge \d+\.\d{3}", told.splitlines()[-1])
 
 
+def test_a_training_that_stops_early_prints_nothing_beside_its_json(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = ["train", "books27-small-judge", "--data", str(corpus), "--out", str(tmp_path)]
+    options = ["--steps", "9", "--batch-size", "2", "--device", "cpu", "--stop-after", "0"]
+    assert main([*asked, *options, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["step"] == 1
+    assert told.err.endswith("stopped at step 1; run it again to resume\n")
+
+
 def test_subwords_from_text_to_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
