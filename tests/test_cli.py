@@ -652,6 +652,16 @@ def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
     assert "plain masked diffusion" in capsys.readouterr().out
 
 
+def test_demo_compares_in_uniform_order_though_cells_are_better(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    model = ss.load("books27")
+    model.calibration = [tiny.row(11, 4.0), tiny.row(11, 3.0, "cells")]
+    monkeypatch.setattr("selfspec.api.load", lambda *_: model)
+    rows = report(capsys, "demo", "--num", "1", "--nfe", "12")["rows"]
+    assert [row["order"] for row in rows] == ["uniform", "uniform", "cells"]
+
+
 @pytest.mark.parametrize(
     "command",
     ["infill a_b --out out", "score text", "prepare texts --source . --out out", "recipes", "demo",
