@@ -240,8 +240,11 @@ def test_the_table_of_the_bundled_model_is_that_of_its_reports():
     measured = script.own_rows(report)
     assert script.table(report) == [row for row in table if row["order"] != "cells"]
     known = {script.named(row): row["judge"] for row in measured}
-    shared = [(row["judge"], known[script.named(row)]) for row in more["rows"]
-              if row["sampler"] in ("plain", "self-speculative") and script.named(row) in known]
+    shared = [
+        (row["judge"], known[script.named(row)])
+        for row in more["rows"]
+        if row["sampler"] in ("plain", "self-speculative") and script.named(row) in known
+    ]
     shift = sum(ours - theirs for theirs, ours in shared) / len(shared)
     assert 0.01 < shift < 0.02  # another judge of the same kind
     measured += [row | {"judge": row["judge"] + shift} for row in script.own_rows(more)
