@@ -969,6 +969,16 @@ def test_a_reader_that_leaves_is_no_error(folder: Path):
     assert "BrokenPipe" not in errors
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_stream_that_is_closed_is_none_to_write_to(closed: int):
+    command = f"{sys.executable} -m selfspec recipes --json {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENV)
+    assert (done.returncode, done.stderr) == (0, "")
+    command = f"{sys.executable} -m selfspec score no-such-file {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENV)
+    assert (done.returncode, done.stdout) == (2, "")  # an error is no result
+
+
 def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: Path):
     arguments = ["train", "books27-small-judge", "--data", str(corpus), "--out", str(tmp_path)]
     arguments += ["--batch-size", "1", "--device", "cpu", "--steps"]
