@@ -347,6 +347,8 @@ def test_score_keeps_to_a_fixed_order_unless_told(
     scoring = ["score", str(file), "--orders", "2", "--nfe", "12"]
     told = report(capsys, *scoring)
     assert (told["exact"], told["sampler"]["order"]) == (True, "uniform")
+    assert main(scoring) == 0  # not the sampler that the same budget samples with
+    assert "\nspeculative uniform cosine " in capsys.readouterr().err
     told = report(capsys, *scoring, "--order", "respaced")
     assert (told["exact"], told["sampler"]["sampler"]) == (False, "plain")
     model = ss.load("books27")
