@@ -35,7 +35,14 @@ from selfspec.checkpoint import load_config, resolve
 from selfspec.checks import real, whole
 from selfspec.files import write_json
 from selfspec.model import SSMD
-from selfspec.orders import Order, RespacedOrder, UniformOrder, VanDerCorputOrder, as_order
+from selfspec.orders import (
+    Order,
+    RespacedOrder,
+    UniformOrder,
+    VanDerCorputOrder,
+    as_order,
+    same_rule,
+)
 from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
 from selfspec.schedules import (
     USUAL_ROUNDS,
@@ -146,7 +153,8 @@ def choose(
             table there; `AnyOrderSampler` if `nfe` allows a pass a token.
         nfe: the most function evaluations a sample, on average.
         quality: a named point of the table; "balanced" where nothing is asked for.
-        order: the rule for σ; restricts the table to its rows.
+        order: the rule for σ; restricts the table to its rows, of which a rule with settings that
+            are not the usual ones has none.
         window, rounds: raw settings of `SpeculativeSampler`; a whole number is a constant window.
             A model without a table uses the sampler's own defaults for what is not given.
         temperature, top_p: of draft and target alike; the table is measured at 1 and 1.
@@ -168,14 +176,14 @@ def choose(
         steps = 16 if nfe is None else int(nfe)
         return FixedCountSampler(model, order, None, steps, temperature, top_p)
     table = [Point.from_row(row) for row in model.calibration]
-    table = [p for p in table if order is None or type(p.order) is type(order)]
+    table = [p for p in table if order is None or same_rule(p.order, order)]
     if nfe is None and quality is None and (raw or not table):
         rounds = USUAL_ROUNDS if rounds is None else rounds
         return SpeculativeSampler(model, order, window, rounds, temperature, top_p)
     if not table:
         raise ValueError(
             f"`{'quality' if nfe is None else 'nfe'}` needs a calibration table"
-            f"{'' if order is None else f' for {type(order).__name__}'}, which this checkpoint "
+            f"{'' if order is None else f' for {order!r}'}, which this checkpoint "
             "lacks: run `selfspec benchmark CHECKPOINT --calibrate`, or give `window` and `rounds`"
         )
     point = by_quality(table, quality or "balanced") if nfe is None else by_budget(table, nfe)
@@ -227,7 +235,8 @@ def describe(sampler: Sampler) -> dict[str, Any]:
         settings = {"schedule": _name(sampler.schedule, SCHEDULES), "steps": sampler.steps}
     else:
         settings = {}
-    kind, order = _name(sampler, SAMPLERS), _name(sampler.order, ORDERS)
+    kind, order = _name(sampler, SAMPLERS), type(sampler.order).__name__
+    order = next((name for name, rule in ORDERS.items() if same_rule(rule(), sampler.order)), order)
     return {"sampler": kind, "order": order, **settings}
 
 

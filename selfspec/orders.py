@@ -15,7 +15,7 @@ scheduling, Luxembourg et al. 2025, arXiv 2506.19037).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ __all__ = [
     "initial_order",
     "rearranged",
     "rotated_ranks",
+    "same_rule",
 ]
 
 
@@ -79,6 +80,14 @@ def as_order(order: Order | None) -> Order:
     if isinstance(order, type) or not isinstance(order, Order):
         raise ValueError(f"`order` must be a rule, such as UniformOrder(), got {order!r}")
     return order
+
+
+def same_rule(one: Any, other: Any) -> bool:
+    """Whether two rules are surely the same; fields may be such as cannot be compared, tensors."""
+    try:
+        return one is other or (type(one) is type(other) and vars(one) == vars(other))
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, eq=False)

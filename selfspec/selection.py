@@ -97,6 +97,12 @@ def divergence(logp: Tensor, other: Tensor) -> Tensor:
     return torch.where(p > 0, p * (logp - other), 0.0).sum(-1)
 
 
+def check_score(score: Score) -> None:
+    """Raises a `ValueError` where there is no score, but its class, say."""
+    if isinstance(score, type) or not callable(score):
+        raise ValueError(f"`score` must be one, such as Entropy(), got {score!r}")
+
+
 class DraftOrder(UniformOrder, ABC):
     """A rule for σ that reads the draft distributions of the coming pass.
 
@@ -168,13 +174,14 @@ class ScoreOrder(DraftOrder):
             in proportion to exp(score / temperature).
 
     Raises:
-        ValueError: `temperature` below 0.
+        ValueError: `score` is none, or `temperature` below 0.
     """
 
     score: Score = Confidence()
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        check_score(self.score)
         if not self.temperature >= 0:
             raise ValueError(f"`temperature` must be at least 0, got {self.temperature}")
 
@@ -200,9 +207,15 @@ class CellOrder(DraftOrder):
 
     Args:
         score: what sure means; `Entropy()` by default.
+
+    Raises:
+        ValueError: `score` is none.
     """
 
     score: Score = Entropy()
+
+    def __post_init__(self) -> None:
+        check_score(self.score)
 
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor
@@ -233,9 +246,15 @@ class SpanOrder(DraftOrder):
 
     Args:
         score: what sure means; `Entropy()` by default.
+
+    Raises:
+        ValueError: `score` is none.
     """
 
     score: Score = Entropy()
+
+    def __post_init__(self) -> None:
+        check_score(self.score)
 
     def draft_keys(
         self, logp: Tensor, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor

@@ -52,6 +52,17 @@ def test_an_order_restricts_the_table(calibrated: ss.SSMD):
         calibration.choose(calibrated, nfe=19, order=ss.VanDerCorputOrder())
 
 
+def test_a_rule_with_another_score_has_no_rows_and_is_the_one_that_draws(calibrated: ss.SSMD):
+    calibrated.calibration.append(tiny.row(9, 3.0, "cells"))
+    rule = ss.CellOrder(ss.Margin())
+    sampler = calibration.choose(calibrated, order=rule)
+    assert sampler.order is rule
+    assert calibration.describe(sampler)["order"] == "CellOrder"  # not what a row calls cells
+    with pytest.raises(ValueError, match=r"table for CellOrder\(score=Margin\(\)\), which"):
+        calibration.choose(calibrated, nfe=19, order=rule)
+    assert chosen(calibrated, order=ss.CellOrder()) == ("cells", 0.1, 2)
+
+
 def test_a_budget_below_the_table_names_the_lowest(calibrated: ss.SSMD):
     with pytest.raises(ValueError, match="`nfe` must be at least 8 for this checkpoint, got 3"):
         ss.generate(calibrated, nfe=3)

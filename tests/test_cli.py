@@ -347,6 +347,8 @@ def test_score_keeps_to_a_fixed_order_unless_told(
     scoring = ["score", str(file), "--orders", "2", "--nfe", "12"]
     told = report(capsys, *scoring)
     assert (told["exact"], told["sampler"]["order"]) == (True, "uniform")
+    assert main(scoring) == 0  # not the sampler that the same budget samples with
+    assert "\nspeculative uniform cosine " in capsys.readouterr().err
     told = report(capsys, *scoring, "--order", "respaced")
     assert (told["exact"], told["sampler"]["sampler"]) == (False, "plain")
     model = ss.load("books27")
@@ -531,6 +533,17 @@ def test_training_without_a_terminal_says_how_far_it_is(
     assert re.fullmatch(r"step 2 of 2, \d+ s: .*valid_judge \d+\.\d{3}", told.splitlines()[-1])
 
 
+def test_a_training_that_stops_early_prints_nothing_beside_its_json(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = ["train", "books27-small-judge", "--data", str(corpus), "--out", str(tmp_path)]
+    options = ["--steps", "9", "--batch-size", "2", "--device", "cpu", "--stop-after", "0"]
+    assert main([*asked, *options, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["step"] == 1
+    assert told.err.endswith("stopped at step 1; run it again to resume\n")
+
+
 def test_subwords_from_text_to_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -639,6 +652,16 @@ def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
     assert best["order"] == "respaced"
     assert main(["demo", "--num", "1", "--nfe", "12"]) == 0
     assert "plain masked diffusion" in capsys.readouterr().out
+
+
+def test_demo_compares_in_uniform_order_though_cells_are_better(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    model = ss.load("books27")
+    model.calibration = [tiny.row(11, 4.0), tiny.row(11, 3.0, "cells")]
+    monkeypatch.setattr("selfspec.api.load", lambda *_: model)
+    rows = report(capsys, "demo", "--num", "1", "--nfe", "12")["rows"]
+    assert [row["order"] for row in rows] == ["uniform", "uniform", "cells"]
 
 
 @pytest.mark.parametrize(
@@ -946,6 +969,16 @@ def test_a_reader_that_leaves_is_no_error(folder: Path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "BrokenPipe" not in errors
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_stream_that_is_closed_is_none_to_write_to(closed: int):
+    command = f"{sys.executable} -m selfspec recipes --json {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENV)
+    assert (done.returncode, done.stderr) == (0, "")
+    command = f"{sys.executable} -m selfspec score no-such-file {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENV)
+    assert (done.returncode, done.stdout) == (2, "")  # an error is no result
 
 
 def test_ctrl_c_during_training_leaves_a_run_to_resume(corpus: Path, tmp_path: Path):

@@ -404,6 +404,10 @@ COMPLETE = torch.tensor([[0, 1, 2, 0]])
          SSMD(m.trunk), COMPLETE, UNIFORM, UnboundedWindow(), 1), "0 without a head, got 1"),
      (lambda m: log_likelihood(m, COMPLETE, window=0), "`window` must be at least 1, got 0"),
      (lambda m: estimate_log_likelihood(m, COMPLETE, UNIFORM, 0, 1), "`window` must be at least 1"),
+     (lambda m: log_likelihood(m, COMPLETE, rounds=1.5), "`rounds` must be a whole number, got 1"),
+     (lambda m: estimate_log_likelihood(m, COMPLETE, "cells", 2, 1),
+      "`order` must be a rule, such as .* got 'cells'"),
+     (lambda m: estimate_log_likelihood(m, COMPLETE, CellOrder, 2, 1), "`order` must be a rule"),
      (lambda m: elbo(m, COMPLETE, orders=1), "`orders` must be at least 2, got 1"),
      (lambda m: log_likelihood(m, COMPLETE, top_p=0.0), "`top_p` must be in"),
      (lambda m: log_likelihood(m, COMPLETE + 1), "`tokens` must be in 0..2, got 3"),
@@ -446,7 +450,7 @@ def test_sampler_and_likelihood_have_the_same_law_by_default(ternary: SSMD):
     assert signature(log_likelihood).parameters["rounds"].default == usual.rounds
     for score in (log_likelihood, estimate_log_likelihood):
         constant = score(ternary, PLAIN.completions, UNIFORM, ConstantWindow(2), 1)
-        assert torch.equal(score(ternary, PLAIN.completions, UNIFORM, 2, 1), constant)
+        assert torch.equal(score(ternary, PLAIN.completions, None, 2, 1), constant)
 
 
 def test_rules_that_read_drafts_have_no_likelihood_here(ternary: SSMD):

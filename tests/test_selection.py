@@ -1,5 +1,7 @@
 """Rules that read drafts, on drafts made for the edges of their definitions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ from torch import Tensor
 
 from selfspec.orders import Order, RespacedOrder
 from selfspec.sampling import EntropyBoundWindow, FactorWindow, ThresholdWindow
-from selfspec.selection import CellOrder, Confidence, DraftWindow, Entropy, ranks
+from selfspec.selection import (
+    CellOrder,
+    Confidence,
+    DraftWindow,
+    Entropy,
+    ScoreOrder,
+    SpanOrder,
+    ranks,
+)
 
 
 def drafts(*confidences: float) -> Tensor:
@@ -78,3 +88,10 @@ def test_the_surest_of_a_cell_is_taken_where_one_is_surer():
     for score in (Entropy(), Confidence()):
         first = first_of_cells(CellOrder(score).reading(logp), masked, window, u)
         assert first[0].nonzero().flatten().tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("rule", [CellOrder, ScoreOrder, SpanOrder])
+@pytest.mark.parametrize("score", [Entropy, "entropy", None])
+def test_a_score_that_is_none_is_named(rule: Any, score: Any):
+    with pytest.raises(ValueError, match="`score` must be one, such as"):
+        rule(score)

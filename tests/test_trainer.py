@@ -221,7 +221,7 @@ def test_ctrl_c_saves_says_one_line_and_resumes_exactly(tmp_path, capsys):
     assert not cut.run(progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
     assert 4 <= cut.step < 12
-    assert capsys.readouterr().out == f"stopped at step {cut.step}; run it again to resume\n"
+    assert capsys.readouterr() == ("", f"stopped at step {cut.step}; run it again to resume\n")
     resumed, whole = trainer("joint", tmp_path / "cut"), trainer("joint")
     assert resumed.run(progress=False)
     assert whole.run(progress=False)

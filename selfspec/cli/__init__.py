@@ -24,6 +24,9 @@ SHARED = ("sample", "train", "adapt", "attach", "evaluate")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     # Threads that spin while they wait make a busy machine many times slower; read by PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What `transformers` says of its own while it loads; read by it.

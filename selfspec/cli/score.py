@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspec.checks import whole
-from selfspec.cli.common import Loading, Run, Sampling, note, table, to_json
+from selfspec.cli.common import Loading, Run, Sampling, note, one_line, table, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +82,7 @@ def score(
         return print(to_json(report))
     say(report)
     note(f"{len(tokens)} of {len(ids)} tokens, {orders} orders")
+    note(one_line(report["sampler"]))
 
 
 def read(file: str, normalise: bool) -> str:

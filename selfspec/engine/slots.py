@@ -27,6 +27,7 @@ from selfspec.engine.transfer import Sent, on, to_device, to_host
 from selfspec.inputs import checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
+from selfspec.orders import same_rule
 from selfspec.progress import tracked
 from selfspec.sampling import Sampler
 
@@ -392,18 +393,10 @@ class Engine:
     def _known(self, rule: Any) -> Any:
         """The first rule seen that equals this one, so that equal rules share a step."""
         for known in self._rules:
-            if _equal(known, rule):
+            if same_rule(known, rule):
                 return known
         self._rules.append(rule)
         return rule
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two rules are surely the same; fields may be such as cannot be compared, tensors."""
-    try:
-        return one is other or (type(one) is type(other) and vars(one) == vars(other))
-    except (RuntimeError, TypeError, ValueError):
-        return False
 
 
 def pass_bounds(rows: Rows) -> tuple[int, float]:

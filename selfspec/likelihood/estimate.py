@@ -17,7 +17,7 @@ from selfspec.likelihood.tables import encoded, score_pass
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import draw, log_probs
-from selfspec.orders import Order, initial_order, rearranged
+from selfspec.orders import Order, as_order, initial_order, rearranged
 from selfspec.schedules import Window, as_window, stacked_tables
 from selfspec.selection import DraftOrder
 
@@ -28,7 +28,7 @@ __all__ = ["estimate_log_likelihood"]
 def estimate_log_likelihood(
     model: SSMD,
     tokens: Tensor,
-    order: Order,
+    order: Order | None,
     window: Window | int,
     rounds: int,
     pad: Tensor | None = None,
@@ -44,7 +44,8 @@ def estimate_log_likelihood(
     Args:
         model: an `SSMD`; with a head unless `rounds` is 0.
         tokens: (B, L) complete sequences.
-        order: any rule; one that reads the drafts of a pass reads them given x's revealed tokens.
+        order: any rule, None for the uniform one; one that reads the drafts of a pass reads them
+            given x's revealed tokens.
         window: W, which reads no drafts, or a constant number of tokens.
         rounds: R; 0 for plain sampling with the counts of `window`.
         pad: (B, L) bool, True at pads.
@@ -57,7 +58,7 @@ def estimate_log_likelihood(
             does not know, a setting out of range, or a wrong shape or type.
     """
     check_rounds(model, rounds)
-    window = as_window(window)
+    order, window = as_order(order), as_window(window)
     check_known(window)
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))

@@ -155,7 +155,7 @@ def one_pass_score(
 
 def check_rounds(model: SSMD, rounds: int) -> None:
     """Raises a `ValueError` unless the model can do so many rounds."""
-    if rounds < 0 or (rounds and model.head is None):
+    if whole("rounds", rounds) < 0 or (rounds and model.head is None):
         raise ValueError(f"`rounds` must be at least 0, and 0 without a head, got {rounds}")
 
 

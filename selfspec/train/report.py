@@ -114,12 +114,12 @@ class Report:
         print(f"step {step} of {self.bar.total}, {elapsed:.0f} s: {shown}", file=sys.stderr)
 
     def close(self, message: str | None = None) -> None:
-        """Ends the bar, with one line below it if there is something to say."""
+        """Ends the bar, with one line below it, on standard error, if there is something to say."""
         self.bar.close()
         if self._board:
             self._board.close()
         if message:
-            tqdm.write(message)
+            tqdm.write(message, file=sys.stderr)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
