@@ -404,10 +404,10 @@ COMPLETE = torch.tensor([[0, 1, 2, 0]])
          SSMD(m.trunk), COMPLETE, UNIFORM, UnboundedWindow(), 1), "0 without a head, got 1"),
      (lambda m: log_likelihood(m, COMPLETE, window=0), "`window` must be at least 1, got 0"),
      (lambda m: estimate_log_likelihood(m, COMPLETE, UNIFORM, 0, 1), "`window` must be at least 1"),
-     (lambda m: log_likelihood(m, COMPLETE, rounds=1.5), "`rounds` must be a whole number, got 1"),
-     (lambda m: estimate_log_likelihood(m, COMPLETE, "cells", 2, 1),
+     (lambda m: log_likelihood(m, COMPLETE, rounds=1.5), "`rounds` must be a whole number, got 1"),  # type: ignore[arg-type]
+     (lambda m: estimate_log_likelihood(m, COMPLETE, "cells", 2, 1),  # type: ignore[arg-type]
       "`order` must be a rule, such as .* got 'cells'"),
-     (lambda m: estimate_log_likelihood(m, COMPLETE, CellOrder, 2, 1), "`order` must be a rule"),
+     (lambda m: estimate_log_likelihood(m, COMPLETE, CellOrder, 2, 1), "`order` must be a rule"),  # type: ignore[arg-type]
      (lambda m: elbo(m, COMPLETE, orders=1), "`orders` must be at least 2, got 1"),
      (lambda m: log_likelihood(m, COMPLETE, top_p=0.0), "`top_p` must be in"),
      (lambda m: log_likelihood(m, COMPLETE + 1), "`tokens` must be in 0..2, got 3"),
