@@ -18,7 +18,7 @@ its device: several share it.
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from quality import judge_facts
-from tables import filled, table
+from tables import filled, number, table
 
 from selfspec import checkpoint
 from selfspec.arena import (
@@ -54,6 +54,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {"nfe": (8, 16, 32, 64, 128), "ms_per_sample": (0.5, 1, 2, 4, 8, 16)}
 FIXED = {"schedule", "noise", "alg_temperature", "eta"}
 """Knobs that are the same for all points of a curve; the schedule is no window's own name."""
+UNITS = {"nfe": "NFE", "ms_per_sample": "ms"}
 NAMES = {"nfe": "arena-nfe", "ms_per_sample": "arena-ms"}
 """Of the figure and the table of each cost."""
 
@@ -111,22 +112,22 @@ def interleaved(settings: Sequence[Setting]) -> list[Setting]:
 def draw(report: dict, out: Path) -> None:
     """The page beside the report, and its figures."""
     save_page(report, out.with_suffix(".html"))
-    for cost in filter(lambda cost: measured(report, cost), NAMES):
+    for cost in measured(report, NAMES):
         save_figure(contest_figure(report, cost), out.parent / "figures" / NAMES[cost])
 
 
 def document(report: dict, costs: Sequence[str]) -> None:
     """Table and figure of each cost, the tables between their marks in docs/samplers.md."""
     path = ROOT / "docs" / "samplers.md"
-    for cost in filter(lambda cost: measured(report, cost), costs):
+    for cost in measured(report, costs):
         text, mark = path.read_text(encoding="utf-8"), NAMES[cost]
         write_bytes(path, filled(text, mark, budgets(report, cost)).encode())
         save_figure(contest_figure(report, cost), ROOT / "docs" / "figures" / mark)
 
 
-def measured(report: dict, cost: str) -> bool:
-    """Whether any row has it."""
-    return any(row[cost] for row in report["rows"])
+def measured(report: dict, costs: Iterable[str]) -> list[str]:
+    """Those costs that any row has."""
+    return [cost for cost in costs if any(row[cost] for row in report["rows"])]
 
 
 def budgets(report: dict, cost: str) -> str:
@@ -137,27 +138,28 @@ def budgets(report: dict, cost: str) -> str:
         "best without verification": [row for row in rows if not row["head_passes"]],
         "best with verification": [row for row in rows if row["head_passes"]],
     }
-    unit = "NFE" if cost == "nfe" else "ms"
     lines = []
     for budget in BUDGETS[cost]:
         found = [
             min((r for r in of if r[cost] <= budget), key=lambda r: r["judge"], default=None)
             for of in kinds.values()
         ]
-        lines.append([f"{budget:g}", *(described(row, cost, unit) for row in found)])
+        lines.append([f"{budget:g}", *(described(row, cost) for row in found)])
     score = report["judges"]["judge"]["unit"]
-    head = f"{report['n']:,} samples a row, on {report['machine']['device']}; judge in {score}."
-    return "\n".join([head, "", table([f"{unit} at most", *kinds], lines, ":--"), ""])
+    head = f"{report['n']:,} samples a row, on {report['machine']['device']}; judge in {score}, "
+    head += "behind it the entropy of words in nats."
+    return "\n".join([head, "", table([f"{UNITS[cost]} at most", *kinds], lines, ":--"), ""])
 
 
-def described(row: dict | None, cost: str, unit: str) -> str:
+def described(row: dict | None, cost: str) -> str:
     """A row as a cell."""
     if row is None:
         return "–"
     name = ", ".join(filter(None, [row["sampler"], row["order"]]))
     knobs = " ".join(f"{key}={value}" for key, value in row["settings"].items())
     interval = f"{row['judge_low']:.3f}–{row['judge_high']:.3f}"
-    return f"{name} ({knobs}): {row['judge']:.3f} ({interval}) at {row[cost]:.3g} {unit}"
+    score = f"{row['judge']:.3f} ({interval}) {number(row['word_entropy'], 2)}".rstrip()
+    return f"{name} ({knobs}): {score} at {row[cost]:.3g} {UNITS[cost]}"
 
 
 def measured_profile(args: argparse.Namespace, model: SSMD, heldout: np.ndarray) -> list[float]:
