@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from quality import judge_facts
+from safetensors import safe_open
 from tables import filled, number, table
 
 from selfspec import checkpoint
@@ -77,7 +78,8 @@ def main() -> None:
         engine=args.engine,
     )  # fmt: skip
     given = {"predictor": args.predictor, "policy": args.policy}
-    scorers = {name: Scorer.load(path, model.device) for name, path in given.items() if path}
+    given = {name: path for name, path in given.items() if path}
+    scorers = {name: Scorer.load(path, model.device) for name, path in given.items()}
     profile = measured_profile(args, model, stores["test"].excerpt(args.length, args.profile))
     settings = contenders(model, args.against, args.orders, args.steps, profile, **scorers)
     if args.finished:
@@ -90,11 +92,18 @@ def main() -> None:
     facts = {
         "judge": judge_facts(args.judge, tokenizer),
         "data": {"split": "test", "rows": data.row.n},
+        "guides": {name: training(path) for name, path in given.items()},
     }
     report = write_contest(args.out, [*results, data], args.seed, facts, command=args.command)
     print(row_table(report["rows"]))
     if find_spec("matplotlib"):
         draw(report, args.out)
+
+
+def training(guide: Path) -> dict:
+    """How a guide was trained."""
+    with safe_open(guide / "scorer.safetensors", "pt") as file:
+        return json.loads(file.metadata()["extra"])["training"]
 
 
 def interleaved(settings: Sequence[Setting]) -> list[Setting]:
