@@ -1,14 +1,15 @@
 """Give a checkpoint the calibration table of a finished benchmark, without drawing anything again.
 
-    python benchmarks/calibrate.py --report benchmarks/results/books27-quality.json \
-        --more benchmarks/results/arena-books27-ms.json books27
+    python benchmarks/calibrate.py books27 --report benchmarks/results/books27-quality.json \
+        --more benchmarks/results/{arena-books27,books27-order-cells}.json
 
 The table is that of `selfspec benchmark CHECKPOINT --calibrate`, with the report's samples and
 judge: of the model's own sampling all self-speculative rows, and the plain rows that
 `measuring.worthwhile` keeps.
 
---more is a report of the same model that has orders which the first one lacks. Its judge may be
-another: its scores are moved by the mean difference over the rows that both reports have.
+--more are reports of the same model that have orders which the first one lacks; of these its
+settings are taken. The judge may be another: scores are moved by the mean difference over the rows
+that are known by then. Rows of other heads are left out.
 """
 
 import argparse
@@ -29,17 +30,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", nargs="?", default="books27", help="a folder or a name")
     parser.add_argument("--report", type=Path, default=REPORT, help="of `quality.py`")
-    parser.add_argument("--more", type=Path, help="of further orders, see above")
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="of further orders")
     args = parser.parse_args()
-    rows = table(*(json.loads(path.read_text()) for path in (args.report, args.more) if path))
+    rows = table(*(json.loads(path.read_text()) for path in (args.report, *args.more)))
     print(f"{len(rows)} rows written to {calibration.store(args.checkpoint, rows)}")
 
 
-def table(report: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def table(report: Mapping[str, Any], *more: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of reports that a table keeps, by rising NFE, as `calibration` wants them."""
-    found = own_rows(report)
-    if more is not None:
-        found += further(found, own_rows(more))
+    found = first = own_rows(report)
+    for other in more:
+        found = found + further(found, own_rows(other), first)
     rows = [
         {
             **sampler(row),
@@ -56,18 +57,27 @@ def table(report: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> l
 def own_rows(report: Mapping[str, Any]) -> list[Record]:
     """Of the model's own sampling, as far as a table can say it."""
     return [row for row in report["rows"] if row["order"] in calibration.ORDERS
+            and ", " not in (row.get("model") or "")  # behind it `order.py` names a tuned head
             and (row["sampler"] == "self-speculative"
                  or (row["sampler"] == "plain" and "steps" in row["settings"]))]  # fmt: skip
 
 
-def further(rows: Sequence[Record], more: Sequence[Record]) -> list[Record]:
-    """The rows of orders that are new, on the scale of the first judge."""
-    known, orders = {named(row): row for row in rows}, {row["order"] for row in rows}
+def further(
+    rows: Sequence[Record], more: Sequence[Record], first: Sequence[Record]
+) -> list[Record]:
+    """What is not among `rows`, of orders that `first` lacks and settings that it has.
+
+    On the scale of the judge of `rows`.
+    """
+    known, orders = {named(row): row for row in rows}, {row["order"] for row in first}
+    swept = {named({**row, "order": ""}) for row in first}
     shared = [row for row in more if named(row) in known]
     if not shared:
         raise ValueError("`more` must share rows with `report`, got none that are in both")
     shift = statistics.mean(known[named(row)]["judge"] - row["judge"] for row in shared)
-    return [{**row, "judge": row["judge"] + shift} for row in more if row["order"] not in orders]
+    new = [row for row in more if row["order"] not in orders and named(row) not in known
+           and named({**row, "order": ""}) in swept]  # fmt: skip
+    return [{**row, "judge": row["judge"] + shift} for row in new]
 
 
 def named(row: Record) -> str:

@@ -59,6 +59,8 @@ class Row:
     engine: str | None = None
     """What drew the samples and took `seconds`, "engine" or "reference"; None for data, and in
     reports from before, whose samples are all of the reference."""
+    commit: str | None = None
+    """Of the package that drew and timed them, which a resumed run may have left behind."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from selfspec.arena.intervals import mean_interval
 from selfspec.arena.reference import ReferenceLike
+from selfspec.arena.report import commit
 from selfspec.arena.results import Result, Row, load_result, save_result
 from selfspec.checks import whole
 from selfspec.engine import Engine
@@ -214,6 +215,7 @@ class Sweep:
             "seconds": seconds,
             "engine": engine,
             "model": self.name,
+            "commit": commit(),
         }
         return self._result(arrays, account)
 
