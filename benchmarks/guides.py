@@ -12,6 +12,7 @@ command continues it.
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.recipes import guides
 from selfspec.train import Likelihood, Trainer
 
-TINY = {"steps": 2, "batch_size": 2}
+TINY: dict[str, Any] = {"steps": 2, "batch_size": 2}
 
 
 def main() -> None:
@@ -35,8 +36,8 @@ def main() -> None:
 
 def errors(args: argparse.Namespace) -> Trainer:
     """The predictor of guided star-shaped sampling."""
-    few = TINY if args.tiny else {"steps": args.errors}
     _, stores = open_corpus(args.data)
+    few = TINY if args.tiny else {"steps": args.errors}
     return guides.errors(
         loaded(args), args.runs / "errors", stores["train"], stores["valid"], **few
     )
@@ -46,8 +47,8 @@ def policy(args: argparse.Namespace) -> Trainer:
     """The policy, paid by what --judge thinks of its texts."""
     judge = checkpoint.load(args.judge, guides.default_device())
     assert isinstance(judge, AutoregressiveModel)
-    few = TINY if args.tiny else {"steps": args.policy}
     _, stores = open_corpus(args.data)
+    few = TINY if args.tiny else {"steps": args.policy}
     return guides.policy(
         loaded(args), Likelihood(judge), args.runs / "policy", stores["train"], alpha=args.alpha,
         **few, log_every=10,

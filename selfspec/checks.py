@@ -1,8 +1,20 @@
-"""What a number must be."""
+"""What an argument must be."""
 
 import operator
+from pathlib import Path
 
-__all__ = ["real", "whole"]
+__all__ = ["existing_folder", "real", "whole"]
+
+
+def existing_folder(name: str, value: Path) -> Path:
+    """`value`, a folder that exists.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not value.is_dir():
+        raise ValueError(f"`{name}` must be a folder, got {str(value)!r}")
+    return value
 
 
 def real(name: str, value: object) -> float:

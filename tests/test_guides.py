@@ -2,14 +2,20 @@
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import make_rugged, make_scorer
+from test_readme import load_script
 from torch import Tensor
 
+from selfspec import checkpoint
+from selfspec.data.corpus import write_corpus
+from selfspec.data.tokenizers import CharTokenizer
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.nn.scorer import Scorer, ScorerConfig
 from selfspec.nn.transformer import Trunk, TrunkConfig
@@ -286,3 +292,32 @@ def test_bad_settings_are_named(rugged: SSMD):
         GRPO(rugged, quality=repeats, group=1)
     with pytest.raises(ValueError, match="`alpha` must be at least 0, got -1"):
         GRPO(rugged, quality=repeats, alpha=-1)
+
+
+def test_the_guides_of_the_arena_are_trained_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint.save(tiny.model(), tmp_path / "model")
+    checkpoint.save(tiny.judge(), tmp_path / "judge", training={"validation": {"judge": 3.0}})
+    text = "it was the best of times it was the worst of times " * 20
+    splits = {split: [text] for split in ("train", "valid", "test")}
+    write_corpus(tmp_path / "data", splits, CharTokenizer())
+    given = {"--model": "model", "--data": "data", "--judge": "judge"}
+    common = [part for name, at in given.items() for part in (name, str(tmp_path / at))]
+    runs = tmp_path / "runs"
+    argv = ["guides.py", *common, "--runs", str(runs), "--tiny", "errors", "policy"]
+    monkeypatch.setattr(sys, "argv", argv)
+    load_script("guides").main()
+    scorers = {"predictor": runs / "errors/model", "policy": runs / "policy/model"}
+    guided = [part for name, at in scorers.items() for part in (f"--{name}", str(at))]
+    out = tmp_path / "report.json"
+    places = ["--folder", str(tmp_path / "arena"), "--out", str(out), *common, *guided]
+    small = "--n 2 --batch-size 2 --steps 2 --profile 1 --length 24 --against plain guided policy"
+    monkeypatch.setattr(sys, "argv", ["arena.py", *places, *small.split()])
+    load_script("arena").main()
+    report = json.loads(out.read_text())
+    assert {"plain", "star-shaped, guided", "policy"} < {row["sampler"] for row in report["rows"]}
+    facts = report["judges"]["guides"]
+    assert [facts[name]["step"] for name in scorers] == [2, 2]
+    assert 0 < facts["predictor"]["validation"]["errors"] < 1
+    assert {row["commit"] for row in report["rows"]} == {report["commit"], None}

@@ -111,6 +111,17 @@ def test_processes_may_begin_together(
     assert len(whole(tmp_path)) == ROWS
 
 
+def test_by_default_a_run_has_several_shards(sampler: SpeculativeSampler, tmp_path: Path):
+    """So that a killed process on a CPU has kept something; a begun run keeps its own size."""
+    draw_shards(Engine(sampler.model, 8), sampler, tmp_path / "new", 130, 9)
+    assert [len(part) for part in read_shards(tmp_path / "new")] == [64, 64, 2]
+    run(sampler, tmp_path / "begun")
+    (tmp_path / "begun/00001.safetensors").unlink()
+    assert draw_shards(Engine(sampler.model, 8), sampler, tmp_path / "begun", ROWS, 9) == 5
+    with pytest.raises(ValueError, match="`num` must be at least 1, got 0"):
+        draw_shards(Engine(sampler.model, 8), sampler, tmp_path / "none", 0)
+
+
 def test_rows_are_those_of_generate(ternary: SSMD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = copy.deepcopy(ternary)
     model.lengths = Lengths.of([1, 2, 2, 3, 4], 4)

@@ -11,8 +11,12 @@ CASES = [
     (["sample", "--num", "1.5"], "Error parsing --num: invalid literal for int() with base 10"),
     (["sample", "--nfe"], "Missing value for argument '--nfe'. Expected 1 values; see"),
     (["sample", "--nfee", "8"], "Unrecognized options: --nfee, 8 (perhaps you meant --nfe FLOAT)"),
-    (["sample", "--quality", "fastest"], "invalid choice 'fastest' for argument '--quality'"),
-    (["prepare", "books"], "'dataset', 'proteins', 'fasta'); see selfspec prepare --help"),
+    (
+        ["sample", "--quality", "fastest"],
+        "invalid choice 'fastest' for argument '--quality'. "
+        "Expected one of balanced, best, fast; see selfspec sample --help",
+    ),
+    (["prepare", "books"], "proteins, text8, texts; see selfspec prepare --help"),
 ]
 
 

@@ -41,7 +41,7 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     judge = api.load_judge("books27-judge", run.where())
     points = [Point.from_row(row) for row in model.calibration]
     verified = [point for point in points if point.verified]
-    uniform = [point for point in verified if type(point.order) is UniformOrder]
+    uniform = [point for point in verified if isinstance(point.order, UniformOrder)]
     published = by_budget(uniform, nfe).sampler(model)
     note(f"{num} texts a row, at most {nfe:g} function evaluations each ...")
     row = measure("self-speculative", published, model, judge, num, run.seed)
@@ -49,7 +49,7 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     plain = FixedCountSampler(model, steps=max(1, round(row["nfe"] / pass_cost)))
     rows = [measure("plain masked diffusion", plain, model, judge, num, run.seed), row]
     best = by_budget(verified, nfe).sampler(model)
-    if type(best.order) is not UniformOrder:
+    if not isinstance(best.order, UniformOrder):
         rows.append(measure("self-speculative, best order", best, model, judge, num, run.seed))
     print(to_json({"rows": rows}) if run.json else show(rows))
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selfspec.checks import whole
+from selfspec.checks import existing_folder, whole
 from selfspec.cli.common import Run, check_folder, note, to_json
 
 if TYPE_CHECKING:
@@ -225,9 +225,8 @@ def report(
         print(f"{split:6}{size:14,} {unit}{more}")
 
 
-def find_splits(folder: Path, fits: Callable[[Path], bool]) -> dict[str, list[Path]]:
+def find_splits(source: Path, fits: Callable[[Path], bool]) -> dict[str, list[Path]]:
     """The files of each split in a folder, such as train*.jsonl, as far as they fit."""
-    if not folder.is_dir():
-        raise ValueError(f"`source` must be a folder, got {str(folder)!r}")
-    files = {split: sorted(filter(fits, folder.glob(f"{split}*"))) for split in SPLITS}
+    existing_folder("source", source)
+    files = {split: sorted(filter(fits, source.glob(f"{split}*"))) for split in SPLITS}
     return {split: found for split, found in files.items() if found}

@@ -121,9 +121,18 @@ def say(report: dict[str, Any]) -> None:
         del units["_per_character"]
     kind = "exact" if report["exact"] else "estimate, as the order is re-chosen between passes"
     for name, key, remark in (("sampler", "", f" ({kind})"), ("one pass", "one_pass_", "")):
-        scores = [f"{report[f'{key}bits{end}']:.4f} ± {report[f'{key}stderr{end}']:.4f} "
+        scores = [f"{estimate(report[f'{key}bits{end}'], report[f'{key}stderr{end}'])} "
                   f"bits per {unit}" for end, unit in units.items()]  # fmt: skip
         print(f"{name:9} {', '.join(scores)}{remark}")
+
+
+def estimate(mean: float, stderr: float) -> str:
+    """A mean with its error; of a text that is never drawn, as by a nucleus, there is none.
+
+    >>> estimate(1.5, 0.25), estimate(math.inf, math.nan)
+    ('1.5000 ± 0.2500', 'infinite')
+    """
+    return f"{mean:.4f} ± {stderr:.4f}" if math.isfinite(mean) else "infinite"
 
 
 def one_sequence(text: str, file: str, residues: str) -> str:

@@ -55,6 +55,7 @@ def folded(box: str) -> str:
     lines = lines[1 if drawn else 2 :]
     first = list(takewhile(lambda line: line and not line.startswith(("─", "---")), lines))
     fault = " ".join(line for line in first if not line.startswith(" ")).rstrip(".")
+    fault = re.sub(r"(?<=Expected one of )\([^()]*\)", _choices, fault)
     named = ", ".join(_entries(first))
     meant = next(_entries(lines[len(first) :]), None) if "Perhaps you meant:" in lines else None
     found = re.findall(r"selfspec[ \w-]* --help", " ".join(map(str.strip, lines)))
@@ -62,6 +63,11 @@ def folded(box: str) -> str:
         " ".join(filter(None, (fault, named, meant and f"(perhaps you meant {meant})")))
         + f"; see {found[-1] if found else 'selfspec --help'}"
     )
+
+
+def _choices(listed: re.Match[str]) -> str:
+    """What may be given, in the same order each time; `None` stands for an absent option."""
+    return ", ".join(sorted(set(re.findall(r"'([^']+)'", listed[0])) - {"None"}))
 
 
 def _entries(lines: list[str]) -> Iterator[str]:

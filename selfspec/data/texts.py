@@ -8,22 +8,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from selfspec.checks import existing_folder
 from selfspec.data.packed import bytes_bar, read_blocks
 
 
-def find_texts(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+def find_texts(source: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     """The files of each split, sorted by path: those in its subfolder, at any depth.
 
     Where no split has a subfolder all files are of the first one.
 
     Raises:
-        ValueError: `folder` is none, or holds no text of the first split.
+        ValueError: `source` is no folder, or holds no text of the first split.
     """
-    if not folder.is_dir():
-        raise ValueError(f"`source` must be a folder, got {str(folder)!r}")
-    roots = {split: folder / split for split in splits}
+    roots = {split: existing_folder("source", source) / split for split in splits}
     if not any(root.is_dir() for root in roots.values()):
-        roots = {splits[0]: folder}
+        roots = {splits[0]: source}
     files = {
         split: sorted(path for path in root.rglob("*.txt*")
                       if path.name.endswith((".txt", ".txt.xz", ".txt.gz")) and path.is_file())

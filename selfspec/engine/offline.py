@@ -40,7 +40,7 @@ def draw_shards(
     num: int,
     seed: int = 0,
     length: int | None = None,
-    shard: int = 4096,
+    shard: int | None = None,
     rank: int = 0,
     world: int = 1,
     about: Mapping[str, Any] | None = None,
@@ -55,7 +55,8 @@ def draw_shards(
         num: rows in all.
         seed: of the run.
         length: tokens a row; by default drawn as those of the training data, or the model's.
-        shard: rows a file.
+        shard: rows a file, and what a killed process loses at most; by default that of the earlier
+            call, or a 64th of `num`, between 64 and 4096.
         rank, world: this process draws every `world`-th shard, from `rank` on.
         about: JSON values that say what is drawn; an earlier call must have had the same.
         progress: show a bar over this process's rows.
@@ -66,8 +67,10 @@ def draw_shards(
     Raises:
         ValueError: `num` or `shard` below 1, or the folder is of another run or of none.
     """
-    for name, value in {"num": num, "shard": shard}.items():
-        whole(name, value, least=1)
+    whole("num", num, least=1)
+    if shard is None:
+        shard = (_about(folder) or {}).get("shard") or min(max(64, -(-num // 64)), 4096)
+    shard = whole("shard", shard, least=1)
     _claim(folder, {"num": num, "seed": seed, "length": length, "shard": shard,
                     "blocks": [engine.model.num_trunk_blocks, engine.model.num_head_blocks],
                     **(about or {})})  # fmt: skip
