@@ -48,7 +48,8 @@ class Order(Protocol):
 
         Args:
             masked: (B, L) bool, the positions to order.
-            window: (B,) int64, how many of them the coming pass may reveal.
+            window: (B,) int64, how many of them the coming pass may reveal; 1 for a fixed rule,
+                whose σ is the same for all windows.
             u: (B, L) uniform numbers in (0, 1), one a position.
             u_row: (B, 1) one more for the row.
 
@@ -144,22 +145,21 @@ def rotated_ranks(masked: Tensor, u_row: Tensor) -> Tensor:
     return (masked.long().cumsum(dim=1) - 1 + (u_row * count).long()) % count.clamp(min=1)
 
 
-def initial_order(
-    rule: Order, masked: Tensor, pad: Tensor, window: Tensor, seeds: Tensor
-) -> Tensor:
+def initial_order(rule: Order, masked: Tensor, pad: Tensor, seeds: Tensor) -> Tensor:
     """σ before the first pass: observed tokens in random order, places to generate, pads.
 
     Args:
-        rule: orders the places to generate.
+        rule: orders the places to generate, if it is fixed in advance; else they are in uniform
+            order, until the first pass rearranges them.
         masked, pad: (B, L) bool; positions that are neither are observed.
-        window: (B,) int64, of the first pass.
         seeds: (B,) int64.
 
     Returns:
         (B, L) int64.
     """
     u, u_row = _noise(seeds, masked.shape[1], torch.zeros_like(seeds))
-    keys = torch.where(masked, 1 + rule.keys(masked, window, u, u_row), u)
+    rule = rule if rule.fixed else UniformOrder()
+    keys = torch.where(masked, 1 + rule.keys(masked, torch.ones_like(seeds), u, u_row), u)
     return torch.where(pad, 3.0, keys).argsort(dim=1, stable=True)
 
 

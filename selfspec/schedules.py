@@ -97,7 +97,7 @@ class CosineWindow(_TimeWindow):
 
     def table(self, n: int) -> np.ndarray:
         """W(0), …, W(n-1)."""
-        return _cosine_table(n, self.dtau)
+        return _cosine_table(n, self.dtau).copy()  # what is kept is nobody's to write to
 
 
 @lru_cache(maxsize=256)
@@ -187,7 +187,7 @@ def as_window(window: Window | int | None) -> Window:
     """
     if window is None:
         return USUAL_WINDOW
-    if isinstance(window, Window):
+    if isinstance(window, Window) and not isinstance(window, type):
         return window
     return ConstantWindow(whole("window", window, least=1))
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from selfspec.ops import inverse_order
-from selfspec.orders import Order, UniformOrder, rotated_ranks
+from selfspec.orders import Order, rotated_ranks
 from selfspec.schedules import UnboundedWindow, Window
 
 __all__ = [
@@ -112,8 +112,8 @@ class DraftOrder(ABC):
     fixed: ClassVar[bool] = False
 
     def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
-        """Those of the uniform order; a pass has the ones that `reading` gives."""
-        return UniformOrder().keys(masked, window, u, u_row)
+        """None: those of the rule that `reading` gives."""
+        raise TypeError(f"{type(self).__name__} has keys for given drafts: take `reading(logp)`")
 
     @abstractmethod
     def draft_keys(
@@ -291,6 +291,11 @@ def settled(score: Tensor) -> Tensor:
 
 
 def ranks(score: Tensor, among: Tensor) -> Tensor:
-    """(B, L) rank by falling score of the positions `among`, the others behind; ties by place."""
-    best_first = (-settled(score)).masked_fill(~among, torch.inf).argsort(dim=1, stable=True)
+    """(B, L) rank by falling score of the positions `among`, the others behind; ties by place.
+
+    A score of -inf, or one that is no number, is the lowest among them.
+    """
+    lowest = torch.finfo(torch.float64).max
+    keys = (-settled(score)).nan_to_num(nan=lowest, posinf=lowest)
+    best_first = keys.masked_fill(~among, torch.inf).argsort(dim=1, stable=True)
     return inverse_order(best_first)

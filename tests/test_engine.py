@@ -5,8 +5,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import processes
@@ -15,11 +16,13 @@ import torch
 from conftest import make_toy
 from reference import BINARY, HINTED, INFILL, PLAIN, RESPACED, SPACED, UNIFORM, Puzzle, p_value
 from test_sampling import LISTED, ORDERED, OTHERS, ROWS, likelihood_law, stacked
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec import inputs
 from selfspec.engine import Engine, Variant, shared, unsupported
 from selfspec.engine import slots as host
+from selfspec.engine.graphs import copied
 from selfspec.engine.law import CHUNK, SMALL, SPAN, draw_of, law_of, residual_draw
 from selfspec.engine.slots import pass_bounds
 from selfspec.engine.state import Pool
@@ -27,6 +30,7 @@ from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.engine.transfer import Sent, to_device
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
+from selfspec.nn.transformer import Trunk
 from selfspec.noise import row_seeds
 from selfspec.ops import draw, log_probs, take
 from selfspec.orders import Order, RespacedOrder
@@ -505,6 +509,12 @@ def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
     with torch.no_grad():
         next(model.parameters()).add_(1)
     assert shared.engine_for(model, 5, 6) is not first
+    assert len(shared._engines) == 1, "those of the old weights are dropped"
+    model.register_buffer("forbidden", torch.zeros(1))
+    assert len({id(shared.engine_for(model, 5, 6)) for _ in range(2)}) == 1
+    buffered = shared.engine_for(model, 5, 6)
+    model.get_buffer("forbidden").fill_(1)
+    assert shared.engine_for(model, 5, 6) is not buffered
     with torch.inference_mode():
         model = make_toy()
     assert shared.engine_for(model, 5, 6) is not shared.engine_for(model, 5, 6)
@@ -995,10 +1005,10 @@ def test_a_model_that_gives_no_numbers_is_noticed(part: str, vocab: int):
     samplers = [SpeculativeSampler(model, window=UnboundedWindow(), rounds=2)]
     samplers += [FixedCountSampler(model, steps=2)] if part.startswith("trunk") else []
     for sampler in samplers:
-        with pytest.raises(ValueError, match="`model` must give logits that are numbers, got NaN"):
+        with pytest.raises(ValueError, match="`model` must give logits that are numbers"):
             sampler.sample(tokens)
         engine = Engine(model, 2)
-        with pytest.raises(ValueError, match="`model` must give logits that are numbers, got NaN"):
+        with pytest.raises(ValueError, match="`model` must give logits that are numbers"):
             engine.sample(sampler, tokens)
         assert engine.idle
 
@@ -1022,3 +1032,65 @@ def test_the_nucleus_of_each_row_is_its_own():
             found = law.of(torch.full((3, 5), token))[b]
             torch.testing.assert_close(found, expected[:, token])
     assert torch.equal(law.logits[1], logits[1])  # to the bit, whatever its neighbours ask for
+
+
+def test_an_engine_that_was_interrupted_serves_again(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    """Also with Ctrl-C in the middle, and with more rows than were submitted by then."""
+    sampler, tokens = SpeculativeSampler(ternary, window=ConstantWindow(2)), torch.full((9, 6), 3)
+    engine = Engine(ternary, 2)
+    monkeypatch.setattr(host, "PORTION", 4)
+    advance, calls = engine._advance, []
+
+    def interrupted() -> bool:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return advance()
+
+    monkeypatch.setattr(engine, "_advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.sample(sampler, tokens, 5)
+    assert engine.idle
+    assert same(engine.sample(sampler, tokens, 5), sampler.sample(tokens, 5))
+
+
+def test_rows_may_be_submitted_by_a_generator_that_yields_nothing(ternary: SSMD):
+    sampler, engine = SpeculativeSampler(ternary), Engine(ternary, 1)
+
+    def more() -> Iterator[None]:
+        for seed in range(4):
+            engine.submit(sampler, torch.full((1, 6), 3), seed)
+            yield
+
+    assert sum(len(rows.index) for rows in engine.results(more())) == 4
+
+
+def test_a_rule_of_ones_own_need_not_be_hashable(ternary: SSMD):
+    @dataclass
+    class Mine:
+        marks: list[int] = field(default_factory=list)
+        fixed: ClassVar[bool] = False
+
+        def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
+            return (u + u_row) % 1
+
+    sampler, tokens = SpeculativeSampler(ternary, Mine(), ConstantWindow(2)), torch.full((3, 6), 3)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(sampler.order)
+    assert same(Engine(ternary, 2).sample(sampler, tokens, 1), sampler.sample(tokens, 1))
+
+
+def test_an_embedding_that_is_tied_to_a_matrix_is_not_lowered():
+    model = make_toy().float()
+    trunk = model.trunk
+    assert isinstance(trunk, Trunk)
+    tied = nn.Linear(8, 4, bias=False)
+    tied.weight = trunk.embedding.weight
+    trunk.add_module("tied", tied)
+    low = copied(model, bfloat16=True).trunk
+    assert isinstance(low, Trunk)
+    assert low.embedding.weight.dtype == torch.float32
+    assert low.get_parameter("tied.weight").dtype == torch.bfloat16
+    assert trunk.get_parameter("tied.weight") is trunk.embedding.weight

@@ -118,3 +118,9 @@ def test_bad_cuts_are_named(cuts: tuple[int, ...]):
 def test_bad_steps_are_named():
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
         optimal_cuts(profile_losses(np.ones(3)), 0)
+
+
+def test_a_token_outside_the_nucleus_is_no_perfect_knowledge(ternary: SSMD):
+    tokens = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])
+    with pytest.raises(ValueError, match="`tokens` must be possible for every draft"):
+        draft_nats(ternary, tokens, top_p=0.2)

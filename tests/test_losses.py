@@ -22,8 +22,7 @@ def batch() -> dict[str, Any]:
     pad = torch.arange(6) >= lengths.unsqueeze(1)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, (7, 6), generator=generator).masked_fill(pad, -100)
-    window = torch.ones_like(lengths)
-    order = initial_order(UniformOrder(), ~pad, pad, window, row_seeds(0, 7))
+    order = initial_order(UniformOrder(), ~pad, pad, row_seeds(0, 7))
     revealed = torch.tensor([0, 1, 2, 4, 5, 3, 6])  # one masked place in rows 2 and 4, none in 6
     return {"tokens": tokens, "order": order, "revealed": revealed, "pad": pad}
 

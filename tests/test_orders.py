@@ -22,10 +22,14 @@ MIXED = Puzzle("?12?.??0.?")
 
 
 def drawn(rule: Order, puzzle: Puzzle, rows: int, window: int = 2, seed: int = 0) -> Tensor:
-    """(rows, L) σ before the first pass."""
-    masked = (puzzle.tokens == puzzle.vocab).repeat(rows, 1)
-    widths = torch.full((rows,), window)
-    return initial_order(rule, masked, puzzle.pad.repeat(rows, 1), widths, row_seeds(seed, rows))
+    """(rows, L) σ of the first pass."""
+    masked, pad = (puzzle.tokens == puzzle.vocab).repeat(rows, 1), puzzle.pad.repeat(rows, 1)
+    seeds, none = row_seeds(seed, rows), torch.zeros(rows, dtype=torch.int64)
+    order = initial_order(rule, masked, pad, seeds)
+    if rule.fixed:
+        return order
+    end = (~pad).sum(1)
+    return rearranged(rule, order, end - masked.sum(1), end, none + window, seeds, none)
 
 
 def fair(cells: Counter, expected: int) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
+from selfspec.orders import UniformOrder
 from selfspec.sampling import (
     CapRemasking,
     ConfidenceRemasking,
@@ -32,10 +33,12 @@ from selfspec.sampling import (
     RescaleRemasking,
     Sampler,
     SelfVerifiedSampler,
+    SpeculativeSampler,
     StarShapedSampler,
 )
 from selfspec.sampling.remdm import ReMDMState
 from selfspec.schedules import ConstantWindow, CosineSchedule
+from selfspec.selection import ranks
 
 ROWS = 4000
 MASKED = Puzzle("??????")
@@ -213,3 +216,39 @@ def test_the_passes_of_a_dilated_schedule(n: int, block: int, base: int, sizes: 
         counts.append(int(table[i]))
         i += counts[-1]
     assert counts == sizes
+
+
+@pytest.mark.parametrize("eta", [0, 1, 2])
+def test_what_falls_out_of_the_nucleus_leaves_no_mask_behind_a_prompt(rugged: SSMD, eta: float):
+    """Its score is -inf, which is not to be that of what may not be chosen."""
+    tokens = blank(200).clone()
+    tokens[:, :2] = 0
+    out = PathPlanningSampler(rugged, 3, eta, top_p=0.4).sample(tokens, 0)
+    assert (out.tokens < 3).all()
+    score = torch.tensor([[0.0, -torch.inf, -1.0, torch.nan]], dtype=torch.float64)
+    among = torch.tensor([[False, True, True, True]])
+    assert ranks(score, among).tolist() == [[3, 1, 0, 2]]
+
+
+def test_what_is_masked_again_does_not_stand(rugged: SSMD):
+    out = ReMDMSampler(rugged, CapRemasking(0.5), 6).sample(blank(50), 0)
+    assert (out.accepted == 6).all()
+    assert (out.drafted > 6).any()
+    dual = DualDiffusionSampler(rugged, DivergenceDoubt(0), 3).sample(blank(50), 0)
+    assert (dual.accepted == 6).all()
+    assert (dual.drafted > 6).any()
+
+
+class Beyond(UniformOrder):
+    """A rule that breaks the bounds of its keys."""
+
+    def keys(self, masked: Tensor, window: Tensor, u: Tensor, u_row: Tensor) -> Tensor:
+        return torch.arange(masked.shape[1], dtype=torch.float64).expand_as(u)
+
+
+def test_a_rule_whose_keys_are_out_of_bounds_is_noticed(rugged: SSMD):
+    tokens, pad = blank(3), torch.zeros(3, 6, dtype=torch.bool)
+    pad[:, 0] = True
+    sampler = SpeculativeSampler(rugged, Beyond())
+    with pytest.raises(ValueError, match=r"`order` keys in \[0, 1\), got a position that stays"):
+        sampler.sample(tokens, 0, pad)

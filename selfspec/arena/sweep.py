@@ -348,7 +348,9 @@ class Sweep:
 
 def _file_name(setting: Setting, identity: Mapping[str, Any]) -> str:
     """The same for all runs that would give the same numbers."""
-    key = [setting.sampler, setting.order, dict(setting.settings), identity]
+    given = {name: getattr(setting.run, name, 1) for name in ("temperature", "top_p")}
+    given = {name: value for name, value in given.items() if value != 1}
+    key = [setting.sampler, setting.order, {**given, **setting.settings}, identity]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return re.sub(r"[^a-z0-9.=]+", "-", setting.label.lower()).strip("-") + "-" + digest
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from selfspec.engine.state import Rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
-from selfspec.sampling.base import NOT_NUMBERS
+from selfspec.sampling.base import check_filled
 
 __all__ = ["Finished", "as_samples", "packed", "unpacked"]
 
@@ -53,7 +53,7 @@ def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor |
     """Finished rows of one call, in the order of their requests, on the device of `tokens`.
 
     Raises:
-        ValueError: the model's logits were NaN.
+        ValueError: a position stays masked, as where the model's logits were NaN.
     """
     order = torch.cat([rows.index for rows in parts]).argsort()
     names = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
@@ -63,8 +63,7 @@ def as_samples(model: SSMD, parts: list[Finished], tokens: Tensor, pad: Tensor |
     }
     drawn = columns["tokens"][:, : tokens.shape[1]]
     pad = torch.zeros_like(drawn, dtype=torch.bool) if pad is None else pad.to(tokens.device)
-    if bool(((drawn == model.mask_id) & ~pad).any()):
-        raise ValueError(NOT_NUMBERS)
+    check_filled(model, drawn, pad)
     columns |= {"tokens": torch.where(pad, tokens, drawn), "pad": pad}
     blocks: dict[str, Any] = {
         "trunk_blocks": model.num_trunk_blocks,

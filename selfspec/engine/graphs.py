@@ -87,7 +87,7 @@ class Steps:
         memory = next(iter(self._recorded.values())).pool() if self._recorded else None
         stream = torch.cuda.current_stream()
         try:
-            with self._settings(), torch.cuda.graph(graph, pool=memory, stream=stream):
+            with self._settings(), torch.cuda.graph(graph, memory, stream, "thread_local"):
                 self._step(variant)(self.pool)
         except torch.OutOfMemoryError:
             raise
@@ -160,7 +160,9 @@ def copied(model: SSMD, bfloat16: bool) -> SSMD:
     made = copy.deepcopy(model)
     for module in made.modules():
         if bfloat16 and isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
+            low = {name: p.to(torch.bfloat16) for name, p in module.named_parameters(recurse=False)}
+            for name, value in low.items():  # new ones: an embedding may be tied to the old
+                setattr(module, name, nn.Parameter(value))
     if bfloat16 and isinstance(made.trunk, Trunk):  # once, not in every pass
         last = made.trunk.unembedding
         last.weight = nn.Parameter(aligned(last.weight))

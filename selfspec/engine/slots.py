@@ -39,6 +39,8 @@ AHEAD = 4
 PORTION = 64
 """Rows that are laid out at once, or as many as there are slots."""
 WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128)
+END = object()
+"""Of what submits further rows."""
 log = logging.getLogger("selfspec.engine")
 
 
@@ -110,7 +112,10 @@ class Engine:
         # Its memory goes to nobody before the last pass has run, and any caller may use it.
         with on(self.stream), torch.inference_mode(False):
             self.pool = Pool(self.size, slots, length, self.device)
-        used = copied(model, bfloat16) if bfloat16 or compile else model
+        # Graphs know weights by their place in memory, which the caller's may leave.
+        used = copied(model, bfloat16) if cuda or bfloat16 or compile else model
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
         graphs = cuda if graphs is None else graphs
         self.steps = Steps(used, self.pool, compile, graphs and cuda, bfloat16)
         self._waiting: deque[Waiting] = deque()
@@ -268,18 +273,31 @@ class Engine:
         portions = zip(*(x.split(at_once) for x in near), strict=True)
         submitted = (self._queue(sampler, *rows) for rows in portions)
         self._follow_caller()
-        next(submitted)  # raises what there is to raise
-        more = submitted if len(tokens) > at_once else None
         found = []
-        with tracked(total=len(tokens), unit="row", progress=progress, leave=False) as bar:
-            for rows in self.results(more):
-                found.append(rows)
-                bar.update(len(rows.index))
-        return self._spared(as_samples, self.model, found, tokens, pad)
+        try:
+            next(submitted)
+            more = submitted if len(tokens) > at_once else None
+            with tracked(total=len(tokens), unit="row", progress=progress, leave=False) as bar:
+                for rows in self.results(more):
+                    found.append(rows)
+                    bar.update(len(rows.index))
+            return self._spared(as_samples, self.model, found, tokens, pad)
+        except BaseException:  # also Ctrl-C: nobody will fetch what is in hand
+            self.reset()
+            raise
+
+    def reset(self) -> None:
+        """Give up all requests, wherever they are; they have no results."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        for held in (self._waiting, self._polls, self._parcels, self._cancelled):
+            held.clear()
+        self._more = None
+        with on(self.stream):
+            self._clear()
 
     def _ask_for_more(self) -> None:
-        wanted = self._more is not None and self.waiting < self.slots
-        if wanted and next(self._more, None) is None:  # type: ignore[arg-type]
+        if self._more is not None and self.waiting < self.slots and next(self._more, END) is END:
             self._more = None
 
     def _upload(self) -> None:
@@ -330,10 +348,10 @@ class Engine:
         return True
 
     def _present(self) -> Variant:
-        """The variant of the coming pass: windows in a few sizes on CUDA, else as they are."""
+        """The variant of the coming pass: windows in a few sizes where it is kept."""
         if self.fixed is not None:
             return self.fixed
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" or self.steps.compile:
             return replace(self._variant, width=_rounded_up(self._variant.width, self.length))
         return replace(self._variant, width=self.pool.shrink())
 

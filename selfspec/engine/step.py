@@ -44,9 +44,12 @@ OVERHEAD = {"cpu": 1 << 20, "cuda": 1 << 25}
 """What a block costs beside its logits, in logits; by estimates from timings of whole passes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variant:
-    """What a step is made for; it serves every row that needs no more."""
+    """What a step is made for; it serves every row that needs no more.
+
+    Two with the same rule, the very same, and equal numbers are equal.
+    """
 
     width: int = 1
     """W, at least the window of every row."""
@@ -58,6 +61,17 @@ class Variant:
     """Whether a row has `top_p` below 1."""
     rule: Order | None = None
     """The order that is drawn anew before every pass, for the rows that ask for it."""
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """Rules need not be hashable, nor comparable."""
+        return self.width, self.rounds, self.padded, self.nucleus, id(self.rule)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Variant) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     @classmethod
     def of(cls, rows: Rows, rule: Order | None) -> "Variant":

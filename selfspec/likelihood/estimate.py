@@ -65,7 +65,7 @@ def estimate_log_likelihood(
     observed, seeds = mask_of("observed", observed, tokens) & ~pad, seeds_of(seeds, tokens)
     first, end = observed.sum(1), (~pad).sum(1)
     tables = torch.from_numpy(stacked_tables(window, (end - first).tolist())).to(tokens.device)
-    sigma = initial_order(order, ~(pad | observed), pad, tables[:, 0], seeds)
+    sigma = initial_order(order, ~(pad | observed), pad, seeds)
     revealed, total = first, torch.zeros_like(end, dtype=torch.float64)
     places = torch.arange(tokens.shape[1], device=tokens.device)
     for pass_index in range(tokens.shape[1]):

@@ -142,8 +142,7 @@ def one_pass_score(
     The joint distribution of the target given the observed tokens. It is exactly that of one trunk
     pass with an unbounded window and at least as many rounds as tokens, and not that of the sampler
     at other settings. For a model without head the draft is used instead of the target. Arguments
-    and errors as in
-    `log_likelihood`.
+    and errors as in `log_likelihood`.
     """
     pad = mask_of("pad", pad, tokens)
     check_tokens(model, tokens, pad, False, mask_of("observed", observed, tokens))

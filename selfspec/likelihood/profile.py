@@ -42,7 +42,7 @@ def draft_nats(
 
     Raises:
         ValueError: a rule that is re-chosen between passes, rows with more observed tokens than
-            others, or as `scores`.
+            others, a token that `top_p` leaves no probability, or as `scores`.
     """
     observed = mask_of("observed", observed, tokens)
     check_tokens(model, tokens, torch.zeros_like(observed), False, observed)
@@ -53,7 +53,10 @@ def draft_nats(
     trunk = SSMD(model.trunk)  # the targets are not needed
     draft = scores(trunk, tokens, sigma, first, **options).draft.mean(0).cpu().numpy()
     draft = draft[counts[0] :, counts[0] :]
-    return np.triu(-np.where(np.isfinite(draft), draft, 0.0))
+    nats = np.triu(-draft)
+    if not np.isfinite(nats).all():
+        raise ValueError("`tokens` must be possible for every draft, got one outside the nucleus")
+    return nats
 
 
 def information_profile(

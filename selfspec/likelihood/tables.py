@@ -66,8 +66,7 @@ def draw_order(
         )
     pad = mask_of("pad", pad, tokens)
     observed = mask_of("observed", observed, tokens) & ~pad
-    window = torch.ones_like(tokens[:, 0])
-    order = initial_order(rule, ~(pad | observed), pad, window, seeds_of(seeds, tokens))
+    order = initial_order(rule, ~(pad | observed), pad, seeds_of(seeds, tokens))
     return order, observed.sum(1)
 
 

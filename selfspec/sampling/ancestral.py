@@ -33,5 +33,6 @@ class AncestralSampler(FixedCountSampler):
         masked = torch.from_numpy(self.schedule.masked(times)).flip(0).to(u.device)
         # A place is revealed in the first step whose masked share is below its u.
         step = self.steps - torch.searchsorted(masked, u)
-        step = step.masked_fill(places >= to_generate.unsqueeze(1), self.steps + 1).sort(1).values
-        return torch.searchsorted(step, step, right=True) - places
+        behind = places >= to_generate.unsqueeze(1)
+        step = step.masked_fill(behind, self.steps + 1).sort(1).values
+        return (torch.searchsorted(step, step, right=True) - places).masked_fill(behind, 1)

@@ -28,9 +28,11 @@ from selfspec.progress import tracked
 from selfspec.schedules import Window, stacked_tables
 from selfspec.selection import DraftOrder, DraftWindow
 
-__all__ = ["NOT_NUMBERS", "Sampler", "State"]
+__all__ = ["Sampler", "State", "check_filled"]
 
 NOT_NUMBERS = "`model` must give logits that are numbers, got NaN"
+LEFT_MASKED = ("`model` must give logits that are numbers, and `order` keys in [0, 1), got a "
+               "position that stays masked")  # fmt: skip
 
 Rows = TypeVar("Rows", bound="State")
 
@@ -159,6 +161,7 @@ class Sampler(ABC):
                 bar.update(int((active.revealed - before).sum()))
                 if watch is not None:
                     watch(state.tokens)
+        check_filled(self.model, state.tokens, state.pad)
         return Samples(
             tokens=torch.where(state.pad, tokens, state.tokens),
             trunk_passes=state.trunk_passes,
@@ -181,7 +184,7 @@ class Sampler(ABC):
         return State(
             tokens=tokens.masked_fill(pad, 0),  # what stands there need not be in the vocabulary
             pad=pad.clone(),
-            order=initial_order(self.order, masked, pad, windows[:, 0], seeds),
+            order=initial_order(self.order, masked, pad, seeds),
             seeds=seeds.clone(),
             index=torch.arange(len(tokens), device=tokens.device),
             observed=observed,
@@ -234,6 +237,12 @@ class Sampler(ABC):
         """(B, max N + 1) window of each row after 0, 1, … generated tokens, padded with 1."""
         tables = stacked_tables(self.window, to_generate.tolist())
         return torch.from_numpy(tables).to(to_generate.device)
+
+
+def check_filled(model: SSMD, tokens: Tensor, pad: Tensor) -> None:
+    """Raises a `ValueError` if (B, L) tokens have a mask left where there is no pad."""
+    if bool(((tokens == model.mask_id) & ~pad).any()):
+        raise ValueError(LEFT_MASKED)
 
 
 def window_places(state: State, sizes: Tensor) -> tuple[Tensor, Tensor]:

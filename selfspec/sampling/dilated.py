@@ -64,7 +64,7 @@ class _Dilated:
 
     def passes(self, n: int) -> np.ndarray:
         """The pass of each of n places."""
-        return dilated_passes(n, self.block, self.base)
+        return dilated_passes(n, self.block, self.base).copy()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from selfspec.checks import whole
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
 from selfspec.ops import take, take_along
-from selfspec.orders import Order
+from selfspec.orders import Order, as_order
 from selfspec.sampling.base import State
 from selfspec.sampling.sets import Outcome, SetSampler, largest
 from selfspec.sampling.stale_cache import check_keeps, draw_stale
@@ -113,10 +113,10 @@ class DualDiffusionSampler(SetSampler):
         check_keeps(model)
         super().__init__(model, None, temperature, top_p)
         whole("drafts", drafts, least=1)
-        if order is not None and not order.fixed:
+        if not as_order(order).fixed:
             raise ValueError(f"`order` must be fixed in advance, got {type(order).__name__}")
         self.doubt = doubt if doubt is not None else DivergenceDoubt()
-        self.drafts, self.order = drafts, order or self.order
+        self.drafts, self.order = drafts, as_order(order)
 
     def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> DualState:
         """Nothing waits; an account of shares."""
@@ -143,9 +143,9 @@ class DualDiffusionSampler(SetSampler):
         )
         least = largest(-excess, state.waiting, torch.ones_like(state.end))
         stands = state.waiting & ((excess <= 0) | least)
-        known = torch.where(stands, state.guess, state.tokens)
+        known, judged_here = torch.where(stands, state.guess, state.tokens), state.waiting
         self.draft(state, known, memories)
-        return Outcome(known, stands)
+        return Outcome(known, stands, judged=judged_here)
 
     def draft(self, state: DualState, known: Tensor, memories: object) -> None:
         """Drafts for the next pass, at the next masked places of σ."""

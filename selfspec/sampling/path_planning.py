@@ -58,7 +58,9 @@ class PathPlanningSampler(RemaskingSampler):
         masked = self.masked(state)
         logp = self.forward(state, state.tokens)
         whole = torch.where(masked, self.drawn(state, logp), state.tokens)
-        score = take(logp, whole) * torch.where(masked, 1.0, self.eta)
+        # Outside the nucleus the worst, but for η = 0, by which no known token is judged.
+        likely = take(logp, whole).clamp(min=torch.finfo(logp.dtype).min)
+        score = likely * torch.where(masked, 1.0, self.eta)
         n = (state.end - state.observed).unsqueeze(1)
         hidden = (n * at_step(self.share, state) + 1e-9).floor().long().squeeze(1)
         stays = largest(score, ~state.given, n.squeeze(1) - hidden)

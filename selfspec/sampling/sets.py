@@ -35,6 +35,8 @@ class Outcome(NamedTuple):
     """(B, L) bool, masked positions that are known from now on."""
     remasked: Tensor | None = None
     """(B, L) bool, known positions that are masked from now on."""
+    judged: Tensor | None = None
+    """(B, L) bool, the masked positions whose drafts were judged; those revealed by default."""
 
 
 class SetSampler(Sampler):
@@ -100,22 +102,24 @@ class SetSampler(Sampler):
     def step(self, state: State, trace: Trace | None) -> None:
         """Apply the outcome of `move`."""
         before = state.trunk_passes
-        tokens, revealed, remasked = self.move(state)
+        tokens, revealed, remasked, judged = self.move(state)
+        stands = revealed.sum(1)
         state.tokens = torch.where(revealed, tokens, state.tokens)
         if remasked is not None:
             state.tokens = state.tokens.masked_fill(remasked, self.model.mask_id)
-        state.drafted = state.drafted + revealed.sum(1)
-        state.accepted = state.drafted.clone()
+            stands = stands - remasked.sum(1)
+        state.drafted = state.drafted + (revealed if judged is None else judged).sum(1)
+        state.accepted = state.accepted + stands
         state.revealed = state.end - self.masked(state).sum(1)
         if trace is None:
             return
         passes = (state.trunk_passes - before).tolist()
         for row, index in enumerate(state.index.tolist()):
             positions = revealed[row].nonzero().flatten().tolist()
-            stands = tokens[row][revealed[row]].tolist()
+            drawn = tokens[row][revealed[row]].tolist()
             again = [] if remasked is None else remasked[row].nonzero().flatten().tolist()
-            pairs = list(zip(positions, stands, strict=True))
-            trace[index].append(Pass(positions, stands, [], pairs, again, passes[row]))
+            pairs = list(zip(positions, drawn, strict=True))
+            trace[index].append(Pass(positions, drawn, [], pairs, again, passes[row]))
 
 
 @dataclass

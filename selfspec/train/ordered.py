@@ -122,11 +122,12 @@ def _order_at(
 ) -> Tensor:
     """σ before the pass that begins at `revealed`, (B, L), after at most so many passes."""
     known = end - masked.sum(1)
-    order = initial_order(rule, masked, pad, window(known), seeds)
-    for index in range(1, passes + 1):
-        known = torch.minimum(known + window(known), revealed)
-        index = torch.full_like(seeds, index)
-        order = rearranged(rule, order, known, end, window(known), seeds, index)
+    order = initial_order(rule, masked, pad, seeds)
+    for index in range(0 if rule.fixed else passes + 1):
+        if index:
+            known = torch.minimum(known + window(known), revealed)
+        passed = torch.full_like(seeds, index)
+        order = rearranged(rule, order, known, end, window(known), seeds, passed)
     return order
 
 
