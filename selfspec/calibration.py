@@ -229,7 +229,8 @@ def by_quality(table: Sequence[Point], quality: Quality) -> Point:
 def describe(sampler: Sampler) -> dict[str, Any]:
     """The settings of a sampler in JSON types; `Point.from_row` reads those that it knows."""
     if isinstance(sampler, SpeculativeSampler):
-        window = {"kind": _name(sampler.window, WINDOWS), **vars(sampler.window)}
+        parts = {name: _plain(value) for name, value in vars(sampler.window).items()}
+        window = {"kind": _name(sampler.window, WINDOWS), **parts}
         settings = {"window": window, "rounds": sampler.rounds}
     elif isinstance(sampler, FixedCountSampler):
         settings = {"schedule": _name(sampler.schedule, SCHEDULES), "steps": sampler.steps}
@@ -238,6 +239,11 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     kind, order = _name(sampler, SAMPLERS), type(sampler.order).__name__
     order = next((name for name, rule in ORDERS.items() if same_rule(rule(), sampler.order)), order)
     return {"sampler": kind, "order": order, **settings}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; of what it does not have, such as a schedule, the name of its kind."""
+    return value if isinstance(value, (int, float, str, tuple)) else type(value).__name__
 
 
 def store(checkpoint: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
