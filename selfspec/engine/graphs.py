@@ -87,7 +87,10 @@ class Steps:
         memory = next(iter(self._recorded.values())).pool() if self._recorded else None
         stream = torch.cuda.current_stream()
         try:
-            with self._settings(), torch.cuda.graph(graph, memory, stream, "thread_local"):
+            with (
+                self._settings(),
+                torch.cuda.graph(graph, memory, stream, capture_error_mode="thread_local"),
+            ):
                 self._step(variant)(self.pool)
         except torch.OutOfMemoryError:
             raise
