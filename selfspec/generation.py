@@ -65,8 +65,8 @@ def generate(
             of the prompt; without a prompt, a length drawn from those of the training data, or the
             model's length if the training data had only one.
         nfe, quality, order, window, rounds: the budget or the settings, see `calibration.choose`.
-        sampler: draws the samples instead; then the five arguments before, `temperature` and
-            `top_p` must not be given.
+        sampler: draws the samples instead, of this `model`; then the five arguments before,
+            `temperature` and `top_p` must not be given.
         temperature, top_p: applied to draft and target alike; 1 and 1 sample from the model itself.
         seed: of the run; row r depends on (seed, r) alone, not on `num` or `batch_size` (up to
             the rounding of float32, which may differ from one batch shape to another).
@@ -92,9 +92,11 @@ def generate(
         sampler = calibration.choose(model, *knobs, temperature, top_p)
     elif not isinstance(sampler, Sampler):
         raise ValueError(f"`sampler` must be a Sampler, got {sampler!r}")
-    elif any(knob is not None for knob in knobs):
+    elif sampler.model is not model:
+        raise ValueError("`sampler` must be one of `model`, got another model's")
+    elif any(knob is not None for knob in knobs) or (temperature, top_p) != (1.0, 1.0):
         raise ValueError("`sampler` brings its own settings: leave `nfe`, `quality`, `order`, "
-                         "`window` and `rounds` out")  # fmt: skip
+                         "`window`, `rounds`, `temperature` and `top_p` out")  # fmt: skip
     if not isinstance(engine, Engine) and engine not in (None, "reference"):
         raise ValueError(f'`engine` must be an Engine, "reference" or None, got {engine!r}')
     texts = prompts.as_texts(prompt)

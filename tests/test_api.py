@@ -252,3 +252,14 @@ def test_the_public_function_is_found_after_its_namesake_package():
 def test_the_version_is_that_of_the_project():
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert f'\nversion = "{ss.__version__}"\n' in project
+
+
+def test_a_sampler_is_of_the_model_and_brings_its_own_temperature():
+    model, other = tiny.model(), tiny.model(seed=1)
+    sampler = ss.FixedCountSampler(model, steps=2)
+    with pytest.raises(ValueError, match="`sampler` brings its own settings"):
+        ss.generate(model, sampler=sampler, temperature=0.5)
+    with pytest.raises(ValueError, match="`sampler` brings its own settings"):
+        ss.generate(model, sampler=sampler, top_p=0.5)
+    with pytest.raises(ValueError, match="`sampler` must be one of `model`, got another model's"):
+        ss.generate(other, sampler=sampler)

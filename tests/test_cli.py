@@ -1032,3 +1032,24 @@ def test_all_but_the_command_line_does_without_tyro(tmp_path: Path):
     )
     done = python("-c", code)
     assert done.stdout == "True True True\n", done.stderr
+
+
+def test_score_reads_utf8_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\udcff"))  # as other bytes are read in
+    assert main(["score", "-", "--normalise"]) == 2
+    assert "`file` must be text in UTF-8, got -" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["score", "-"]) == 2
+    assert "got a closed standard input" in capsys.readouterr().err
+
+
+def test_a_folder_of_shards_knows_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["sample", "--checkpoint", str(tmp_path / "model"), "--window", "3", "--rounds",
+                 "1", "--length", "3", "--out", str(tmp_path / "out")]  # fmt: skip
+    checkpoint.save(tiny.model(), tmp_path / "model")
+    assert main(arguments) == 0
+    checkpoint.save(tiny.model(seed=1), tmp_path / "model")
+    assert main(arguments) == 2
+    assert "`weights` must be" in capsys.readouterr().err

@@ -122,6 +122,12 @@ def test_by_default_a_run_has_several_shards(sampler: SpeculativeSampler, tmp_pa
         draw_shards(Engine(sampler.model, 8), sampler, tmp_path / "none", 0)
 
 
+def test_what_is_no_run_is_named(sampler: SpeculativeSampler, tmp_path: Path):
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run.json: must be a JSON object, got \[\]"):
+        run(sampler, tmp_path)
+
+
 def test_rows_are_those_of_generate(ternary: SSMD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = copy.deepcopy(ternary)
     model.lengths = Lengths.of([1, 2, 2, 3, 4], 4)

@@ -79,6 +79,7 @@ def draw_to_folder(
     """Draw shards of tokens, by as many processes as there are."""
     from selfspec.calibration import describe
     from selfspec.engine import Engine, draw_shards, unsupported
+    from selfspec.weights import fingerprint
 
     sampler = sampling.sampler(model)
     if reason := unsupported(sampler):
@@ -87,8 +88,13 @@ def draw_to_folder(
     slots = max(1, min(num, 256 if cuda else 64))
     framed = None if length is None else length + sum(map(len, model.frame))
     engine = Engine(model, slots, framed, compile=cuda)
-    about = {"checkpoint": checkpoint, "sampler": describe(sampler),
-             "temperature": sampler.temperature, "top_p": sampler.top_p}  # fmt: skip
+    about = {
+        "checkpoint": checkpoint,
+        "weights": fingerprint(model.parameters()),
+        "sampler": describe(sampler),
+        "temperature": sampler.temperature,
+        "top_p": sampler.top_p,
+    }
     rank, world = (int(os.environ.get(name, default)) for name, default in
                    (("RANK", 0), ("WORLD_SIZE", 1)))  # fmt: skip
     start = time.perf_counter()

@@ -91,7 +91,7 @@ def read(file: str, normalise: bool) -> str:
 
     try:
         lines = (line for _, line in read_lines(Path(file)))
-        text = sys.stdin.read() if file == "-" else b"".join(lines).decode().replace("\r\n", "\n")
+        text = piped() if file == "-" else b"".join(lines).decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"`file` must be text in UTF-8, got {file} ({error})") from error
     if normalise:
@@ -102,6 +102,13 @@ def read(file: str, normalise: bool) -> str:
     if not text:
         raise ValueError(f"`file` must hold at least one character, got an empty {file}")
     return text
+
+
+def piped() -> str:
+    """All of standard input."""
+    if sys.stdin is None:  # it was closed before the start
+        raise ValueError("`file` must be one that is there, got a closed standard input")
+    return sys.stdin.read().encode("utf-8", "surrogateescape").decode()  # strictly, this time
 
 
 def per_character(report: dict[str, Any], characters: int | None) -> dict[str, Any]:

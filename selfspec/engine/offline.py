@@ -158,10 +158,15 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 def _about(folder: Path) -> dict[str, Any] | None:
     path = folder / "run.json"
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        about = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: must be a JSON object, got {about!r}")
+    return about
 
 
 def _path(folder: Path, number: int) -> Path:

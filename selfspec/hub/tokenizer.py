@@ -48,8 +48,9 @@ class HubTokenizer:
         """Ids of `text`; `mask_char` becomes the mask token.
 
         Raises:
-            ValueError: a character that a tokenizer of characters does not know, or an empty
-                `mask_char`.
+            ValueError: a character that a tokenizer of characters does not know, an empty
+                `mask_char`, or a prompt (with a `mask_char`) of which a part is unknown to any
+                other tokenizer: it would not stay as it is.
         """
         if mask_char == "":
             raise ValueError("`mask_char` must be at least one character, got none")
@@ -58,9 +59,10 @@ class HubTokenizer:
             rows = [self._characters(piece) for piece in pieces]
         elif len(pieces) > 1 and self.inner.mask_token_id == self.mask_id:
             # In one go: what a tokenizer makes of a word depends on what stands beside it.
-            return self._encode(self.inner.mask_token.join(pieces))
+            return self._known(self._encode(self.inner.mask_token.join(pieces)))
         else:
             rows = [self._encode(piece) for piece in pieces]
+            rows = rows if mask_char is None else [self._known(row) for row in rows]
         mask = np.array([self.mask_id], dtype=np.int64)
         return np.concatenate([x for row in rows for x in (row, mask)][:-1])
 
@@ -106,6 +108,13 @@ class HubTokenizer:
     def _encode(self, text: str) -> npt.NDArray[np.int64]:
         ids = self.inner(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.array(ids, dtype=np.int64)
+
+    def _known(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The ids, none of which stands for what is unknown."""
+        if self.inner.unk_token_id in ids.tolist():
+            tokens = " ".join(self.inner.convert_ids_to_tokens(ids.tolist()))
+            raise ValueError(f"`text` must be known to the model's tokenizer, got {tokens}")
+        return ids
 
     def _characters(self, text: str) -> npt.NDArray[np.int64]:
         assert self._ids is not None

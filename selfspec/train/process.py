@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ def interrupts() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield caught
