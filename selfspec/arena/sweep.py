@@ -215,7 +215,7 @@ class Sweep:
             "seconds": seconds,
             "engine": engine,
             "model": self.name,
-            "commit": commit(),
+            "commit": self._commit,
         }
         return self._result(arrays, account)
 
@@ -322,6 +322,11 @@ class Sweep:
     @property
     def _autocast(self) -> bool:
         return torch.device(self.device).type == "cuda" if self.autocast is None else self.autocast
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """Asked once: the code that runs is that of the start."""
+        return commit()
 
     @cached_property
     def _identity(self) -> dict[str, Any]:

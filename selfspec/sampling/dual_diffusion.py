@@ -113,10 +113,11 @@ class DualDiffusionSampler(SetSampler):
         check_keeps(model)
         super().__init__(model, None, temperature, top_p)
         whole("drafts", drafts, least=1)
-        if not as_order(order).fixed:
+        self.order = as_order(order)
+        if not self.order.fixed:
             raise ValueError(f"`order` must be fixed in advance, got {type(order).__name__}")
         self.doubt = doubt if doubt is not None else DivergenceDoubt()
-        self.drafts, self.order = drafts, as_order(order)
+        self.drafts = drafts
 
     def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> DualState:
         """Nothing waits; an account of shares."""
@@ -138,14 +139,14 @@ class DualDiffusionSampler(SetSampler):
         pad = state.pad if bool(state.pad.any()) else None
         judged = self.log_probs(self.model.draft(self.model.trunk(whole, pad, memories)))
         state.trunk_passes = state.trunk_passes + 1
-        excess = self.doubt(judged, state.source, state.guess).clamp(
-            max=torch.finfo(judged.dtype).max
-        )
+        excess = self.doubt(judged, state.source, state.guess)
         least = largest(-excess, state.waiting, torch.ones_like(state.end))
         stands = state.waiting & ((excess <= 0) | least)
-        known, judged_here = torch.where(stands, state.guess, state.tokens), state.waiting
-        self.draft(state, known, memories)
-        return Outcome(known, stands, judged=judged_here)
+        outcome = Outcome(
+            torch.where(stands, state.guess, state.tokens), stands, judged=state.waiting
+        )
+        self.draft(state, outcome.tokens, memories)  # other places wait then
+        return outcome
 
     def draft(self, state: DualState, known: Tensor, memories: object) -> None:
         """Drafts for the next pass, at the next masked places of σ."""
