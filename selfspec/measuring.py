@@ -33,6 +33,7 @@ Row = dict[str, Any]
 
 SWEEP: tuple[tuple[int, CosineWindow | LinearWindow], ...] = (
     (6, CosineWindow(0.16)),
+    (3, LinearWindow(0.125)),
     (2, LinearWindow(0.09)),
     (4, CosineWindow(0.083)),
     (1, LinearWindow(0.06)),
