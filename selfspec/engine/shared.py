@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import Any
 
-from selfspec.engine.slots import Engine
+from selfspec.engine.engine import Engine
 from selfspec.model import SSMD
 
 __all__ = ["engine_for"]
