@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -28,6 +30,8 @@ from selfspec.engine.law import CHUNK, SMALL, SPAN, draw_of, law_of, residual_dr
 from selfspec.engine.state import Pool
 from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.engine.transfer import Sent, to_device
+from selfspec.generation import generate
+from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Trunk
@@ -500,7 +504,8 @@ def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(SSMD, "device", torch.device("cuda"))
-    monkeypatch.setattr(shared, "Engine", lambda *_, **__: SimpleNamespace(idle=True))
+    for name in ("Engine", "Shared"):
+        monkeypatch.setattr(shared, name, lambda *_, **__: SimpleNamespace(idle=True))
     monkeypatch.setattr(shared, "_engines", OrderedDict())
     model = make_toy()
     first = shared.engine_for(model, 5, 6)
@@ -520,6 +525,28 @@ def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
     with torch.inference_mode():
         model = make_toy()
     assert shared.engine_for(model, 5, 6) is not shared.engine_for(model, 5, 6)
+
+
+def test_threads_that_share_an_engine_draw_one_after_another(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    both, met, made, draw_ = threading.Barrier(2), [], set(), Engine.sample
+
+    def observed(engine: Engine, *given: Any) -> Samples:
+        made.add(engine)
+        with suppress(threading.BrokenBarrierError):
+            met.append(both.wait(timeout=0.5))  # idle meanwhile, as it was when it was asked for
+        return draw_(engine, *given)
+
+    expected = [generate(ternary, 4, seed=seed, engine="reference") for seed in range(4)]
+    monkeypatch.setattr(shared, "KEPT_ON", "cpu")
+    monkeypatch.setattr(shared, "_engines", OrderedDict())
+    monkeypatch.setattr(Engine, "sample", observed)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda seed: generate(ternary, 4, seed=seed), range(4)))
+    assert all(map(same, found, expected))
+    assert len(made) == 1
+    assert not met
 
 
 def test_without_a_compiler_passes_run_as_they_are(
