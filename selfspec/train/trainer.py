@@ -35,19 +35,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from selfspec import checkpoint
-from selfspec.cross_entropy import token_nll
-from selfspec.data.tokenizers import of_another
-from selfspec.files import locked
 from selfspec.model import SSMD
-from selfspec.nn.head import CausalHead
-from selfspec.nn.transformer import Block
 from selfspec.train import parallel
+from selfspec.train.blocks import compiled, recomputed
 from selfspec.train.config import TrainConfig, require
 from selfspec.train.ema import EMA
 from selfspec.train.feed import Batches, Feed
 from selfspec.train.objectives import Chance, Objective
 from selfspec.train.optim import Optimisers
-from selfspec.train.process import interrupts
+from selfspec.train.process import held, interrupts
 from selfspec.train.report import Meter, Report, with_bits
 from selfspec.train.state import (
     Stored,
@@ -353,7 +349,7 @@ class Trainer:
         """Within the block the model is as the run wants it: compiled, recomputing."""
         with ExitStack() as stack:
             if self.config.recompute:
-                stack.enter_context(parallel.recomputed(self.model))
+                stack.enter_context(recomputed(self.model))
             if self.config.compile and self.device.type == "cuda":
                 stack.enter_context(compiled(self.model))
             yield
@@ -388,72 +384,9 @@ class Saving(nn.Module):
         save(folder, **about)
 
 
-@contextmanager
-def held(folder: Path | None) -> Iterator[None]:
-    """Holds the folder of a run, which all processes must see; rank 0 has the lock."""
-    rank = parallel.group().rank
-    with ExitStack() as stack:
-        with parallel.together():
-            if folder and rank == 0:
-                stack.enter_context(locked(folder))
-        with parallel.together():
-            if folder and not (folder / "lock").exists():
-                raise ValueError(f"`folder` must be one that all processes see: {folder} is not")
-        yield
-
-
-@contextmanager
-def compiled(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's transformer blocks, its head with inputs and residual, and the
-    unembedding with the cross-entropy are compiled, for shapes that stay the same.
-
-    There are few: one width or, with pads, one a bucket; of trunk and head, with and without
-    gradients.
-    Afterwards they are not compiled: a sampler's batches have another shape at every pass.
-    """
-    parts = [module for module in model.modules() if isinstance(module, Block | CausalHead)]
-    for part in (*parts, token_nll):
-        part.compile(dynamic=False)
-    try:
-        # Beyond the limit blocks would run eagerly; under DDP they would be cut where buckets end.
-        with torch._dynamo.config.patch(recompile_limit=64, optimize_ddp=False):
-            yield
-    finally:
-        for part in (*parts, token_nll):
-            part._compiled_call_impl = None  # `Module.compile` has no inverse
-
-
 def key(*counters: int) -> int:
     """A 63-bit seed that is a function of the counters, each at least 0."""
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def initialise(model: Any, source: Any) -> None:
-    """Copies the weights of a trained model: the trunk, and the head if both have one.
-
-    Args:
-        model: the model to train.
-        source: a model of the same trunk, or the folder of a checkpoint.
-
-    Raises:
-        ValueError: the trunks (or the heads) differ in their parameters, or the tokenizers.
-    """
-    if isinstance(source, str | os.PathLike):
-        source = checkpoint.load(Path(source))
-    if of_another(*(getattr(each, "tokenizer", None) for each in (model, source))):
-        raise ValueError("`source` must have the tokenizer of the data, got another")
-    _copy(model.trunk, source.trunk, "trunk")
-    if getattr(model, "head", None) and getattr(source, "head", None):
-        _copy(model.head, source.head, "head")  # type: ignore[union-attr]
-
-
-def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
-    shapes, others = ({key: weight.shape for key, weight in module.state_dict().items()}
-                      for module in (target, source))  # fmt: skip
-    if odd := sorted(shapes.items() ^ others.items()):
-        raise ValueError(f"`source` must have the model's {name}, got another: "
-                         f"they differ in {odd[0][0]!r}")  # fmt: skip
-    target.load_state_dict(source.state_dict())
 
 
 def _forked_rng(device: torch.device) -> Any:
