@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -20,14 +22,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfspec import inputs
-from selfspec.engine import Engine, Variant, shared, unsupported
-from selfspec.engine import slots as host
+from selfspec.engine import Engine, Variant, flight, intake, shared, unsupported
+from selfspec.engine import engine as host
+from selfspec.engine.flight import pass_bounds
 from selfspec.engine.graphs import copied
 from selfspec.engine.law import CHUNK, SMALL, SPAN, draw_of, law_of, residual_draw
-from selfspec.engine.slots import pass_bounds
 from selfspec.engine.state import Pool
 from selfspec.engine.step import OVERHEAD, cheapest_blocks
 from selfspec.engine.transfer import Sent, to_device
+from selfspec.generation import generate
+from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.nn.transformer import Trunk
@@ -204,15 +208,15 @@ def test_what_is_submitted_meanwhile_is_run_too(ternary: SSMD):
 
 
 def test_further_rows_are_asked_for_when_few_wait(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
+    monkeypatch.setattr("selfspec.engine.engine.PORTION", 2)
     engine, sampler = Engine(ternary, 2, waiting=1), AnyOrderSampler(ternary)
-    tokens, waited, queue = torch.full((9, 6), MASK), [], engine._queue
+    tokens, waited, add = torch.full((9, 6), MASK), [], engine._intake.add
 
     def counted(*rows: Any) -> range:
         waited.append(engine.waiting)
-        return queue(*rows)
+        return add(*rows)
 
-    monkeypatch.setattr(engine, "_queue", counted)
+    monkeypatch.setattr(engine._intake, "add", counted)
     assert same(engine.sample(sampler, tokens, 3), sampler.sample(tokens, 3))
     assert len(waited) == 5
     assert max(waited) < 2
@@ -234,12 +238,12 @@ def test_the_pool_is_on_the_stream_of_the_passes_and_the_caller_on_his_own(
         found["pool"] = streams[-1]
         return Pool(*arguments)
 
-    monkeypatch.setattr("selfspec.engine.slots.on", on)
-    monkeypatch.setattr("selfspec.engine.slots.Pool", made)
+    monkeypatch.setattr("selfspec.engine.engine.on", on)
+    monkeypatch.setattr("selfspec.engine.engine.Pool", made)
     monkeypatch.setattr(Pool, "clear", lambda pool: found.update(clear=streams[-1]))
     engine = Engine(ternary, 2)
     monkeypatch.undo()
-    monkeypatch.setattr("selfspec.engine.slots.on", on)
+    monkeypatch.setattr("selfspec.engine.engine.on", on)
 
     def more() -> Iterator[range]:
         found["more"] = streams[-1]
@@ -259,8 +263,8 @@ def test_passes_that_are_surely_needed_are_launched_where_nothing_else_comes(
         asked.append(rows)
         return pass_bounds(rows)
 
-    monkeypatch.setattr("selfspec.engine.slots.PORTION", 1)
-    monkeypatch.setattr("selfspec.engine.slots.pass_bounds", bounds)
+    monkeypatch.setattr("selfspec.engine.engine.PORTION", 1)
+    monkeypatch.setattr("selfspec.engine.flight.pass_bounds", bounds)
     sampler, tokens = FixedCountSampler(ternary, steps=3), torch.full((rows, 6), MASK)
     assert same(Engine(ternary, 3).sample(sampler, tokens, 1), sampler.sample(tokens, 1))
     assert bool(asked) is alone
@@ -269,7 +273,7 @@ def test_passes_that_are_surely_needed_are_launched_where_nothing_else_comes(
 def test_a_bad_row_of_a_later_portion_is_found_before_the_first_pass(
     ternary: SSMD, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
+    monkeypatch.setattr("selfspec.engine.engine.PORTION", 2)
     engine, tokens = Engine(ternary, 2), torch.full((5, 6), MASK)
     tokens[4, 0] = 77
     with pytest.raises(ValueError, match="got 77"):
@@ -278,7 +282,7 @@ def test_a_bad_row_of_a_later_portion_is_found_before_the_first_pass(
 
 
 def test_rows_are_checked_once(ternary: SSMD, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("selfspec.engine.slots.PORTION", 2)
+    monkeypatch.setattr("selfspec.engine.engine.PORTION", 2)
     tokens, seen = torch.full((5, 6), MASK), []
     check = inputs.check_tokens
     monkeypatch.setattr(inputs, "check_tokens", lambda *a, **k: (seen.append(a[1]), check(*a, **k)))
@@ -419,14 +423,16 @@ def test_out_of_memory_halves_the_slots_and_harms_no_row(
     assert "out of memory with 13 slots: going on with 6" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["prepare", "packed", "as_samples"])
+@pytest.mark.parametrize(
+    ("module", "name"), [(intake, "prepare"), (flight, "packed"), (host, "as_samples")]
+)
 @pytest.mark.parametrize("first", [True, False])
 def test_out_of_memory_beside_the_passes_harms_no_row(
-    first: bool, name: str, ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+    first: bool, module: Any, name: str, ternary: SSMD, monkeypatch: pytest.MonkeyPatch
 ):
     sampler = SpeculativeSampler(ternary, RESPACED, ConstantWindow(2), rounds=1)
     tokens, calls = torch.full((30, 6), MASK), []
-    engine, work = Engine(ternary, 13, waiting=2), getattr(host, name)
+    engine, work = Engine(ternary, 13, waiting=2), getattr(module, name)
 
     def small(*given: object) -> object:
         calls.append(given)
@@ -435,7 +441,7 @@ def test_out_of_memory_beside_the_passes_harms_no_row(
         return work(*given)
 
     expected = sampler.sample(tokens, 4)
-    monkeypatch.setattr(host, name, small)
+    monkeypatch.setattr(module, name, small)
     for _ in range(2):
         assert same(engine.sample(sampler, tokens, 4), expected)
     assert engine.slots == 3
@@ -447,7 +453,7 @@ def test_out_of_memory_with_an_idle_engine_leaves_it_slots(
     sampler, tokens = AnyOrderSampler(ternary), torch.full((5, 6), MASK)
     engine, expected = Engine(ternary, 8), sampler.sample(tokens, 4)
     assert same(engine.sample(sampler, tokens, 4), expected)
-    engine._halve(torch.OutOfMemoryError())  # though a CPU has given up those without rows
+    engine._flight._halve(torch.OutOfMemoryError())  # though a CPU has given up those without rows
     assert engine.slots == 4
     assert same(engine.sample(sampler, tokens, 4), expected)
 
@@ -461,7 +467,7 @@ def test_rows_that_cannot_be_laid_out_with_one_slot_are_an_error(
     engine, sampler, row = Engine(ternary, 4), AnyOrderSampler(ternary), torch.full((1, 6), MASK)
     engine.submit(sampler, row, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(host, "prepare", none)
+        patch.setattr(intake, "prepare", none)
         with pytest.raises(torch.OutOfMemoryError):
             engine.submit(sampler, row)
     assert drain(engine) == {0: alone(sampler, row, int(row_seeds(3, 1)))}
@@ -498,7 +504,8 @@ def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(SSMD, "device", torch.device("cuda"))
-    monkeypatch.setattr(shared, "Engine", lambda *_, **__: SimpleNamespace(idle=True))
+    for name in ("Engine", "Shared"):
+        monkeypatch.setattr(shared, name, lambda *_, **__: SimpleNamespace(idle=True))
     monkeypatch.setattr(shared, "_engines", OrderedDict())
     model = make_toy()
     first = shared.engine_for(model, 5, 6)
@@ -518,6 +525,28 @@ def test_engines_are_kept_as_long_as_the_weights_are_known_to_be_the_same(
     with torch.inference_mode():
         model = make_toy()
     assert shared.engine_for(model, 5, 6) is not shared.engine_for(model, 5, 6)
+
+
+def test_threads_that_share_an_engine_draw_one_after_another(
+    ternary: SSMD, monkeypatch: pytest.MonkeyPatch
+):
+    both, met, made, draw_ = threading.Barrier(2), [], set(), Engine.sample
+
+    def observed(engine: Engine, *given: Any) -> Samples:
+        made.add(engine)
+        with suppress(threading.BrokenBarrierError):
+            met.append(both.wait(timeout=0.5))  # idle meanwhile, as it was when it was asked for
+        return draw_(engine, *given)
+
+    expected = [generate(ternary, 4, seed=seed, engine="reference") for seed in range(4)]
+    monkeypatch.setattr(shared, "KEPT_ON", "cpu")
+    monkeypatch.setattr(shared, "_engines", OrderedDict())
+    monkeypatch.setattr(Engine, "sample", observed)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda seed: generate(ternary, 4, seed=seed), range(4)))
+    assert all(map(same, found, expected))
+    assert len(made) == 1
+    assert not met
 
 
 def test_without_a_compiler_passes_run_as_they_are(
@@ -737,19 +766,20 @@ def test_four_passes_go_between_two_looks_while_more_rows_are_held_than_slots(
     model, tokens = make_toy(), torch.full((8, 6), 3)
     sampler, engine = FixedCountSampler(model, steps=6), Engine(model, 2, waiting=6)
     engine.submit(sampler, tokens, torch.arange(8))
-    advance, launched = engine._advance, {True: set(), False: set()}
+    ours, launched = engine._flight, {True: set(), False: set()}
+    launch = ours.launch
 
-    def counted() -> bool:
-        more, before = len(engine._held) > engine.slots, engine.steps.passes
-        done = advance()
-        launched[more].add(engine.steps.passes - before)
+    def counted(more: bool) -> bool:
+        crowded, before = len(ours._held) > engine.slots, engine.steps.passes
+        done = launch(more)
+        launched[crowded].add(engine.steps.passes - before)
         return done
 
     # As on a GPU, but for where tensors are.
-    monkeypatch.setattr(engine, "device", torch.device("cuda"))
-    monkeypatch.setattr("selfspec.engine.slots.to_device", lambda x, _: x)
-    monkeypatch.setattr("selfspec.engine.slots.to_host", lambda x: Sent(x.clone(), None))
-    monkeypatch.setattr(engine, "_advance", counted)
+    monkeypatch.setattr(ours, "device", torch.device("cuda"))
+    monkeypatch.setattr("selfspec.engine.flight.to_device", lambda x, _: x)
+    monkeypatch.setattr("selfspec.engine.flight.to_host", lambda x: Sent(x.clone(), None))
+    monkeypatch.setattr(ours, "launch", counted)
     parts = sorted(engine.results(), key=lambda rows: int(rows.index[0]))
     assert torch.equal(torch.cat([rows.tokens for rows in parts]),
                        sampler.sample(tokens, torch.arange(8)).tokens)  # fmt: skip
@@ -1041,15 +1071,15 @@ def test_an_engine_that_was_interrupted_serves_again(
     sampler, tokens = SpeculativeSampler(ternary, window=ConstantWindow(2)), torch.full((9, 6), 3)
     engine = Engine(ternary, 2)
     monkeypatch.setattr(host, "PORTION", 4)
-    advance, calls = engine._advance, []
+    launch, calls = engine._flight.launch, []
 
-    def interrupted() -> bool:
+    def interrupted(more: bool) -> bool:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return advance()
+        return launch(more)
 
-    monkeypatch.setattr(engine, "_advance", interrupted)
+    monkeypatch.setattr(engine._flight, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.sample(sampler, tokens, 5)
     assert engine.idle

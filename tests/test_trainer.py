@@ -40,12 +40,13 @@ from selfspec.train import (
     initialise,
     parallel,
 )
+from selfspec.train.blocks import compiled
 from selfspec.train.feed import Feed
 from selfspec.train.process import interrupts
 from selfspec.train.report import Meter, Report
 from selfspec.train.state import checkpoints, read_about
 from selfspec.train.trainer import VALID as VALIDATION
-from selfspec.train.trainer import compiled, key
+from selfspec.train.trainer import key
 
 V, L, WIDTH = 5, 12, 32
 CONFIG = TrainConfig(

@@ -4,9 +4,9 @@ It draws what the samplers draw, number by number, but computes only what a pass
 for the device, and hands a finished row's place on at once.
 """
 
+from selfspec.engine.engine import Engine
 from selfspec.engine.offline import draw_shards, read_shards
 from selfspec.engine.shared import engine_for
-from selfspec.engine.slots import Engine
 from selfspec.engine.state import unsupported
 from selfspec.engine.step import Variant
 

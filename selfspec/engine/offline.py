@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfspec.checks import whole
+from selfspec.engine.engine import Engine
 from selfspec.engine.finished import Finished, as_samples
-from selfspec.engine.slots import Engine
 from selfspec.files import write_bytes, write_json
 from selfspec.interfaces import Samples
 from selfspec.noise import row_seeds

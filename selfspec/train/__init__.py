@@ -9,6 +9,7 @@ from selfspec.train.distillation import Distillation as Distillation
 from selfspec.train.guides import GRPO as GRPO
 from selfspec.train.guides import Errors as Errors
 from selfspec.train.guides import Likelihood as Likelihood
+from selfspec.train.initial import initialise as initialise
 from selfspec.train.objectives import Chance as Chance
 from selfspec.train.objectives import Diffusion as Diffusion
 from selfspec.train.objectives import NextToken as NextToken
@@ -16,4 +17,3 @@ from selfspec.train.objectives import Objective as Objective
 from selfspec.train.ordered import OrderedDiffusion as OrderedDiffusion
 from selfspec.train.state import CheckpointError as CheckpointError
 from selfspec.train.trainer import Trainer as Trainer
-from selfspec.train.trainer import initialise as initialise

@@ -20,14 +20,12 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 Value = TypeVar("Value")
 WHOLE_MB = 1 << 20
@@ -129,19 +127,6 @@ def trained_blocks(model: nn.Module) -> list[nn.Module]:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks = [block for entries in lists for block in entries]
     return [block for block in blocks if any(p.requires_grad for p in block.parameters())]
-
-
-@contextmanager
-def recomputed(model: nn.Module) -> Iterator[None]:
-    """Within the block, gradients recompute what is inside a block instead of keeping it."""
-    blocks = trained_blocks(model)
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward  # back to that of its class
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A run ends well on Ctrl-C."""
+"""A run as a process: alone in its folder, and ended well by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from selfspec.files import locked
+from selfspec.train import parallel
+
+
+@contextmanager
+def held(folder: Path | None) -> Iterator[None]:
+    """Holds the folder of a run, which all processes must see; rank 0 has the lock."""
+    rank = parallel.group().rank
+    with ExitStack() as stack:
+        with parallel.together():
+            if folder and rank == 0:
+                stack.enter_context(locked(folder))
+        with parallel.together():
+            if folder and not (folder / "lock").exists():
+                raise ValueError(f"`folder` must be one that all processes see: {folder} is not")
+        yield
 
 
 @contextmanager

@@ -11,65 +11,39 @@ killed and resumed ends with the weights of one that was not: bit for bit on the
 as far as its kernels are deterministic. On how many processes changes no more than rounding and
 dropout: `parallel.py`.
 
-The folder of a run holds `state/` (to resume), `model/` (the averaged weights, to use),
-`log.jsonl`, `tensorboard/` where that is installed, and `lock`. All processes must see it.
+The folder of a run holds `state/` (to resume) and `model/` (the averaged weights, to use), both
+of `resume.py`, `log.jsonl`, `tensorboard/` where that is installed, and `lock`. All processes must
+see it.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from selfspec import checkpoint
-from selfspec.cross_entropy import token_nll
-from selfspec.data.tokenizers import of_another
-from selfspec.files import locked
-from selfspec.model import SSMD
-from selfspec.nn.head import CausalHead
-from selfspec.nn.transformer import Block
 from selfspec.train import parallel
+from selfspec.train.blocks import compiled, recomputed
 from selfspec.train.config import TrainConfig, require
 from selfspec.train.ema import EMA
 from selfspec.train.feed import Batches, Feed
 from selfspec.train.objectives import Chance, Objective
 from selfspec.train.optim import Optimisers
-from selfspec.train.process import interrupts
+from selfspec.train.process import held, interrupts
 from selfspec.train.report import Meter, Report, with_bits
-from selfspec.train.state import (
-    Stored,
-    Unreadable,
-    checkpoints,
-    explained,
-    prefixed,
-    read_about,
-    read_state,
-    under,
-    write_state,
-)
+from selfspec.train.resume import Kept
 from selfspec.weights import fingerprint
 
 # What a random stream is for: the second number of its key.
 TRAIN, DROPOUT, VALID = range(3)
-
-# Settings that a resumed run may change: but for rounding and dropout the weights do not depend on
-# them. On fewer processes it may need more micro-batches.
-FREE = {"accumulate", "compile", "log_every", "parallel", "recompute", "save_every", "valid_every"}
-
-log = logging.getLogger("selfspec")
 
 
 class Trainer:
@@ -119,6 +93,7 @@ class Trainer:
         self.optimisers = Optimisers(model, config.adamw, config.muon, symbols)
         self.params = self.optimisers.params
         self.ema = EMA([parallel.shard(p) for p in self.params.values()], config.ema_decay)
+        self._kept = Kept(model, self.optimisers, self.ema)
         self.feed = Feed(batches, self.device)
         self.step = 0
         self.elapsed = 0.0
@@ -258,17 +233,8 @@ class Trainer:
         Raises:
             CheckpointError: one could not be written; the state before it is intact.
         """
-        if self.folder is None:
-            return
-        about = self._progress()
-        tensors = {**self._weights(), **prefixed("moments", self.optimisers.state())}
-        write_state(self.folder / "state", self.step, tensors, {**about, "model": self._shape()})
-        averages = parallel.on_first(self._averages())
-        with parallel.together(), explained(self.folder / "model"):
-            if self.rank == 0:
-                named = {f"model.{name}": average for name, average in averages.items()}
-                call = (self.folder / "model",), {"training": about}
-                functional_call(Saving(self.model), named, *call)
+        if self.folder is not None:
+            self._kept.write(self.folder, self._progress())
 
     def resume(self) -> None:
         """Takes over the latest readable checkpoint in the folder, if there is any.
@@ -276,55 +242,10 @@ class Trainer:
         Raises:
             ValueError: it is of another model, objective or configuration, or none is readable.
         """
-        problem = None
-        for path in checkpoints(self.folder / "state") if self.folder else ():
-            try:
-                self._read(path)
-            except Unreadable as error:
-                problem = problem or error
-                continue
-            if problem and self.rank == 0:
-                log.warning("%s; the run goes on from step %d", problem, self.step)
-            return
-        if problem:
-            raise problem
-
-    def _read(self, path: Path) -> None:
-        about = read_about(path)
-        # Of checkpoints that do not say it, the parameters alone are compared.
-        _check_same_run(about.get("model", {}), self._shape() if "model" in about else {}, path)
-        _check_same_run(about["run"], self._identity(), path)
-        tensors = read_state(path, partial(self._places, path))
-        self.optimisers.load_state(under(tensors, "moments"))
-        self.step, self.elapsed = about["step"], about["elapsed"]
-        self.validation = about["validation"]
-
-    def _weights(self) -> dict[str, Tensor]:
-        """Weights and averages, by their paths in a checkpoint."""
-        params = {name: param.detach() for name, param in self.params.items()}
-        return {**prefixed("params", params), **prefixed("average", self._averages())}
-
-    def _places(self, path: Path, stored: Stored) -> dict[str, Tensor]:
-        """The tensors that a checkpoint is read into: the live ones, and moments to be filled."""
-        weights = self._weights()
-        sizes = {n: about.size for n, about in stored.items() if not n.startswith("moments/")}
-        own = {name: weight.shape for name, weight in weights.items()}
-        if odd := sorted(sizes.items() ^ own.items()):
-            name = odd[0][0]
-            was, now = (list(each[name]) if name in each else "none" for each in (sizes, own))
-            raise ValueError(f"`model` must be the model of {path}, got other parameters: "
-                             f"{name.partition('/')[2]} was {was}, is {now}; train in another "
-                             "folder")  # fmt: skip
-        moments = {}
-        for name, about in under(stored, "moments").items():
-            param = self.params[name.rsplit("/", 1)[0]]
-            empty = torch.empty(about.size, dtype=about.properties.dtype, device=self.device)
-            moments[name] = torch.empty_like(param) if about.size == param.shape else empty
-        return {**weights, **prefixed("moments", moments)}
-
-    def _averages(self) -> dict[str, Tensor]:
-        pairs = zip(self.params.items(), self.ema.average, strict=True)
-        return {name: parallel.sharded_like(part, param) for (name, param), part in pairs}
+        about = self._kept.read(self.folder, self._identity()) if self.folder else None
+        if about is not None:
+            self.step, self.elapsed = about["step"], about["elapsed"]
+            self.validation = about["validation"]
 
     def _read_meter(self) -> dict[str, float]:
         means = self._meter.read()
@@ -338,13 +259,6 @@ class Trainer:
         progress = {"step": self.step, "elapsed": self.elapsed, "validation": self.validation}
         return {**progress, "run": self._identity()}
 
-    def _shape(self) -> dict[str, Any]:
-        """Of the head, by the names of arguments, and the mask that it is trained with."""
-        if not isinstance(self.model, SSMD):
-            return {}
-        head = asdict(self.model.head.config) if self.model.head else {}
-        return {"blocks": 0, **head, "mask_id": self.model.mask_id}
-
     def _identity(self) -> dict[str, Any]:
         return {"objective": repr(self.objective), **self.config.to_dict(), **self._given}
 
@@ -353,7 +267,7 @@ class Trainer:
         """Within the block the model is as the run wants it: compiled, recomputing."""
         with ExitStack() as stack:
             if self.config.recompute:
-                stack.enter_context(parallel.recomputed(self.model))
+                stack.enter_context(recomputed(self.model))
             if self.config.compile and self.device.type == "cuda":
                 stack.enter_context(compiled(self.model))
             yield
@@ -375,96 +289,11 @@ class Loss(nn.Module):
         return self.objective.loss(self.model, **drawn)
 
 
-class Saving(nn.Module):
-    """Saving a model as a module, so that it can be called with other weights."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, folder: Path, **about: Any) -> None:
-        """Writes the model, with the weights that it has in this call."""
-        save: Any = getattr(self.model, "save", partial(checkpoint.save, self.model))  # type: ignore[arg-type]
-        save(folder, **about)
-
-
-@contextmanager
-def held(folder: Path | None) -> Iterator[None]:
-    """Holds the folder of a run, which all processes must see; rank 0 has the lock."""
-    rank = parallel.group().rank
-    with ExitStack() as stack:
-        with parallel.together():
-            if folder and rank == 0:
-                stack.enter_context(locked(folder))
-        with parallel.together():
-            if folder and not (folder / "lock").exists():
-                raise ValueError(f"`folder` must be one that all processes see: {folder} is not")
-        yield
-
-
-@contextmanager
-def compiled(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's transformer blocks, its head with inputs and residual, and the
-    unembedding with the cross-entropy are compiled, for shapes that stay the same.
-
-    There are few: one width or, with pads, one a bucket; of trunk and head, with and without
-    gradients.
-    Afterwards they are not compiled: a sampler's batches have another shape at every pass.
-    """
-    parts = [module for module in model.modules() if isinstance(module, Block | CausalHead)]
-    for part in (*parts, token_nll):
-        part.compile(dynamic=False)
-    try:
-        # Beyond the limit blocks would run eagerly; under DDP they would be cut where buckets end.
-        with torch._dynamo.config.patch(recompile_limit=64, optimize_ddp=False):
-            yield
-    finally:
-        for part in (*parts, token_nll):
-            part._compiled_call_impl = None  # `Module.compile` has no inverse
-
-
 def key(*counters: int) -> int:
     """A 63-bit seed that is a function of the counters, each at least 0."""
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def initialise(model: Any, source: Any) -> None:
-    """Copies the weights of a trained model: the trunk, and the head if both have one.
-
-    Args:
-        model: the model to train.
-        source: a model of the same trunk, or the folder of a checkpoint.
-
-    Raises:
-        ValueError: the trunks (or the heads) differ in their parameters, or the tokenizers.
-    """
-    if isinstance(source, str | os.PathLike):
-        source = checkpoint.load(Path(source))
-    if of_another(*(getattr(each, "tokenizer", None) for each in (model, source))):
-        raise ValueError("`source` must have the tokenizer of the data, got another")
-    _copy(model.trunk, source.trunk, "trunk")
-    if getattr(model, "head", None) and getattr(source, "head", None):
-        _copy(model.head, source.head, "head")  # type: ignore[union-attr]
-
-
-def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
-    shapes, others = ({key: weight.shape for key, weight in module.state_dict().items()}
-                      for module in (target, source))  # fmt: skip
-    if odd := sorted(shapes.items() ^ others.items()):
-        raise ValueError(f"`source` must have the model's {name}, got another: "
-                         f"they differ in {odd[0][0]!r}")  # fmt: skip
-    target.load_state_dict(source.state_dict())
-
-
 def _forked_rng(device: torch.device) -> Any:
     devices: Sequence[Any] = [device] if device.type == "cuda" else []
     return torch.random.fork_rng(devices)
-
-
-def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    for name in dict.fromkeys(itertools.chain(old, new)):
-        if name not in FREE and old.get(name) != new.get(name):
-            raise ValueError(
-                f"`{name}` must be {old.get(name)}, as in {path}, to resume it, "
-                f"got {new.get(name)}; train in another folder to start afresh"
-            )
