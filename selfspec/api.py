@@ -14,6 +14,7 @@ import torch
 
 from selfspec import calibration, checkpoint, measuring
 from selfspec.checkpoint import save as save
+from selfspec.checks import of_kind
 from selfspec.description import is_head_only
 from selfspec.generation import generate as generate
 from selfspec.hub import Reunion, download
@@ -107,6 +108,7 @@ def calibrate(
     Returns:
         The rows of the table.
     """
+    of_kind("judge", judge, AutoregressiveModel, "a judge, as `load_judge` gives")
     model.calibration = measuring.measure(model, judge.log_probs, **settings)
     if folder is not None:
         calibration.store(os.fspath(folder), model.calibration)

@@ -24,7 +24,7 @@ from selfspec.engine.graphs import Steps, copied
 from selfspec.engine.state import Pool, Rows, prepare, rechosen_rule, unsupported
 from selfspec.engine.step import Variant
 from selfspec.engine.transfer import Sent, on, to_device, to_host
-from selfspec.inputs import checked_rows
+from selfspec.inputs import check_model, checked_rows
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.orders import same_rule
@@ -94,6 +94,7 @@ class Engine:
         graphs: bool | None = None,
         variant: Variant | None = None,
     ):
+        check_model(model)
         length = model.length if length is None else length
         waiting = 4 * slots if waiting is None else waiting
         for name, value in {"slots": slots, "waiting": waiting}.items():
