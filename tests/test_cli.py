@@ -954,6 +954,18 @@ def test_a_full_disk_is_one_line():
     assert (done.returncode, done.stderr) == (2, "selfspec: No space left on device\n")
 
 
+def test_what_standard_output_cannot_encode_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny.model()
+    model.tokenizer = ss.CharTokenizer(" é" + ss.CharTokenizer().alphabet[2:])
+    checkpoint.save(model, tmp_path)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert main(["infill", "éb_", "--checkpoint", str(tmp_path), "--watch"]) == 0
+    assert printed.getvalue().splitlines()[-1].startswith(rb"\xe9b")
+
+
 def test_a_reader_that_leaves_is_no_error(folder: Path):
     arguments = ["sample", "--checkpoint", str(folder / "books27")]
     process = subprocess.Popen(

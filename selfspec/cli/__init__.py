@@ -7,6 +7,7 @@ instead. PyTorch is imported when a verb runs, not for `--help`. Of the processe
 started, the first tells what concerns all of them; it alone runs a verb that has no work to share.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
+        # As on standard error: no result is lost for a letter that the encoding lacks.
+        out.reconfigure(errors="backslashreplace")
     # Threads that spin while they wait make a busy machine many times slower; read by PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What `transformers` says of its own while it loads; read by it.
