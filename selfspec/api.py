@@ -82,7 +82,8 @@ def load(
                          f"{str(name)!r}")  # fmt: skip
     model = checkpoint.load(folder, device, reunite)
     if not isinstance(model, SSMD):
-        raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
+        raise ValueError(f"`checkpoint` must be a masked diffusion model, got the judge "
+                         f"{str(name)!r}")  # fmt: skip
     return model
 
 
@@ -90,7 +91,8 @@ def load_judge(name: Path, device: torch.device | str = "cpu") -> Autoregressive
     """An autoregressive judge from a checkpoint, named as in `load`; `log_probs` scores tokens."""
     model = checkpoint.load(os.fspath(name), device)
     if not isinstance(model, AutoregressiveModel):
-        raise ValueError(f"`name` must be an autoregressive judge, got the model {str(name)!r}")
+        raise ValueError(f"`checkpoint` must be an autoregressive judge, got the model "
+                         f"{str(name)!r}")  # fmt: skip
     return model
 
 

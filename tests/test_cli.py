@@ -819,7 +819,7 @@ def test_broken_checkpoints(
     [
         ("fly", "`verb` must be one of sample, infill"),
         ("sample --checkpoint nowhere", "must be a folder with a config.json or one of ['books27'"),
-        ("sample --checkpoint books27-judge", "must be a masked diffusion model"),
+        ("sample --checkpoint books27-judge", "`checkpoint` must be a masked diffusion model"),
         ("sample --num 0", "`num` must be at least 1, got 0"),
         ("sample --num 99999999999999999999 --nfe 9", "`num` must fit into 64 bits with its sign"),
         ("sample --window 99999999999999999999", "`window` must fit into 64 bits with its sign"),
@@ -835,7 +835,7 @@ def test_broken_checkpoints(
         ("sample --temperature 0", "`temperature` must be above 0"),
         ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),
         ("sample --device meta", "`device` must be one of this machine, got 'meta'"),
-        ("sample --nfe 9 --out {folder}", "`folder` must be empty or hold a run.json"),
+        ("sample --nfe 9 --out {folder}", "{folder}: must be empty or hold a run.json"),
         ("sample --num 0 --out shards", "`num` must be at least 1, got 0"),
         ("sample --watch --out shards", "`watch` goes with texts"),
         ("sample --format fasta --out shards", "`format` goes with texts"),
@@ -853,11 +853,11 @@ def test_broken_checkpoints(
         ("evaluate books27 --metrics", "`metrics` must name at least one, got none"),
         ("evaluate books27 --metrics kl", "`data` must be a corpus"),
         ("evaluate books27 --metrics hf-judge --hf-judge ./nowhere", "`hf_judge`"),
-        ("evaluate books27 --judge books27", "must be an autoregressive judge"),
+        ("evaluate books27 --judge books27", "`checkpoint` must be an autoregressive judge"),
         ("sample --seed 99999999999999999999", "`seed` must fit into 64 bits"),
         ("benchmark books27 --num 0", "`num` must be at least 1, got 0"),
         ("benchmark books27 --calibrate --batch-size 0", "`batch_size` must be at least 1, got 0"),
-        ("benchmark books27 --data {folder} --out x", "`folder` must hold a corpus"),
+        ("benchmark books27 --data {folder} --out x", "`data` must hold a corpus"),
         ("benchmark books27 --judge nowhere", "`judge` cannot be loaded: `checkpoint` must be a"),
         ("prepare books27 --source x --bpe gpt2 --out x", "go with jsonl, texts, dataset, openweb"),
         ("prepare jsonl --source x --limit 0 --out x", "`limit` must be at least 1, got 0"),
@@ -872,7 +872,7 @@ def test_broken_checkpoints(
         ("demo --num 0", "`num` must be at least 1, got 0"),
         ("demo --nfe 0", "`nfe` must be at least "),
         ("train none --data x --out x", "`recipe` must be one of books27-trunk"),
-        ("train text8 --data {folder} --out x", "`folder` must hold a corpus"),
+        ("train text8 --data {folder} --out x", "`data` must hold a corpus"),
         ("train books27-head --data {corpus} --out x", "`start` must be a trained model"),
     ],
 )
@@ -935,6 +935,19 @@ def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "train.jsonl").write_text('{"text": "..."}')
     assert main(["prepare", "jsonl", "--source", str(tmp_path), "--out", out]) == 2
     assert "`chunks` must hold at least one token for train.bin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", [["--out", ""], ["--out="]])
+def test_an_empty_path_is_not_the_current_folder(
+    out: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", *out]) == 2
+    assert capsys.readouterr().err == "selfspec: `out` must be a path, got ''\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_failures_outside_leave_no_traceback():

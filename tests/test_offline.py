@@ -71,7 +71,7 @@ def test_another_run_is_refused(sampler: SpeculativeSampler, tmp_path: Path):
         run(sampler, tmp_path, num=5, about={"rounds": 2})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"`folder` must be empty or hold a run\.json"):
+    with pytest.raises(ValueError, match=r": must be empty or hold a run\.json"):
         run(sampler, tmp_path / "other")
     with pytest.raises(ValueError, match="`num` must be at least 1, got 0"):
         run(sampler, tmp_path, num=0)

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from selfspec.cli.common import first_rank
 from selfspec.cli.usage import later, one_line
@@ -72,6 +73,9 @@ def run(argv: list[str]) -> int:
         return 0
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         raise ValueError(f"`verb` must be one of {', '.join(verbs)}, got {argv[0]!r}")
+    if "--out=" in argv or ("--out", "") in pairwise(argv):
+        # Of a variable of the shell that is not set; `Path` takes it for the current folder.
+        raise ValueError("`out` must be a path, got ''")
     with one_line():
         call = tyro.extras.subcommand_cli_from_dict(
             {name: later(verb) for name, verb in verbs.items()},

@@ -94,12 +94,12 @@ def open_corpus(
     try:
         tokenizer = tokenizer_from(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
+        raise ValueError(f"`data` must hold a corpus, got {folder}: {error}") from error
     files = sorted(path.parent.glob("*.bin"))
     stores = {file.stem: open_store(file, verify) for file in files}
     for store in stores.values():
         if store.vocab_size != tokenizer.vocab_size:
-            raise ValueError(f"`folder` must hold stores of its tokenizer's {tokenizer.vocab_size} "
+            raise ValueError(f"`data` must hold stores of its tokenizer's {tokenizer.vocab_size} "
                              f"tokens, got {store.path} of {store.vocab_size}")  # fmt: skip
     return tokenizer, stores
 

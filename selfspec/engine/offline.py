@@ -148,7 +148,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     known, about = _about(folder), json.loads(json.dumps(about))
     if known is None:
         if not empty:
-            raise ValueError(f"`folder` must be empty or hold a run.json, got {str(folder)!r}")
+            raise ValueError(f"{folder}: must be empty or hold a run.json, got other files")
         return write_json(folder / "run.json", about)
     for name in about.keys() | known.keys():
         if known.get(name) != about.get(name):
