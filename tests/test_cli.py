@@ -339,6 +339,18 @@ def test_score_reads_standard_input_in_blocks(
     assert "estimate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("order", "most"), [("uniform", 16), ("respaced", tiny.LENGTH)])
+def test_the_bar_of_score_moves_with_its_tokens(
+    order: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moved: list[int] = []
+    monkeypatch.setattr("tqdm.tqdm.update", lambda _, n: moved.append(n))
+    (tmp_path / "text").write_text("the cat sat on the mat and the dog")
+    assert main(["score", str(tmp_path / "text"), "--orders", "2", "--order", order]) == 0
+    assert sum(moved) == 2 * 34
+    assert max(moved) == most
+
+
 def test_score_keeps_to_a_fixed_order_unless_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

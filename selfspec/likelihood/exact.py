@@ -63,7 +63,7 @@ def log_likelihood(
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
         seeds: (B,) int64, or one; the same seeds give the σ that a sampler would draw.
-        **options: `temperature`, `top_p`, `batch_size`, as in `scores`.
+        **options: `temperature`, `top_p`, `batch_size`, `watch`, as in `scores`.
 
     Returns:
         (B,) nats, at most 0.
