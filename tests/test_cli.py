@@ -145,17 +145,33 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     twice = ["prepare", "proteins", "--source", str(tmp_path / "b.fasta"), "--relatives", "0.1"]
     told = report(capsys, *twice, "--out", str(tmp_path / "twice"))
     assert told["sequences"] == {"train": 73, "valid": 4, "test": 4, "relatives": 9}
-    assert main([*twice, "--out", out, "--relatives", "2"]) == 2
+    assert main([*twice, "--out", str(tmp_path / "none"), "--relatives", "2"]) == 2
     assert "`relatives` must be at least 0 and below 1, got 2" in capsys.readouterr().err
     folder = tmp_path / "splits"
     folder.mkdir()
     shutil.copy(source, folder / "train-0.fas")
     arguments = ["prepare", "fasta", "--source", str(folder), "--alphabet", "esm", "--out"]
-    assert main([*arguments, out]) == 2  # where valid and test are those of the other corpus
-    arguments.append(str(tmp_path / "esm"))
-    assert report(capsys, *arguments)["sequences"] == {"train": 61}
+    assert report(capsys, *arguments, str(tmp_path / "esm"))["sequences"] == {"train": 61}
+    arguments.append(str(tmp_path / "none"))
     assert main([*arguments, "--alphabet", "amino-acids", "--unknown", "refuse"]) == 2
     assert "residues must be of" in capsys.readouterr().err
+
+
+def test_prepare_takes_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.txt").write_text("the cat sat")
+    out = tmp_path / "out"
+    asked = ["prepare", "texts", "--source", str(tmp_path), "--out", str(out)]
+    assert report(capsys, *asked)["characters"] == {"train": 11}
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    assert report(capsys, *asked, "--workers", "2")["characters"] == {"train": 22}
+    tokens = (out / "train.bin").read_bytes()
+    for other in (["--limit", "1"], ["--source", f"{tmp_path}/."]):
+        assert main([*asked, *other]) == 2
+        told = f"selfspec: `out` must hold no other corpus, got {out}: remove that one first\n"
+        assert capsys.readouterr().err == told
+    (out / "prepare.json").unlink()  # as of a corpus by Python
+    assert main(asked) == 2
+    assert (out / "train.bin").read_bytes() == tokens
 
 
 def test_sample_prints_a_text_a_line(capsys: pytest.CaptureFixture[str]):
@@ -585,8 +601,8 @@ def test_subwords_from_text_to_samples(
         patch.setattr("selfspec.data.bpe.train_bpe", None)  # before minutes of training
         (tmp_path / "books" / "valid").mkdir()
         (tmp_path / "books" / "valid" / "1.txt").write_text("The cat.")
-        wrong = ["--vocab-size", "270", "--hold-out-documents", "2", "--out", data]
-        assert main(["prepare", "texts", "--source", books, *wrong]) == 2
+        wrong = [*again[:-2], "--vocab-size", "270", "--hold-out-documents", "2"]
+        assert main(wrong) == 2
         assert "`hold_out` needs a split 'train' and no 'valid'" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     options = ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--accumulate", "1"]

@@ -39,11 +39,7 @@ from selfspec import cli, measuring
 measuring.SWEEP, measuring.PLAIN_SWEEP = measuring.SWEEP[:2], measuring.PLAIN_SWEEP[:1]
 sys.exit(cli.main())
 """
-PREPARE = """
-from selfspec.data.jsonl import prepare
-splits = {"train": "books/train*", "valid": "books/valid*", "test": "books/test*"}
-prepare(splits, "data/books27", progress=False)
-"""
+PREPARE = "selfspec prepare books27 --source books --out data/books27"
 
 
 def load_script(name: str) -> Any:
@@ -89,7 +85,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("valid", "test"):
         text = "It was the best of times, it was the worst of times. " * 12
         (books / f"{split}.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    run([sys.executable, "-c", PREPARE], place)
+    assert PREPARE in README
+    run(PREPARE.split(), place)
     return place
 
 
