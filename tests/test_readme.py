@@ -1,5 +1,7 @@
 """Every code block of the README runs, on small numbers; its links and its results hold."""
 
+import ast
+import builtins
 import itertools
 import json
 import os
@@ -137,6 +139,21 @@ def test_commands_are_such_as_the_verbs_take(page: str, monkeypatch: pytest.Monk
         if command := re.search(r"(?:^|\| |-m |-- )selfspec ([a-z].*)", line):
             words = re.split(r"\s{3,}", command[1])[0]  # what stands behind says what it is
             assert cli.main(shlex.split(words)) == 0, words
+
+
+READERS_OWN = {"my_model", "my_tokenizer", "input_ids"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_brings_what_it_uses(page: str):
+    for code in blocks(page, "python"):
+        nodes = list(ast.walk(ast.parse(code)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        made |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+        made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        made |= {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+        assert {node.id for node in names} <= made | READERS_OWN | {*dir(builtins)}, code
 
 
 def test_examples_for_clusters_are_bash_and_yaml():
