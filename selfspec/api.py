@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from selfspec import calibration, checkpoint, measuring
+from selfspec import calibration, measuring
+from selfspec import checkpoint as checkpoints
 from selfspec.checkpoint import save as save
+from selfspec.checks import of_kind
 from selfspec.description import is_head_only
 from selfspec.generation import generate as generate
 from selfspec.hub import Reunion, download
@@ -43,7 +45,7 @@ Path = str | os.PathLike[str]
 
 
 def load(
-    name: Path,
+    checkpoint: Path,
     device: torch.device | str = "cpu",
     *,
     trunk: Any = None,
@@ -54,7 +56,7 @@ def load(
     """A masked diffusion model from a checkpoint, in evaluation mode.
 
     Args:
-        name: a checkpoint that comes with the package ("books27"), a folder, or the "owner/name" of
+        checkpoint: one that comes with the package ("books27"), a folder, or the "owner/name" of
             a checkpoint on the Hugging Face Hub.
         device: where to put the model.
         revision: of a checkpoint on the Hub.
@@ -68,7 +70,7 @@ def load(
         OSError: no such repository on the Hub.
     """
     reunite = Reunion(trunk, tokenizer, trust_remote_code)
-    folder = os.fspath(name)
+    folder = os.fspath(checkpoint)
     if folder.count("/") == 1 and not os.path.exists(folder):
         try:
             folder = download(folder, revision)
@@ -76,20 +78,22 @@ def load(
             raise OSError(f"{folder}: no such folder here, and not to be had from the Hub "
                           f"({error})") from error  # fmt: skip
     by_name = isinstance(trunk, str | os.PathLike)
-    if by_name and not is_head_only(checkpoint.load_config(checkpoint.resolve(folder))):
+    if by_name and not is_head_only(checkpoints.load_config(checkpoints.resolve(folder))):
         raise ValueError(f"`trunk` goes with a checkpoint of a head alone, got {str(trunk)!r} for "
-                         f"{str(name)!r}")  # fmt: skip
-    model = checkpoint.load(folder, device, reunite)
+                         f"{str(checkpoint)!r}")  # fmt: skip
+    model = checkpoints.load(folder, device, reunite)
     if not isinstance(model, SSMD):
-        raise ValueError(f"`name` must be a masked diffusion model, got the judge {str(name)!r}")
+        raise ValueError(f"`checkpoint` must be a masked diffusion model, got the judge "
+                         f"{str(checkpoint)!r}")  # fmt: skip
     return model
 
 
-def load_judge(name: Path, device: torch.device | str = "cpu") -> AutoregressiveModel:
+def load_judge(checkpoint: Path, device: torch.device | str = "cpu") -> AutoregressiveModel:
     """An autoregressive judge from a checkpoint, named as in `load`; `log_probs` scores tokens."""
-    model = checkpoint.load(os.fspath(name), device)
+    model = checkpoints.load(os.fspath(checkpoint), device)
     if not isinstance(model, AutoregressiveModel):
-        raise ValueError(f"`name` must be an autoregressive judge, got the model {str(name)!r}")
+        raise ValueError(f"`checkpoint` must be an autoregressive judge, got the model "
+                         f"{str(checkpoint)!r}")  # fmt: skip
     return model
 
 
@@ -107,6 +111,7 @@ def calibrate(
     Returns:
         The rows of the table.
     """
+    of_kind("judge", judge, AutoregressiveModel, "a judge, as `load_judge` gives")
     model.calibration = measuring.measure(model, judge.log_probs, **settings)
     if folder is not None:
         calibration.store(os.fspath(folder), model.calibration)

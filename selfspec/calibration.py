@@ -34,6 +34,7 @@ from typing import Any, Literal
 from selfspec.checkpoint import load_config, resolve
 from selfspec.checks import real, whole
 from selfspec.files import write_json
+from selfspec.inputs import check_model
 from selfspec.model import SSMD
 from selfspec.orders import (
     Order,
@@ -162,6 +163,7 @@ def choose(
     Raises:
         ValueError: a budget below what the table has, no table, or several requests at once.
     """
+    check_model(model)
     as_order(order)
     raw = window is not None or rounds is not None
     if (nfe is not None) + (quality is not None) + raw > 1:

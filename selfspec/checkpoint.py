@@ -112,14 +112,14 @@ def load(
     return model.to(device).eval()
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(checkpoint: str | Path) -> Path:
     """The folder of a checkpoint: a folder's path, or the name of a bundled checkpoint."""
-    for folder in (Path(name), BUNDLED / name):
+    for folder in (Path(checkpoint), BUNDLED / checkpoint):
         if (folder / "config.json").is_file():
             return folder
     known = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
     raise ValueError(f"`checkpoint` must be a folder with a config.json or one of {known}, "
-                     f"got {str(name)!r}")  # fmt: skip
+                     f"got {str(checkpoint)!r}")  # fmt: skip
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import operator
 from pathlib import Path
+from types import UnionType
 
-__all__ = ["existing_folder", "real", "whole"]
+__all__ = ["existing_folder", "of_kind", "real", "whole"]
 
 
 def existing_folder(name: str, value: Path) -> Path:
@@ -15,6 +16,22 @@ def existing_folder(name: str, value: Path) -> Path:
     if not value.is_dir():
         raise ValueError(f"`{name}` must be a folder, got {str(value)!r}")
     return value
+
+
+def of_kind(name: str, value: object, kind: type | UnionType, rule: str) -> None:
+    """Nothing, of a value of this kind, for which `rule` has words.
+
+    Raises:
+        ValueError: it is of another.
+
+    >>> of_kind("model", "books27", int, "a number here")
+    Traceback (most recent call last):
+    ValueError: `model` must be a number here, got 'books27'
+    """
+    if not isinstance(value, kind):
+        short = isinstance(value, str | int | float | None)
+        got = repr(value) if short else type(value).__name__  # a model's text has many lines
+        raise ValueError(f"`{name}` must be {rule}, got {got}")
 
 
 def real(name: str, value: object) -> float:

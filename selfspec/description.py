@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from torch import nn
 
+from selfspec.checks import of_kind
 from selfspec.data.tokenizers import Tokenizer, tokenizer_from
 from selfspec.lengths import Lengths
 from selfspec.model import SSMD, AutoregressiveModel
@@ -49,8 +50,9 @@ def describe(model: Model, merge: bool = False) -> Description:
         merge: describe a trunk of the Hub so that it can be built without being found again.
 
     Raises:
-        ValueError: the trunk cannot be described.
+        ValueError: it is no model, or its trunk cannot be described.
     """
+    of_kind("model", model, Model, "a masked diffusion model or a judge")
     diffusion = isinstance(model, SSMD)
     return {
         "kind": "ssmd" if diffusion else "autoregressive",

@@ -1,13 +1,13 @@
-"""What samplers and likelihoods are given: one rule for rows, masks and seeds."""
+"""What samplers and likelihoods are given: one rule for models, rows, masks and seeds."""
 
 import torch
 from torch import Tensor
 
-from selfspec.checks import whole
+from selfspec.checks import of_kind, whole
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 
-__all__ = ["check_tokens", "checked_rows", "mask_of", "seeds_of"]
+__all__ = ["check_model", "check_tokens", "checked_rows", "mask_of", "seeds_of"]
 
 
 def checked_rows(
@@ -23,6 +23,11 @@ def checked_rows(
     return tokens, seeds_of(seeds, tokens), mask
 
 
+def check_model(model: object) -> None:
+    """Raises a `ValueError` unless it is a masked diffusion model, say for the name of one."""
+    of_kind("model", model, SSMD, "a masked diffusion model, as `load` gives")
+
+
 def check_tokens(
     model: SSMD, tokens: Tensor, pad: Tensor, masked: bool, observed: Tensor | None = None
 ) -> None:
@@ -36,9 +41,10 @@ def check_tokens(
         observed: (B, L) bool, of rows without it: what the model sees when nothing is drawn yet.
 
     Raises:
-        ValueError: a wrong shape or type, no row, too long a row, an unknown token, or a row of
-            which nothing is seen where the trunk `needs_a_token`.
+        ValueError: another kind of model, a wrong shape or type, no row, too long a row, an unknown
+            token, or a row of which nothing is seen where the trunk `needs_a_token`.
     """
+    check_model(model)
     if 0 in tokens.shape:
         raise ValueError(f"`tokens` must not be empty, got shape {tuple(tokens.shape)}")
     if tokens.shape[1] > model.length:
@@ -65,10 +71,12 @@ def mask_of(name: str, mask: Tensor | None, tokens: Tensor) -> Tensor:
     Raises:
         ValueError: `tokens` are not (B, L) int64, or the mask is not bool of their shape.
     """
+    of_kind("tokens", tokens, Tensor, "a (B, L) int64 tensor")
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ValueError(f"`tokens` must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
     if mask is None:
         return torch.zeros_like(tokens, dtype=torch.bool)
+    of_kind(name, mask, Tensor, "a bool tensor of the shape of `tokens`")
     if mask.shape != tokens.shape or mask.dtype != torch.bool:
         raise ValueError(f"`{name}` must be bool of the shape of `tokens`, {tuple(tokens.shape)}, "
                          f"got {tuple(mask.shape)} {mask.dtype}")  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 
 from selfspec.calibration import ORDERS, describe
 from selfspec.checks import whole
+from selfspec.inputs import check_model
 from selfspec.interfaces import Samples
 from selfspec.metrics.entropy import word_entropy
 from selfspec.metrics.judge import Judge, judge_nll
@@ -76,6 +77,7 @@ def measure(
     Raises:
         ValueError: `n` or `batch_size` below 1, or a model without head.
     """
+    check_model(model)
     for name, value in {"n": n, "batch_size": batch_size}.items():
         whole(name, value, least=1)
     seeds = row_seeds(seed, n, model.device)

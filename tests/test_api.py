@@ -1,6 +1,7 @@
 """The façade: prompts, round trips, training."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,47 @@ def test_a_given_sampler_is_used(model: ss.SSMD):
 def test_bad_requests_name_argument_rule_and_value(model: ss.SSMD, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         ss.generate(model, **options)
+
+
+MADE, JUDGE = tiny.model(), tiny.judge()
+TOKENS = torch.zeros(1, 3, dtype=torch.int64)
+NO_MODEL = "`model` must be a masked diffusion model, as `load` gives, got 'books27'"
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "message"),
+    [
+        (lambda x: ss.generate(x), "books27", NO_MODEL),
+        (lambda x: ss.generate(x), JUDGE, "as `load` gives, got AutoregressiveModel"),
+        (lambda x: ss.SpeculativeSampler(x), "books27", NO_MODEL),
+        (lambda x: ss.Engine(x), "books27", NO_MODEL),
+        (lambda x: ss.log_likelihood(x, TOKENS), "books27", NO_MODEL),
+        (lambda x: ss.one_pass_score(x, TOKENS), "books27", NO_MODEL),
+        (lambda x: ss.mutation_effect(x, "MK", ["M1K"]), "books27", NO_MODEL),
+        (lambda x: ss.train_head(x, "text", "run"), "books27", NO_MODEL),
+        (lambda x: ss.train_adapted(x, "text", "run"), "books27", NO_MODEL),
+        (lambda x: ss.calibrate(x, JUDGE), "books27", NO_MODEL),
+        (lambda x: ss.calibrate(MADE, x), "books27-judge", "`judge` must be a judge, as `load_ju"),
+        (
+            lambda x: ss.save(x, "out"),
+            "x",
+            "`model` must be a masked diffusion model or a judge, g",
+        ),
+        (lambda x: ss.train(x, "data"), "text8", "`what` must be a recipe or a model, got 'text8'"),
+        (
+            lambda x: ss.log_likelihood(MADE, x),
+            [[1]],
+            r"`tokens` must be a \(B, L\) int64 tensor, ",
+        ),
+        (lambda x: ss.log_likelihood(MADE, TOKENS, pad=x), [], "`pad` must be a bool tensor of th"),
+        (lambda x: ss.AnyOrderSampler(MADE).sample(x), None, r"`tokens` must be a \(B, L\) int64 "),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    call: Callable[[Any], object], wrong: Any, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        call(wrong)
 
 
 def test_prompts_are_laid_out_with_pads():

@@ -145,17 +145,33 @@ def test_prepare_proteins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     twice = ["prepare", "proteins", "--source", str(tmp_path / "b.fasta"), "--relatives", "0.1"]
     told = report(capsys, *twice, "--out", str(tmp_path / "twice"))
     assert told["sequences"] == {"train": 73, "valid": 4, "test": 4, "relatives": 9}
-    assert main([*twice, "--out", out, "--relatives", "2"]) == 2
+    assert main([*twice, "--out", str(tmp_path / "none"), "--relatives", "2"]) == 2
     assert "`relatives` must be at least 0 and below 1, got 2" in capsys.readouterr().err
     folder = tmp_path / "splits"
     folder.mkdir()
     shutil.copy(source, folder / "train-0.fas")
     arguments = ["prepare", "fasta", "--source", str(folder), "--alphabet", "esm", "--out"]
-    assert main([*arguments, out]) == 2  # where valid and test are those of the other corpus
-    arguments.append(str(tmp_path / "esm"))
-    assert report(capsys, *arguments)["sequences"] == {"train": 61}
+    assert report(capsys, *arguments, str(tmp_path / "esm"))["sequences"] == {"train": 61}
+    arguments.append(str(tmp_path / "none"))
     assert main([*arguments, "--alphabet", "amino-acids", "--unknown", "refuse"]) == 2
     assert "residues must be of" in capsys.readouterr().err
+
+
+def test_prepare_takes_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.txt").write_text("the cat sat")
+    out = tmp_path / "out"
+    asked = ["prepare", "texts", "--source", str(tmp_path), "--out", str(out)]
+    assert report(capsys, *asked)["characters"] == {"train": 11}
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    assert report(capsys, *asked, "--workers", "2")["characters"] == {"train": 22}
+    tokens = (out / "train.bin").read_bytes()
+    for other in (["--limit", "1"], ["--source", f"{tmp_path}/."]):
+        assert main([*asked, *other]) == 2
+        told = f"selfspec: `out` must hold no other corpus, got {out}: remove that one first\n"
+        assert capsys.readouterr().err == told
+    (out / "prepare.json").unlink()  # as of a corpus by Python
+    assert main(asked) == 2
+    assert (out / "train.bin").read_bytes() == tokens
 
 
 def test_sample_prints_a_text_a_line(capsys: pytest.CaptureFixture[str]):
@@ -337,6 +353,18 @@ def test_score_reads_standard_input_in_blocks(
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat"))
     assert main(["score", "-", "--orders", "2", "--order", "respaced"]) == 0
     assert "estimate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("order", "most"), [("uniform", 16), ("respaced", tiny.LENGTH)])
+def test_the_bar_of_score_moves_with_its_tokens(
+    order: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moved: list[int] = []
+    monkeypatch.setattr("tqdm.tqdm.update", lambda _, n: moved.append(n))
+    (tmp_path / "text").write_text("the cat sat on the mat and the dog")
+    assert main(["score", str(tmp_path / "text"), "--orders", "2", "--order", order]) == 0
+    assert sum(moved) == 2 * 34
+    assert max(moved) == most
 
 
 def test_score_keeps_to_a_fixed_order_unless_told(
@@ -573,8 +601,8 @@ def test_subwords_from_text_to_samples(
         patch.setattr("selfspec.data.bpe.train_bpe", None)  # before minutes of training
         (tmp_path / "books" / "valid").mkdir()
         (tmp_path / "books" / "valid" / "1.txt").write_text("The cat.")
-        wrong = ["--vocab-size", "270", "--hold-out-documents", "2", "--out", data]
-        assert main(["prepare", "texts", "--source", books, *wrong]) == 2
+        wrong = [*again[:-2], "--vocab-size", "270", "--hold-out-documents", "2"]
+        assert main(wrong) == 2
         assert "`hold_out` needs a split 'train' and no 'valid'" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     options = ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--accumulate", "1"]
@@ -819,7 +847,7 @@ def test_broken_checkpoints(
     [
         ("fly", "`verb` must be one of sample, infill"),
         ("sample --checkpoint nowhere", "must be a folder with a config.json or one of ['books27'"),
-        ("sample --checkpoint books27-judge", "must be a masked diffusion model"),
+        ("sample --checkpoint books27-judge", "`checkpoint` must be a masked diffusion model"),
         ("sample --num 0", "`num` must be at least 1, got 0"),
         ("sample --num 99999999999999999999 --nfe 9", "`num` must fit into 64 bits with its sign"),
         ("sample --window 99999999999999999999", "`window` must fit into 64 bits with its sign"),
@@ -835,7 +863,7 @@ def test_broken_checkpoints(
         ("sample --temperature 0", "`temperature` must be above 0"),
         ("sample --device abacus", "`device` must be one of this machine, got 'abacus'"),
         ("sample --device meta", "`device` must be one of this machine, got 'meta'"),
-        ("sample --nfe 9 --out {folder}", "`folder` must be empty or hold a run.json"),
+        ("sample --nfe 9 --out {folder}", "{folder}: must be empty or hold a run.json"),
         ("sample --num 0 --out shards", "`num` must be at least 1, got 0"),
         ("sample --watch --out shards", "`watch` goes with texts"),
         ("sample --format fasta --out shards", "`format` goes with texts"),
@@ -853,11 +881,11 @@ def test_broken_checkpoints(
         ("evaluate books27 --metrics", "`metrics` must name at least one, got none"),
         ("evaluate books27 --metrics kl", "`data` must be a corpus"),
         ("evaluate books27 --metrics hf-judge --hf-judge ./nowhere", "`hf_judge`"),
-        ("evaluate books27 --judge books27", "must be an autoregressive judge"),
+        ("evaluate books27 --judge books27", "`checkpoint` must be an autoregressive judge"),
         ("sample --seed 99999999999999999999", "`seed` must fit into 64 bits"),
         ("benchmark books27 --num 0", "`num` must be at least 1, got 0"),
         ("benchmark books27 --calibrate --batch-size 0", "`batch_size` must be at least 1, got 0"),
-        ("benchmark books27 --data {folder} --out x", "`folder` must hold a corpus"),
+        ("benchmark books27 --data {folder} --out x", "`data` must hold a corpus"),
         ("benchmark books27 --judge nowhere", "`judge` cannot be loaded: `checkpoint` must be a"),
         ("prepare books27 --source x --bpe gpt2 --out x", "go with jsonl, texts, dataset, openweb"),
         ("prepare jsonl --source x --limit 0 --out x", "`limit` must be at least 1, got 0"),
@@ -872,7 +900,7 @@ def test_broken_checkpoints(
         ("demo --num 0", "`num` must be at least 1, got 0"),
         ("demo --nfe 0", "`nfe` must be at least "),
         ("train none --data x --out x", "`recipe` must be one of books27-trunk"),
-        ("train text8 --data {folder} --out x", "`folder` must hold a corpus"),
+        ("train text8 --data {folder} --out x", "`data` must hold a corpus"),
         ("train books27-head --data {corpus} --out x", "`start` must be a trained model"),
     ],
 )
@@ -937,6 +965,19 @@ def test_an_empty_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "`chunks` must hold at least one token for train.bin" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", [["--out", ""], ["--out="]])
+def test_an_empty_path_is_not_the_current_folder(
+    out: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", *out]) == 2
+    assert capsys.readouterr().err == "selfspec: `out` must be a path, got ''\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_failures_outside_leave_no_traceback():
     done = outside("sample", "--checkpoint", "nowhere")
     assert done.returncode == 2
@@ -952,6 +993,18 @@ def test_a_full_disk_is_one_line():
         command = [sys.executable, "-m", "selfspec", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENV)
     assert (done.returncode, done.stderr) == (2, "selfspec: No space left on device\n")
+
+
+def test_what_standard_output_cannot_encode_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny.model()
+    model.tokenizer = ss.CharTokenizer(" é" + ss.CharTokenizer().alphabet[2:])
+    checkpoint.save(model, tmp_path)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert main(["infill", "éb_", "--checkpoint", str(tmp_path), "--watch"]) == 0
+    assert printed.getvalue().splitlines()[-1].startswith(rb"\xe9b")
 
 
 def test_a_reader_that_leaves_is_no_error(folder: Path):

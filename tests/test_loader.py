@@ -176,7 +176,7 @@ def test_two_do_not_write_one_corpus_and_what_a_killed_one_left_is_removed(tmp_p
 
 
 def test_a_folder_without_corpus_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`folder` must hold a corpus"):
+    with pytest.raises(ValueError, match="`data` must hold a corpus"):
         open_corpus(tmp_path)
 
 

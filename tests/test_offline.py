@@ -63,6 +63,17 @@ def test_a_run_is_completed(sampler: SpeculativeSampler, expected: Samples, tmp_
     assert run(sampler, tmp_path) == 0
 
 
+@pytest.mark.parametrize("kept", [0, 5, -9])
+def test_a_truncated_shard_is_drawn_again(
+    kept: int, sampler: SpeculativeSampler, expected: Samples, tmp_path: Path
+):
+    run(sampler, tmp_path)
+    path = tmp_path / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert run(sampler, tmp_path) == 5
+    assert torch.equal(whole(tmp_path).tokens, expected.tokens)
+
+
 def test_another_run_is_refused(sampler: SpeculativeSampler, tmp_path: Path):
     run(sampler, tmp_path, num=5)
     with pytest.raises(ValueError, match=r"`num` must be 5, as in .*run.json, got 6"):
@@ -71,7 +82,7 @@ def test_another_run_is_refused(sampler: SpeculativeSampler, tmp_path: Path):
         run(sampler, tmp_path, num=5, about={"rounds": 2})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"`folder` must be empty or hold a run\.json"):
+    with pytest.raises(ValueError, match=r": must be empty or hold a run\.json"):
         run(sampler, tmp_path / "other")
     with pytest.raises(ValueError, match="`num` must be at least 1, got 0"):
         run(sampler, tmp_path, num=0)

@@ -1,5 +1,7 @@
 """Every code block of the README runs, on small numbers; its links and its results hold."""
 
+import ast
+import builtins
 import itertools
 import json
 import os
@@ -39,11 +41,7 @@ from selfspec import cli, measuring
 measuring.SWEEP, measuring.PLAIN_SWEEP = measuring.SWEEP[:2], measuring.PLAIN_SWEEP[:1]
 sys.exit(cli.main())
 """
-PREPARE = """
-from selfspec.data.jsonl import prepare
-splits = {"train": "books/train*", "valid": "books/valid*", "test": "books/test*"}
-prepare(splits, "data/books27", progress=False)
-"""
+PREPARE = "selfspec prepare books27 --source books --out data/books27"
 
 
 def load_script(name: str) -> Any:
@@ -89,7 +87,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("valid", "test"):
         text = "It was the best of times, it was the worst of times. " * 12
         (books / f"{split}.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    run([sys.executable, "-c", PREPARE], place)
+    assert PREPARE in README
+    run(shlex.split(PREPARE), place)
     return place
 
 
@@ -140,6 +139,21 @@ def test_commands_are_such_as_the_verbs_take(page: str, monkeypatch: pytest.Monk
         if command := re.search(r"(?:^|\| |-m |-- )selfspec ([a-z].*)", line):
             words = re.split(r"\s{3,}", command[1])[0]  # what stands behind says what it is
             assert cli.main(shlex.split(words)) == 0, words
+
+
+READERS_OWN = {"my_model", "my_tokenizer", "input_ids"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_brings_what_it_uses(page: str):
+    for code in blocks(page, "python"):
+        nodes = list(ast.walk(ast.parse(code)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        made |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+        made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        made |= {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+        assert {node.id for node in names} <= made | READERS_OWN | {*dir(builtins)}, code
 
 
 def test_examples_for_clusters_are_bash_and_yaml():

@@ -7,9 +7,11 @@ instead. PyTorch is imported when a verb runs, not for `--help`. Of the processe
 started, the first tells what concerns all of them; it alone runs a verb that has no work to share.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from selfspec.cli.common import first_rank
 from selfspec.cli.usage import later, one_line
@@ -27,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
+        # As on standard error: no result is lost for a letter that the encoding lacks.
+        out.reconfigure(errors="backslashreplace")
     # Threads that spin while they wait make a busy machine many times slower; read by PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What `transformers` says of its own while it loads; read by it.
@@ -67,6 +73,9 @@ def run(argv: list[str]) -> int:
         return 0
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         raise ValueError(f"`verb` must be one of {', '.join(verbs)}, got {argv[0]!r}")
+    if "--out=" in argv or ("--out", "") in pairwise(argv):
+        # Of a variable of the shell that is not set; `Path` takes it for the current folder.
+        raise ValueError("`out` must be a path, got ''")
     with one_line():
         call = tyro.extras.subcommand_cli_from_dict(
             {name: later(verb) for name, verb in verbs.items()},

@@ -28,7 +28,7 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     Args:
         run: where and from which seed.
         num: texts a row.
-        nfe: function evaluations a text, at most.
+        nfe: function evaluations a text, at most; enough for a row of the uniform order.
     """
     from selfspec import api
     from selfspec.arena import accounts

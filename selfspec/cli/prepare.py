@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfspec.checks import existing_folder, whole
 from selfspec.cli.common import Run, check_folder, note, to_json
+from selfspec.files import write_json
 
 if TYPE_CHECKING:
     from selfspec.data.bpe import BPETokenizer
@@ -115,7 +118,8 @@ def prepare(
             FASTA, which may be packed too.
         run: device plays no part here.
         text: how documents become tokens.
-        out: the folder to write.
+        out: the folder to write; it may hold what the same command has prepared before, which is
+            then prepared anew, and no other corpus.
         source: the folder; for a dataset its name, also with "@revision", or a folder; for text8
             the zip file, the plain file, or a URL of either; for proteins a file, or a pattern of
             several. Only openwebtext needs none.
@@ -128,14 +132,33 @@ def prepare(
         raise ValueError(f"`source` must be given for {corpus}, got none")
     text.check(corpus)
     check_folder(out)
-    if corpus in ("proteins", "fasta"):
-        return prepare_proteins(corpus, run, str(source), out, alphabet, unknown, relatives)
-    if corpus != "text8":
-        return prepare_documents(corpus, run, text, source, out)
-    from selfspec.data import text8
+    asked = {"corpus": corpus, "source": source, "seed": run.seed, **asdict(text),
+             "alphabet": alphabet, "unknown": unknown, "relatives": relatives}  # fmt: skip
+    del asked["workers"]  # however many, the corpus is the same
+    with recorded(out, asked):
+        if corpus in ("proteins", "fasta"):
+            return prepare_proteins(corpus, run, str(source), out, alphabet, unknown, relatives)
+        if corpus != "text8":
+            return prepare_documents(corpus, run, text, source, out)
+        from selfspec.data import text8
 
-    stores = text8.prepare(str(source), out)
-    report(run, out, "characters", {split: len(store) for split, store in stores.items()})
+        stores = text8.prepare(str(source), out)
+        report(run, out, "characters", {split: len(store) for split, store in stores.items()})
+
+
+@contextmanager
+def recorded(out: Path, asked: dict[str, Any]) -> Iterator[None]:
+    """`prepare.json` says what was asked of the corpus that the block prepares.
+
+    Raises:
+        ValueError: the folder holds a corpus of another command.
+    """
+    record = out / "prepare.json"
+    same = record.exists() and json.loads(record.read_bytes()) == asked
+    if (out / "tokenizer.json").exists() and not same:
+        raise ValueError(f"`out` must hold no other corpus, got {out}: remove that one first")
+    yield
+    write_json(record, asked)
 
 
 def prepare_documents(corpus: str, run: Run, text: Text, source: str | None, out: Path) -> None:

@@ -25,6 +25,7 @@ from selfspec.cli.common import Loading, Run, Sampling, note, one_line, table, t
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from tqdm import tqdm
 
     from selfspec.model import SSMD
     from selfspec.sampling import Sampler
@@ -187,16 +188,16 @@ def measure(
     # Every block of every order has a seed of its own.
     seeds = row_seeds(seed, orders * len(blocks)).view(orders, len(blocks), 1)
     fixed, one_pass = torch.zeros(2, orders, dtype=torch.float64)
-    with tracked(total=seeds.numel(), desc="scoring", unit="block", leave=False) as bar:
+    total = orders * len(tokens)
+    with tracked(total=total, desc="scoring", unit="tok", leave=False) as bar:
         for k in range(orders):
             for block, own in zip(blocks, seeds[k], strict=True):
-                fixed[k] += log_law(model, block, sampler, own).item()
+                fixed[k] += log_law(model, block, sampler, own, bar).item()
                 rule = sampler.order if sampler.order.fixed else None
                 one_pass[k] += one_pass_score(
                     model, block, rule, observed=given(model, block), seeds=own,
                     temperature=sampler.temperature, top_p=sampler.top_p,
                 ).item()  # fmt: skip
-                bar.update()
     bits = -1 / (math.log(2) * len(tokens))
     return {
         "bits": float(fixed.mean() * bits),
@@ -220,21 +221,22 @@ def given(model: SSMD, block: Tensor) -> Tensor:
     return in_frame(torch.zeros_like(block, dtype=torch.bool), model.frame)
 
 
-def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor) -> Tensor:
-    """log p(x | σ) of a block (1, L) under a sampler, nats; an estimate for re-chosen orders."""
+def log_law(model: SSMD, block: Tensor, sampler: Sampler, seeds: Tensor, bar: tqdm) -> Tensor:
+    """log p(x | σ) of a block (1, L) under a sampler, nats; an estimate for re-chosen orders.
+
+    The bar moves on by the tokens of the block, as they are scored.
+    """
     from selfspec.likelihood import estimate_log_likelihood, log_likelihood
     from selfspec.sampling import SpeculativeSampler
 
     rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
-    law = log_likelihood if sampler.order.fixed else estimate_log_likelihood
-    return law(
-        model,
-        block,
-        sampler.order,
-        sampler.window,
-        rounds,
-        observed=given(model, block),
-        seeds=seeds,
-        temperature=sampler.temperature,
-        top_p=sampler.top_p,
-    )
+    around = given(model, block)
+    asked = model, block, sampler.order, sampler.window, rounds
+    options = {"observed": around, "seeds": seeds, "temperature": sampler.temperature,
+               "top_p": sampler.top_p}  # fmt: skip
+    if sampler.order.fixed:
+        rows = 256 if model.device.type == "cuda" else 16  # more are no faster on a CPU
+        return log_likelihood(*asked, **options, batch_size=rows, watch=bar.update)
+    nats = estimate_log_likelihood(*asked, **options)
+    bar.update(int((~around).sum()))
+    return nats

@@ -79,27 +79,27 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 
 def open_corpus(
-    folder: str | os.PathLike[str], verify: bool = False
+    data: str | os.PathLike[str], verify: bool = False
 ) -> tuple[Tokenizer, dict[str, Store]]:
     """What `write_corpus` wrote: the tokenizer, and the store of each split.
 
     Args:
-        folder: of the corpus.
+        data: the folder of the corpus.
         verify: compare all checksums, which reads every file once.
 
     Raises:
-        ValueError: `folder` holds no such corpus, a store is broken or of another tokenizer.
+        ValueError: `data` holds no such corpus, a store is broken or of another tokenizer.
     """
-    path = Path(folder, "tokenizer.json")
+    path = Path(data, "tokenizer.json")
     try:
         tokenizer = tokenizer_from(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"`folder` must hold a corpus, got {folder}: {error}") from error
+        raise ValueError(f"`data` must hold a corpus, got {data}: {error}") from error
     files = sorted(path.parent.glob("*.bin"))
     stores = {file.stem: open_store(file, verify) for file in files}
     for store in stores.values():
         if store.vocab_size != tokenizer.vocab_size:
-            raise ValueError(f"`folder` must hold stores of its tokenizer's {tokenizer.vocab_size} "
+            raise ValueError(f"`data` must hold stores of its tokenizer's {tokenizer.vocab_size} "
                              f"tokens, got {store.path} of {store.vocab_size}")  # fmt: skip
     return tokenizer, stores
 

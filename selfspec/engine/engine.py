@@ -22,6 +22,7 @@ from selfspec.engine.intake import Intake
 from selfspec.engine.state import Pool
 from selfspec.engine.step import Variant
 from selfspec.engine.transfer import on
+from selfspec.inputs import check_model
 from selfspec.interfaces import Samples
 from selfspec.model import SSMD
 from selfspec.progress import tracked
@@ -64,6 +65,7 @@ class Engine:
         graphs: bool | None = None,
         variant: Variant | None = None,
     ):
+        check_model(model)
         length = model.length if length is None else length
         waiting = 4 * slots if waiting is None else waiting
         for name, value in {"slots": slots, "waiting": waiting}.items():

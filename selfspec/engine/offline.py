@@ -51,7 +51,8 @@ def draw_shards(
     Args:
         engine: of the sampler's model, idle.
         sampler: draws them.
-        folder: made if missing; of an earlier call with the same arguments, it is completed.
+        folder: made if missing; of an earlier call with the same arguments, it is completed: shards
+            that are missing or cut short are drawn.
         num: rows in all.
         seed: of the run.
         length: tokens a row; by default drawn as those of the training data, or the model's.
@@ -75,7 +76,7 @@ def draw_shards(
                     "blocks": [engine.model.num_trunk_blocks, engine.model.num_head_blocks],
                     **(about or {})})  # fmt: skip
     starts = range(rank * shard, num, world * shard)
-    todo = [start for start in starts if not _path(folder, start // shard).exists()]
+    todo = [start for start in starts if not _is_there(_path(folder, start // shard))]
     sizes = {start: min(shard, num - start) for start in starts}
     total, drawn = sum(sizes.values()), sum(sizes[start] for start in todo)
     with tracked(total=total, initial=total - drawn, unit="row", progress=progress) as bar:
@@ -148,7 +149,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     known, about = _about(folder), json.loads(json.dumps(about))
     if known is None:
         if not empty:
-            raise ValueError(f"`folder` must be empty or hold a run.json, got {str(folder)!r}")
+            raise ValueError(f"{folder}: must be empty or hold a run.json, got other files")
         return write_json(folder / "run.json", about)
     for name in about.keys() | known.keys():
         if known.get(name) != about.get(name):
@@ -167,6 +168,15 @@ def _about(folder: Path) -> dict[str, Any] | None:
     if not isinstance(about, dict):
         raise ValueError(f"{path}: must be a JSON object, got {about!r}")
     return about
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a shard is there, and as long as its header says: the rest is not read."""
+    try:
+        with safetensors.safe_open(path, "pt"):
+            return True
+    except (FileNotFoundError, safetensors.SafetensorError):
+        return False
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfspec.checks import whole
-from selfspec.inputs import check_tokens, mask_of
+from selfspec.inputs import check_model, check_tokens, mask_of
 from selfspec.likelihood.chains import ancestral_chain, chain
 from selfspec.likelihood.tables import Scores, draw_order, encoded, generated, score_pass, scores
 from selfspec.model import SSMD
@@ -63,7 +63,7 @@ def log_likelihood(
         pad: (B, L) bool, True at pads.
         observed: (B, L) bool, True at given tokens: the result is then conditional on them.
         seeds: (B,) int64, or one; the same seeds give the σ that a sampler would draw.
-        **options: `temperature`, `top_p`, `batch_size`, as in `scores`.
+        **options: `temperature`, `top_p`, `batch_size`, `watch`, as in `scores`.
 
     Returns:
         (B,) nats, at most 0.
@@ -154,6 +154,7 @@ def one_pass_score(
 
 def check_rounds(model: SSMD, rounds: int) -> None:
     """Raises a `ValueError` unless the model can do so many rounds."""
+    check_model(model)
     if whole("rounds", rounds) < 0 or (rounds and model.head is None):
         raise ValueError(f"`rounds` must be at least 0, and 0 without a head, got {rounds}")
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from selfspec.checks import whole
+from selfspec.inputs import check_model
 from selfspec.likelihood.exact import one_pass_score
 from selfspec.model import SSMD
 from selfspec.noise import row_seeds
@@ -97,6 +98,7 @@ def mutation_effect(
             model reads, some that it does not know or does not read one by one, or `orders` or
             `batch_size` below 1.
     """
+    check_model(model)
     for name, value in {"orders": orders, "batch_size": batch_size}.items():
         whole(name, value, least=1)
     if model.tokenizer is None:

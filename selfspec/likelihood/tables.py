@@ -8,6 +8,7 @@ for every number i of revealed tokens that a pass may start with: one trunk pass
 for each i.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,7 @@ def scores(
     batch_size: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    watch: Callable[[int], object] | None = None,
 ) -> Scores:
     """One trunk pass and one head pass for every number of revealed tokens.
 
@@ -91,6 +93,7 @@ def scores(
         pad: (B, L) bool.
         batch_size: rows of one pass.
         temperature, top_p: of the sampler that is scored.
+        watch: is called with the number of rows of every pass.
 
     Raises:
         ValueError: `batch_size`, `temperature` or `top_p` out of range.
@@ -107,6 +110,8 @@ def scores(
     for row, i in (chunk.T for chunk in jobs.split(batch_size) if len(chunk)):
         part = tokens[row], order[row], i, pad[row]
         table[:, row, i] = score_pass(model, encoded(model, *part), *part, temperature, top_p)
+        if watch is not None:
+            watch(len(row))
     return Scores(table[0], table[1], first, end)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from selfspec.hub.causal import CausalTrunk
+from selfspec.inputs import check_model
 from selfspec.model import SSMD
 from selfspec.recipes.rows import Rows, read_data
 from selfspec.train import AdamWConfig, Cosine, Diffusion, TrainConfig, Trainer
@@ -66,6 +67,7 @@ def adapt_ar(
         ValueError: another model, bad data, or a folder whose rows were made of something else.
         OSError: no such file.
     """
+    check_model(model)
     if not isinstance(model.trunk, CausalTrunk) or model.head is not None:
         raise ValueError("`model` must be one from `adapt_causal`, without head, got another")
     if data == "self":

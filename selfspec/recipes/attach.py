@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from selfspec.hub import HubTrunk
+from selfspec.inputs import check_model
 from selfspec.model import SSMD
 from selfspec.recipes.rows import Rows, read_data
 from selfspec.train import (
@@ -82,6 +83,7 @@ def attach(
         OSError: no such file.
         RuntimeError: another run is making rows in the folder.
     """
+    check_model(model)
     if not isinstance(model.trunk, HubTrunk) or model.head is None:
         raise ValueError("`model` must be one from `attach_head`, with a head, got another")
     config = settings(**changes)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from selfspec.checks import of_kind
 from selfspec.data.corpus import open_corpus
 from selfspec.model import SSMD, AutoregressiveModel
 from selfspec.recipes.adapt_ar import adapt_ar
@@ -54,6 +55,7 @@ def train(
         ValueError: bad data, settings or start, or an argument that goes with the other kind.
         KeyboardInterrupt: Ctrl-C; the checkpoint is written, and the same call resumes.
     """
+    of_kind("what", what, Recipe | SSMD | AutoregressiveModel, "a recipe or a model")
     if isinstance(what, Recipe):
         if objective is not None:
             raise ValueError("`objective` goes with a model: a recipe has its own")

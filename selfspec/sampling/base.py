@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from selfspec.inputs import checked_rows
+from selfspec.inputs import check_model, checked_rows
 from selfspec.interfaces import Pass, Round, Samples, Trace
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, uniform
@@ -103,6 +103,7 @@ class Sampler(ABC):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
+        check_model(model)
         log_probs(torch.zeros(1), temperature, top_p)  # raises on bad values before any work
         self.model = model
         self.order = as_order(order)
