@@ -71,6 +71,7 @@ from selfspec.sampling import PathPlanningSampler as PathPlanningSampler
 from selfspec.sampling import PlainSampler as PlainSampler
 from selfspec.sampling import PolicySampler as PolicySampler
 from selfspec.sampling import PUNTSampler as PUNTSampler
+from selfspec.sampling import RemaskedPlainSampler as RemaskedPlainSampler
 from selfspec.sampling import RemaskedSpeculativeSampler as RemaskedSpeculativeSampler
 from selfspec.sampling import ReMDMSampler as ReMDMSampler
 from selfspec.sampling import RescaleRemasking as RescaleRemasking

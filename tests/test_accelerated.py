@@ -56,6 +56,7 @@ from selfspec.sampling import (
     PlainSampler,
     PolicySampler,
     PUNTSampler,
+    RemaskedPlainSampler,
     RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
@@ -70,10 +71,10 @@ from selfspec.sampling import (
     klass,
     lookahead,
     punt,
-    remasked_speculative,
     remdm,
 )
 from selfspec.sampling.base import Drafts, State
+from selfspec.sampling.remasked import RemaskedState
 from selfspec.sampling.sets import SetSampler
 from selfspec.schedules import (
     ConstantWindow,
@@ -604,14 +605,20 @@ REMASKED = {
     "two at first": ((2, 1, 1, 1), 1, 1.0, 2),
     "half": ((3, 2, 1, 1), 1, 0.5, 3),
     "two rounds": ((1, 2, 1, 1), 2, 0.7, 1),
+    "unverified": ((2, 1, 1, 1), 0, 0.6, 2),
 }
 
 
 @pytest.mark.parametrize("name", REMASKED)
-def test_remasking_between_verified_passes_has_the_law_of_its_definition(rugged: SSMD, name: str):
+def test_remasking_between_passes_has_the_law_of_its_definition(rugged: SSMD, name: str):
     sizes, rounds, eta, passes = REMASKED[name]
     expected = processes.remasked_law(rugged, HINTED, sizes, rounds, eta, passes)
-    sampler = RemaskedSpeculativeSampler(rugged, UNIFORM, ListedWindow(sizes), rounds, eta, passes)
+    window = ListedWindow(sizes)
+    sampler = (
+        RemaskedSpeculativeSampler(rugged, UNIFORM, window, rounds, eta, passes)
+        if rounds
+        else RemaskedPlainSampler(rugged, UNIFORM, window, eta, passes)
+    )
     assert agrees(sampler, HINTED, expected)
     kept = processes.remasked_law(rugged, HINTED, sizes, rounds, 0, 0)
     np.testing.assert_allclose(kept, sampler_law(rugged, HINTED, UNIFORM, sampler.window, rounds))
@@ -728,7 +735,7 @@ def what_is_taken_back_comes_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def remasking_is_not_made_up_for_by_the_window(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(remasked_speculative.RemaskedState, "window", State.window)
+    patch.setattr(RemaskedState, "window", State.window)
 
 
 def a_span_starts_one_too_late(patch: pytest.MonkeyPatch) -> None:
@@ -757,7 +764,7 @@ def taken(name: str) -> Callable[[SSMD, SSMD], None]:
 
 
 def remasked(name: str) -> Callable[[SSMD, SSMD], None]:
-    return lambda rugged, _: test_remasking_between_verified_passes_has_the_law_of_its_definition(
+    return lambda rugged, _: test_remasking_between_passes_has_the_law_of_its_definition(
         rugged, name
     )
 

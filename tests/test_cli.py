@@ -735,7 +735,7 @@ def test_frames_show_drafts_verdicts_and_redraws():
     (passes,) = samples.trace
     frames = list(Replay(samples.tokens[0].tolist(), passes, 2, 1).frames())
     seen = {state for frame in frames for _, state in frame.cells}
-    assert seen == set(State)
+    assert seen == set(State) - {State.REMASKED}
     drafted = [cell for cell in frames[0].cells if cell[1] is State.DRAFTED]
     assert [token for token, _ in drafted] == [
         token for _, token in sorted(zip(passes[0].positions, passes[0].drafted, strict=True))
@@ -764,6 +764,28 @@ def test_frames_of_plain_sampling_show_drafts_that_stand(capsys: pytest.CaptureF
     assert "head passes   0  NFE  10.0   drafted\n" in out
     assert main(["sample", "--watch", "--window", "6", "--rounds", "2"]) == 0
     assert "   drafted accepted rejected redrawn\n" in capsys.readouterr().out
+
+
+def test_frames_show_what_is_taken_back():
+    model = tiny.model()
+    sampler = ss.RemaskedPlainSampler(model, window=4, eta=0.3)
+    samples = ss.generate(model, sampler=sampler, trace=True)
+    assert samples.trace is not None
+    (passes,) = samples.trace
+    replay = Replay(samples.tokens[0].tolist(), passes, 2, 1)
+    assert replay.states == [State.DRAFTED, State.REMASKED]
+    frames = list(replay.frames())
+    states = [[state for _, state in frame.cells] for frame in frames]
+    shown = [s for s in states if State.REMASKED in s]
+    taken = [done.remasked for done in passes if done.remasked]
+    assert taken
+    assert [[k for k, s in enumerate(row) if s is State.REMASKED] for row in shown] == [
+        sorted(positions) for positions in taken
+    ]
+    after = [states[k + 1] for k, row in enumerate(states) if State.REMASKED in row]
+    for row, positions in zip(after, taken, strict=True):
+        assert {row[k] for k in positions} <= {State.MASKED, State.DRAFTED}
+    assert [token for token, _ in frames[-1].cells] == samples.tokens[0].tolist()
 
 
 def test_watch_prints_frames_without_control_codes(capsys: pytest.CaptureFixture[str]):

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -43,9 +43,11 @@ from selfspec.sampling import (
     AnyOrderSampler,
     FixedCountSampler,
     PlainSampler,
+    RemaskedSpeculativeSampler,
     Sampler,
     SpeculativeSampler,
 )
+from selfspec.sampling.remasked import Remasked, RemaskedState
 from selfspec.schedules import (
     ConstantWindow,
     CosineSchedule,
@@ -60,7 +62,7 @@ from selfspec.verification import residual
 FIELDS = ("tokens", "trunk_passes", "head_passes", "drafted", "accepted")
 MASK = 3
 RUN = ("speculative", "speculative, cosine", "fixed count", "ancestral", "any order", "optimal",
-       "speculative, optimal")  # fmt: skip
+       "speculative, optimal", "plain, remasked", "speculative, remasked")  # fmt: skip
 OWN_ORDER = ("dilated", "speculative, dilated", "top-k", "top-k, drawn")
 MAKERS: dict[str, Callable[[SSMD, Order], Sampler]] = {
     **{name: ORDERED[name] for name in RUN},
@@ -96,6 +98,25 @@ def test_the_engine_draws_what_the_sampler_draws(ternary: SSMD, make: Callable, 
     for slots, waiting in ((64, 1), (7, 3), (1, 64)):
         ours = Engine(ternary, slots, waiting=waiting).sample(sampler, tokens, 5, pad)
         assert same(ours, theirs)
+
+
+class Narrow(RemaskedSpeculativeSampler):
+    """Reveals one token a pass from the second on, however many are to be made up for."""
+
+    def start(self, tokens: Tensor, seeds: Tensor, pad: Tensor) -> RemaskedState:
+        state = super().start(tokens, seeds, pad)
+        return replace(state, most=torch.ones_like(state.most))
+
+
+def test_what_a_pass_cannot_make_up_for_is_left_to_the_next(ternary: SSMD):
+    sampler, (tokens, pad) = Narrow(ternary, RESPACED, 2, 2, 1.0, 3), stacked(ROWS * 8)
+    theirs = sampler.sample(tokens, 5, pad, trace=True)
+    assert same(Engine(ternary, 7).sample(sampler, tokens, 5, pad), theirs)
+    assert theirs.trace is not None
+    assert any(done.remasked for passes in theirs.trace for done in passes)
+    first = {len(passes[0].positions) for passes in theirs.trace if passes}
+    assert first == {1, 2}
+    assert {len(done.positions) for passes in theirs.trace for done in passes[1:]} == {1}
 
 
 def engine_counts(sampler: Sampler, puzzle: Puzzle, draws: int = 50_000) -> np.ndarray:
@@ -733,8 +754,12 @@ def test_what_the_engine_cannot_run_has_a_reason(ternary: SSMD):
         def step(self, state, trace) -> None:
             raise NotImplementedError
 
+    class Beneath(Remasked, Own):
+        pass
+
     assert unsupported(AncestralSampler(ternary)) is None
     assert unsupported(Own(ternary)) == "Own has its own `step`"
+    assert unsupported(Beneath(ternary)) == "Beneath has its own `step`"
     deep = make_toy(head_blocks=2)
     assert "the head has 2 blocks" in str(unsupported(SpeculativeSampler(deep)))
     assert unsupported(AnyOrderSampler(deep)) is None

@@ -57,6 +57,7 @@ from selfspec.sampling import (
     PlainSampler,
     PolicySampler,
     PUNTSampler,
+    RemaskedPlainSampler,
     RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
@@ -210,6 +211,7 @@ ORDERED: dict[str, Make] = {
     "ancestral": lambda m, o: AncestralSampler(m, o, CosineSchedule(), steps=4),
     "any order": lambda m, o: AnyOrderSampler(m, o),
     "any order, verified": lambda m, o: AnyOrderVerifiedSampler(m, o, ConstantWindow(3)),
+    "plain, remasked": lambda m, o: RemaskedPlainSampler(m, o, ConstantWindow(2), 0.5, 4),
     "speculative, remasked": lambda m, o: RemaskedSpeculativeSampler(
         m, o, ConstantWindow(2), 2, 0.5, 4
     ),
@@ -247,6 +249,7 @@ OTHERS: dict[str, Callable[[SSMD], Sampler]] = {
 # The most trunk passes for n tokens; n where nothing is said.
 BOUNDS: dict[str, Callable[[int], float]] = {
     "any order, verified": lambda n: 3 * n,
+    "plain, remasked": lambda n: -(-n // 2),
     "speculative, remasked": lambda n: n + 4,
     "stale cache": lambda n: n * (3 + 4 / max(n, 3)),
     "remdm cap": lambda n: 6,

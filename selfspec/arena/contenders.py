@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from selfspec.sampling import (
     PlainSampler,
     PolicySampler,
     PUNTSampler,
+    RemaskedPlainSampler,
     RemaskedSpeculativeSampler,
     ReMDMSampler,
     RescaleRemasking,
@@ -56,7 +58,7 @@ from selfspec.sampling import (
     ThresholdSampler,
     TopKSampler,
 )
-from selfspec.schedules import ConstantWindow
+from selfspec.schedules import ConstantWindow, LinearSchedule, ScheduleWindow
 from selfspec.selection import CellOrder, Confidence, Entropy, Margin, ScoreOrder, SpanOrder
 from selfspec.weights import fingerprint
 
@@ -175,13 +177,18 @@ def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) 
 
 
 def _remasked(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
-    """Remasking between verified passes."""
-    for order in orders if model.head is not None else ():
-        for rounds, window in SWEEP:
-            for eta in (0.01, 0.05):
-                rule, values = ORDERS[order](), {**knobs(rounds, window), "eta": eta}
-                sampler = RemaskedSpeculativeSampler(model, rule, window, rounds, eta)
-                yield Setting("self-speculative, remasked", order, values, sampler)
+    """Remasking between passes, unverified and verified."""
+    for order, eta in product(orders, (0.01, 0.05)):
+        rule = ORDERS[order]
+        for k in steps:
+            values = {"schedule": "linear", "steps": k, "eta": eta}
+            window = ScheduleWindow(LinearSchedule(), k)
+            sampler = RemaskedPlainSampler(model, rule(), window, eta)
+            yield Setting("plain, remasked", order, values, sampler)
+        for rounds, window in SWEEP if model.head is not None else ():
+            values = {**knobs(rounds, window), "eta": eta}
+            sampler = RemaskedSpeculativeSampler(model, rule(), window, rounds, eta)
+            yield Setting("self-speculative, remasked", order, values, sampler)
 
 
 def _by_drafts(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:

@@ -1,8 +1,8 @@
 """Replays in the terminal how a text came about: drafted, verified, redrawn, revealed.
 
-One frame for the drafts of a trunk pass, one for the verdict of each head pass, and one for the
-token that is redrawn after a rejection. In a terminal a frame takes the place of the one before;
-elsewhere frames follow one another, without colour.
+One frame for the drafts of a trunk pass, one for the verdict of each head pass, one for the token
+that is redrawn after a rejection, and one for what is masked again after the pass. In a terminal a
+frame takes the place of the one before; elsewhere frames follow one another, without colour.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class State(Enum):
     ACCEPTED = "32"
     REJECTED = "31"
     REDRAWN = "36"
+    REMASKED = "35"
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,18 @@ class Replay:
         trunk_blocks, head_blocks: for the NFE counter.
 
     Attributes:
-        states: what the legend explains: of drafts that are not verified, that they are drafts.
+        states: what the legend explains: those that occur beside masked and revealed.
     """
 
     def __init__(self, tokens: list[int], passes: list[Pass], trunk_blocks: int, head_blocks: int):
         self.cells = [(token, State.REVEALED) for token in tokens]
         self.passes = passes
         self.blocks = trunk_blocks, head_blocks
-        verdicts = [verdict for done in passes for verdict in done.rounds]
-        self.states = list(State)[2:] if verdicts else [State.DRAFTED]
+        self.states = [State.DRAFTED]
+        if any(done.rounds for done in passes):
+            self.states += [State.ACCEPTED, State.REJECTED, State.REDRAWN]
+        if any(done.remasked for done in passes):
+            self.states.append(State.REMASKED)
         self.trunk_passes = self.head_passes = self.round = 0
         for done in passes:
             self._set(State.MASKED, *(position for position, _ in done.revealed))
@@ -77,6 +81,10 @@ class Replay:
             self._set(State.MASKED, *current.positions)
             for position, token in current.revealed:
                 self.cells[position] = token, State.REVEALED
+            if current.remasked:
+                self._set(State.REMASKED, *current.remasked)
+                yield self._frame()
+                self._set(State.MASKED, *current.remasked)
         yield self._frame()
 
     def _verify(self, current: Pass) -> Iterator[Frame]:

@@ -232,16 +232,17 @@ class Flight:
 def pass_bounds(rows: Rows) -> tuple[int, float]:
     """The fewest and the most passes after which some, and all, of these rows are finished.
 
-    If all drafts stand, a pass reveals its window; each one reveals a token at least.
+    If all drafts stand, a pass reveals its window; each one reveals a token at least, and what is
+    taken back is made up for by then.
     """
-    names = ("revealed", "observed", "end", "windows", "rounds")
-    revealed, observed, end, windows, rounds = (getattr(rows, name).cpu() for name in names)
+    names = ("revealed", "observed", "end", "windows", "rounds", "remasks")
+    revealed, observed, end, windows, rounds, remasks = (getattr(rows, n).cpu() for n in names)
     done, end = revealed - observed, end - observed
     passes = torch.zeros_like(end)
     while bool((open_ := done < end).any()):
         reach = done + windows.gather(1, done.unsqueeze(1)).squeeze(1)
         done, passes = torch.where(open_, reach, done), passes + open_.long()
-    most = torch.where(rounds > 0, end, passes)
+    most = torch.where(rounds > 0, end + remasks, passes)
     return int(passes.min()), max(1, int(most.max()))
 
 

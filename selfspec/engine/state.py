@@ -11,20 +11,20 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfspec.model import SSMD
 from selfspec.nn.head import CausalHead
 from selfspec.orders import Order
 from selfspec.sampling import PlainSampler, Sampler, SpeculativeSampler
-from selfspec.sampling.base import State
+from selfspec.sampling.remasked import Remasked, RemaskedState
 from selfspec.selection import DraftWindow
 
 __all__ = ["Pool", "Rows", "prepare", "rechosen_rule", "unsupported"]
 
 
 @dataclass
-class Rows(State):
+class Rows(RemaskedState):
     """Where rows stand, and the settings of each."""
 
     rounds: Tensor
@@ -35,6 +35,10 @@ class Rows(State):
     """(B,) float64."""
     rechosen: Tensor
     """(B,) bool: the rest of σ is drawn anew before every pass."""
+    eta: Tensor
+    """(B,) float64 η, the largest share of tokens that is taken back; 0 for most samplers."""
+    remasks: Tensor
+    """(B,) int64 K, after how many passes tokens are taken back."""
     done: Tensor
     """(B,) bool: a slot has finished it."""
 
@@ -46,17 +50,18 @@ REPLACED = {
     SSMD: ("target", "corrected_states"),
     CausalHead: ("forward", "tracks", "rotations"),
 }
-"""What the engine does itself, and therefore nobody may do otherwise."""
+"""What the engine does itself, and therefore nobody may do otherwise but those it knows."""
+KNOWN = {*REPLACED, Remasked, nn.Module}
 
 
 def unsupported(sampler: Sampler) -> str | None:
     """Why the engine cannot run a sampler, or None where it can."""
     model = sampler.model
     for thing in (sampler, model, model.head):
-        for kind, names in REPLACED.items():
-            for name in names if isinstance(thing, kind) else ():
-                if getattr(type(thing), name) is not getattr(kind, name):
-                    return f"{type(thing).__name__} has its own `{name}`"
+        names = [name for kind in REPLACED if isinstance(thing, kind) for name in REPLACED[kind]]
+        for name in names:
+            if any(name in vars(kind) for kind in type(thing).__mro__ if kind not in KNOWN):
+                return f"{type(thing).__name__} has its own `{name}`"
     if not isinstance(sampler, SpeculativeSampler | PlainSampler):
         return f"{type(sampler).__name__} has its own `step`"
     if isinstance(sampler.window, DraftWindow):
@@ -67,8 +72,8 @@ def unsupported(sampler: Sampler) -> str | None:
 
 
 def rechosen_rule(sampler: Sampler) -> Order | None:
-    """The order's rule, if it draws σ anew before every pass."""
-    return None if sampler.order.fixed else sampler.order
+    """The order's rule, if σ is drawn anew before every pass."""
+    return sampler.order if not sampler.order.fixed or isinstance(sampler, Remasked) else None
 
 
 def prepare(sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor, length: int) -> Rows:
@@ -84,13 +89,17 @@ def prepare(sampler: Sampler, tokens: Tensor, seeds: Tensor, pad: Tensor, length
         "windows": F.pad(state.windows, (0, length + 1 - state.windows.shape[1]), value=1),
     }
     rounds = sampler.rounds if isinstance(sampler, SpeculativeSampler) else 0
+    eta, remasks = (sampler.eta, sampler.passes) if isinstance(sampler, Remasked) else (0, 0)
+    window = {"stop": state.revealed + state.window, "most": state.windows.amax(1)}
     same = torch.ones_like(state.end, dtype=torch.float64)
     return Rows(
-        **{**given, **full},
+        **{**window, **given, **full},
         rounds=torch.full_like(state.end, rounds),
         temperature=same * sampler.temperature,
         top_p=same * sampler.top_p,
-        rechosen=torch.full_like(state.end, not sampler.order.fixed, dtype=torch.bool),
+        rechosen=torch.full_like(state.end, rechosen_rule(sampler) is not None, dtype=torch.bool),
+        eta=same * eta,
+        remasks=torch.full_like(state.end, remasks),
         done=torch.zeros_like(state.end, dtype=torch.bool),  # only a slot can say so
     )
 
@@ -109,16 +118,17 @@ class Pool:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        many, per_row = size + 1, {"temperature": torch.float64, "top_p": torch.float64}
+        many, numbers = size + 1, ("temperature", "top_p", "eta")
         shapes = {"tokens": (length,), "pad": (length,), "order": (length,),
                   "windows": (length + 1,)}  # fmt: skip
-        types = {"pad": torch.bool, "rechosen": torch.bool, "done": torch.bool, **per_row}
+        types = {"pad": torch.bool, "rechosen": torch.bool, "done": torch.bool}
+        types |= dict.fromkeys(numbers, torch.float64)
         self.rows = Rows(**{
             f.name: zeros(many, *shapes.get(f.name, ()), dtype=types.get(f.name, torch.int64))
             for f in fields(Rows)
         })  # fmt: skip
         self.rows.order += torch.arange(length, device=device)
-        for name in per_row:
+        for name in ("temperature", "top_p"):
             getattr(self.rows, name).fill_(1)
         self.idle = size
         self.every_slot = torch.full((slots,), size, dtype=torch.int64, device=device)

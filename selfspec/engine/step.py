@@ -3,7 +3,7 @@
     take the slots' rows; one trunk pass; σ anew where its rule asks for it
     draft the window                                                          (S, W) places
     M times: the head's verdict on the next block of it, at most a redraw a row   (S, K) places
-    put the rows back; a finished row's slot takes the next one
+    put the rows back, less what they take back; a finished row's slot takes the next one
 
 A round ends at its first rejection, mostly long before the window does, and what was computed
 behind is lost. Where unembedding is dear the window is therefore judged by blocks of K places: a
@@ -32,13 +32,14 @@ from selfspec.engine.state import Pool, Rows
 from selfspec.model import SSMD
 from selfspec.noise import Purpose, numbers, streams, uniform
 from selfspec.orders import Order, rearranged
+from selfspec.sampling.remasked import take_back
 from selfspec.selection import DraftOrder
 from selfspec.verification import first_rejection
 
 __all__ = ["Step", "Variant"]
 
 
-MOVES = ("revealed", "passes", "trunk_passes", "head_passes", "drafted", "accepted", "done")
+MOVES = ("revealed", "stop", "passes", "trunk_passes", "head_passes", "drafted", "accepted", "done")
 """The numbers of a row that a pass changes."""
 OVERHEAD = {"cpu": 1 << 20, "cuda": 1 << 25}
 """What a block costs beside its logits, in logits; by estimates from timings of whole passes."""
@@ -61,11 +62,13 @@ class Variant:
     """Whether a row has `top_p` below 1."""
     rule: Order | None = None
     """The order that is drawn anew before every pass, for the rows that ask for it."""
+    remasks: bool = False
+    """Whether a row takes tokens back."""
 
     @property
     def _key(self) -> tuple[Any, ...]:
         """Rules need not be hashable, nor comparable."""
-        return self.width, self.rounds, self.padded, self.nucleus, id(self.rule)
+        return self.width, self.rounds, self.padded, self.nucleus, id(self.rule), self.remasks
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Variant) and self._key == other._key
@@ -77,11 +80,12 @@ class Variant:
     def of(cls, rows: Rows, rule: Order | None) -> "Variant":
         """What these rows need, whose order is re-chosen by `rule` or by none."""
         return cls(
-            width=int(rows.windows.max()),
+            width=int(rows.most.max()),
             rounds=int(rows.rounds.max()),
             padded=bool(rows.pad.any()),
             nucleus=bool((rows.top_p < 1).any()),
             rule=rule,
+            remasks=bool((rows.eta > 0).any()),
         )
 
     def agrees(self, other: "Variant") -> bool:
@@ -96,6 +100,7 @@ class Variant:
             self.padded or other.padded,
             self.nucleus or other.nucleus,
             other.rule if self.rule is None else self.rule,
+            self.remasks or other.remasks,
         )
 
     @property
@@ -205,7 +210,7 @@ class Step:
         """Laws and draws at the window's places, and what the head needs for its rounds."""
         width, length = self.variant.width, rows.order.shape[1]
         first = rows.revealed
-        stop = first + torch.where(first < rows.end, rows.window, 0)
+        stop = torch.where(first < rows.end, rows.stop, first)
         places = first.unsqueeze(1) + torch.arange(width, device=first.device)
         inside = places < stop.unsqueeze(1)
         positions = rows.order.gather(1, places.clamp(max=length - 1))
@@ -274,19 +279,30 @@ class Step:
         kept = (places >= began.unsqueeze(1)) & (places < revealed.unsqueeze(1))
         now = torch.where(kept, drawn, rows.tokens.gather(1, drafts.positions))
         pool.rows.tokens[pool.slots.unsqueeze(1), drafts.positions] = now
+        rows.revealed = revealed
+        self._move_on(pool, rows)
         if self.variant.rule is not None:
             pool.rows.order[pool.slots] = rows.order
-        rows.revealed = revealed
         rows.passes = rows.passes + active
         rows.trunk_passes = rows.passes
         rows.head_passes = rows.head_passes + tally.heads
         rows.drafted = rows.drafted + revealed - began
         rows.accepted = rows.accepted + revealed - began - tally.rejections
-        finished = revealed >= rows.end
+        finished = rows.revealed >= rows.end
         rows.done = finished
         for name in MOVES:
             getattr(pool.rows, name)[pool.slots] = getattr(rows, name)
         pool.admit(finished)
+
+    def _move_on(self, pool: Pool, rows: Rows) -> None:
+        """Where the next window ends, once tokens are taken back from the rows that do so."""
+        if self.variant.remasks:
+            gone = take_back(rows, rows.eta, rows.remasks)
+            tokens = pool.rows.tokens[pool.slots].masked_fill(gone, self.model.mask_id)
+            pool.rows.tokens[pool.slots] = tokens
+        else:
+            generated = (rows.revealed - rows.observed).unsqueeze(1)
+            rows.stop = rows.revealed + rows.windows.gather(1, generated).squeeze(1)
 
     def _law(self, logits: Tensor, temperature: Tensor, top_p: Tensor) -> Law:
         return law_of(logits, temperature, top_p if self.variant.nucleus else None)

@@ -26,7 +26,7 @@ from selfspec.sampling.path_planning import PathPlanningSampler
 from selfspec.sampling.plain import PlainSampler
 from selfspec.sampling.policy import PolicySampler
 from selfspec.sampling.punt import PUNTSampler
-from selfspec.sampling.remasked_speculative import RemaskedSpeculativeSampler
+from selfspec.sampling.remasked import RemaskedPlainSampler, RemaskedSpeculativeSampler
 from selfspec.sampling.remdm import (
     CapRemasking,
     ConfidenceRemasking,
@@ -68,6 +68,7 @@ __all__ = [
     "PlainSampler",
     "PolicySampler",
     "ReMDMSampler",
+    "RemaskedPlainSampler",
     "RemaskedSpeculativeSampler",
     "RescaleRemasking",
     "Sampler",
