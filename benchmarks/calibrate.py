@@ -8,8 +8,8 @@ judge: of the model's own sampling all self-speculative rows, and the plain rows
 `measuring.worthwhile` keeps.
 
 --more are reports of the same model that have orders which the first one lacks; of these its
-settings are taken. The judge may be another: scores are moved by the mean difference over the rows
-that are known by then. Rows of other heads are left out.
+settings are taken, and those of `measuring.REMASKED_SWEEP`. The judge may be another: scores are
+moved by the mean difference over the rows that are known by then. Rows of other heads are left out.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from typing import Any
 from tables import Record, key
 
 from selfspec import calibration, measuring
+from selfspec.sampling.remasked import PASSES
 
 REPORT = Path(__file__).parent / "results" / "books27-quality.json"
+REMASKED = "self-speculative, remasked"
 
 
 def main() -> None:
@@ -58,8 +60,16 @@ def own_rows(report: Mapping[str, Any]) -> list[Record]:
     """Of the model's own sampling, as far as a table can say it."""
     return [row for row in report["rows"] if row["order"] in calibration.ORDERS
             and ", " not in (row.get("model") or "")  # behind it `order.py` names a tuned head
-            and (row["sampler"] == "self-speculative"
+            and (row["sampler"] == "self-speculative" or remasked(row)
                  or (row["sampler"] == "plain" and "steps" in row["settings"]))]  # fmt: skip
+
+
+def remasked(row: Record) -> bool:
+    """Whether it is one of those that `measure` sweeps with remasking."""
+    swept = [{**measuring.knobs(*pair), "eta": measuring.ETA} for pair in measuring.REMASKED_SWEEP]
+    return (row["sampler"], row["order"]) == (REMASKED, measuring.REMASKED_ORDER) and (
+        row["settings"] in swept
+    )
 
 
 def further(
@@ -76,7 +86,7 @@ def further(
         raise ValueError("`more` must share rows with `report`, got none that are in both")
     shift = statistics.mean(known[named(row)]["judge"] - row["judge"] for row in shared)
     new = [row for row in more if row["order"] not in orders and named(row) not in known
-           and named({**row, "order": ""}) in swept]  # fmt: skip
+           and (remasked(row) or named({**row, "order": ""}) in swept)]  # fmt: skip
     return [{**row, "judge": row["judge"] + shift} for row in new]
 
 
@@ -91,8 +101,10 @@ def sampler(row: Record) -> dict[str, Any]:
     if row["sampler"] == "plain":
         return {"sampler": "plain", "order": order, **settings}
     window = {"kind": settings.get("schedule", "cosine"), "dtau": settings["dtau"]}
-    rounds = settings["rounds"]
-    return {"sampler": "speculative", "order": order, "window": window, "rounds": rounds}
+    verified = {"order": order, "window": window, "rounds": settings["rounds"]}
+    if row["sampler"] == REMASKED:
+        return {"sampler": "remasked", **verified, "eta": settings["eta"], "passes": PASSES}
+    return {"sampler": "speculative", **verified}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ self-speculative sampling and of plain sampling:
     {"sampler": "speculative", "order": "uniform", "window": {"kind": "cosine", "dtau": 0.083},
      "rounds": 4, "nfe": 14.3, "judge": 2.90, "word_entropy": 6.1, "n": 1024}
     {"sampler": "plain", "order": "respaced", "schedule": "linear", "steps": 8, "nfe": 7.3, ...}
+    {"sampler": "remasked", "order": "cells", ..., "rounds": 1, "eta": 0.05, "passes": 64, ...}
 
-with `judge` in bits per token, lower is better. A request picks one row:
+with `judge` in bits per token, lower is better; "remasked" is self-speculative too, but takes
+tokens back between its passes. A request picks one row:
 
     nfe = b     the lowest `judge` among the rows with NFE ≤ b
     fast        the same, with the NFE of the cheapest self-speculative row as the budget
@@ -44,7 +46,14 @@ from selfspec.orders import (
     as_order,
     same_rule,
 )
-from selfspec.sampling import AnyOrderSampler, FixedCountSampler, Sampler, SpeculativeSampler
+from selfspec.sampling import (
+    AnyOrderSampler,
+    FixedCountSampler,
+    RemaskedSpeculativeSampler,
+    Sampler,
+    SpeculativeSampler,
+)
+from selfspec.sampling.remasked import Remasked
 from selfspec.schedules import (
     USUAL_ROUNDS,
     ConstantWindow,
@@ -93,6 +102,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 Kind = type[SpeculativeSampler] | type[FixedCountSampler]
 SAMPLERS: dict[str, Kind] = {
     "speculative": SpeculativeSampler,
+    "remasked": RemaskedSpeculativeSampler,
     "plain": FixedCountSampler,
 }
 
@@ -104,7 +114,8 @@ class Point:
     kind: Kind
     order: Order
     settings: Mapping[str, Any]
-    """Of a sampler of this kind: `window` and `rounds`, or `schedule` and `steps`."""
+    """Of a sampler of this kind: `window` and `rounds`, where tokens are taken back also `eta` and
+    `passes`; or `schedule` and `steps`."""
     nfe: float
     judge: float
 
@@ -129,7 +140,12 @@ class Point:
     @property
     def verified(self) -> bool:
         """Whether drafts are verified, or stand as they are."""
-        return self.kind is SpeculativeSampler
+        return issubclass(self.kind, SpeculativeSampler)
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether the law of its samples can be computed or estimated."""
+        return not issubclass(self.kind, Remasked)
 
     def sampler(self, model: SSMD, temperature: float = 1.0, top_p: float = 1.0) -> Sampler:
         """What the row describes, for a model."""
@@ -145,6 +161,7 @@ def choose(
     rounds: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    likelihood: bool = False,
 ) -> Sampler:
     """The sampler of a budget, of a named quality or of raw settings: one of the three.
 
@@ -159,6 +176,7 @@ def choose(
         window, rounds: raw settings of `SpeculativeSampler`; a whole number is a constant window.
             A model without a table uses the sampler's own defaults for what is not given.
         temperature, top_p: of draft and target alike; the table is measured at 1 and 1.
+        likelihood: leave rows out whose samples have none.
 
     Raises:
         ValueError: a budget below what the table has, no table, or several requests at once.
@@ -179,6 +197,7 @@ def choose(
         return FixedCountSampler(model, order, None, steps, temperature, top_p)
     table = [Point.from_row(row) for row in model.calibration]
     table = [p for p in table if order is None or same_rule(p.order, order)]
+    table = [p for p in table if p.has_likelihood or not likelihood]
     if nfe is None and quality is None and (raw or not table):
         rounds = USUAL_ROUNDS if rounds is None else rounds
         return SpeculativeSampler(model, order, window, rounds, temperature, top_p)
@@ -238,6 +257,8 @@ def describe(sampler: Sampler) -> dict[str, Any]:
         settings = {"schedule": _name(sampler.schedule, SCHEDULES), "steps": sampler.steps}
     else:
         settings = {}
+    if isinstance(sampler, Remasked):
+        settings |= {"eta": sampler.eta, "passes": sampler.passes}
     kind, order = _name(sampler, SAMPLERS), type(sampler.order).__name__
     order = next((name for name, rule in ORDERS.items() if same_rule(rule(), sampler.order)), order)
     return {"sampler": kind, "order": order, **settings}
@@ -274,7 +295,10 @@ def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"schedule": SCHEDULES[row["schedule"]](), "steps": steps}
     window = dict(row["window"])
     rounds = whole("rounds", row["rounds"], least=1)
-    return {"window": WINDOWS[window.pop("kind")](**window), "rounds": rounds}
+    settings = {"window": WINDOWS[window.pop("kind")](**window), "rounds": rounds}
+    if row["sampler"] == "remasked":
+        settings |= {"eta": real("eta", row["eta"]), "passes": whole("passes", row["passes"], 0)}
+    return settings
 
 
 def _name(value: object, names: Mapping[str, Any]) -> str:

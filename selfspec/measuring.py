@@ -25,10 +25,18 @@ from selfspec.model import SSMD
 from selfspec.noise import row_seeds
 from selfspec.progress import tracked
 from selfspec.prompts import blank
-from selfspec.sampling import FixedCountSampler, SpeculativeSampler
+from selfspec.sampling import FixedCountSampler, RemaskedSpeculativeSampler, SpeculativeSampler
 from selfspec.schedules import CosineWindow, LinearSchedule, LinearWindow
 
-__all__ = ["PLAIN_SWEEP", "SWEEP", "knobs", "measure", "worthwhile"]
+__all__ = [
+    "PLAIN_SWEEP",
+    "REMASKED_ORDER",
+    "REMASKED_SWEEP",
+    "SWEEP",
+    "knobs",
+    "measure",
+    "worthwhile",
+]
 
 Row = dict[str, Any]
 
@@ -50,6 +58,16 @@ PLAIN_SWEEP: tuple[int, ...] = (6, 8, 12, 16)
 """Steps, of equally many tokens each, that it tries with every order: few passes, as the gain of
 verification grows with their number."""
 
+REMASKED_ORDER, ETA = "cells", 0.05
+"""Where taking tokens back helps, and with which η; in orders without drafts it does not."""
+
+REMASKED_SWEEP: tuple[tuple[int, LinearWindow], ...] = (
+    (2, LinearWindow(0.09)),
+    (1, LinearWindow(0.06)),
+    (1, LinearWindow(0.03)),
+)
+"""Rounds and windows that it tries so, from about 13 to 38 NFE at D = 256."""
+
 
 def measure(
     model: SSMD,
@@ -65,7 +83,8 @@ def measure(
     Args:
         model: with a head; its own table is neither used nor changed.
         judge: (B, L) tokens → (B, L) nats, on the model's device.
-        samplers: settings to measure; by default `SWEEP` and `PLAIN_SWEEP` with every order.
+        samplers: settings to measure; by default `SWEEP` and `PLAIN_SWEEP` with every order, and
+            `REMASKED_SWEEP` with one.
         n: samples a setting, with the same row seeds at each.
         seed: of the run.
         batch_size: rows drawn at once.
@@ -119,6 +138,9 @@ def _swept(model: SSMD) -> list[SpeculativeSampler | FixedCountSampler]:
     for order in ORDERS.values():
         found += [SpeculativeSampler(model, order(), window, rounds) for rounds, window in SWEEP]
         found += [FixedCountSampler(model, order(), LinearSchedule(), k) for k in PLAIN_SWEEP]
+    for rounds, window in REMASKED_SWEEP:
+        order = ORDERS[REMASKED_ORDER]()
+        found.append(RemaskedSpeculativeSampler(model, order, window, rounds, ETA))
     return found
 
 

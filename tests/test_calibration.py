@@ -145,6 +145,7 @@ def test_what_describes_a_sampler_makes_it_again(order: str):
         *(ss.SpeculativeSampler(model, rule, window, 3) for window in windows),
         ss.SpeculativeSampler(model, rule, ss.UnboundedWindow()),
         *(ss.FixedCountSampler(model, rule, schedule, 7) for schedule in schedules),
+        ss.RemaskedSpeculativeSampler(model, rule, windows[0], 2, 0.3, 5),
     ):
         row = json.loads(json.dumps(calibration.describe(sampler) | {"nfe": 7, "judge": 4}))
         again = calibration.Point.from_row(row).sampler(model, 0.5, 0.9)
@@ -152,6 +153,8 @@ def test_what_describes_a_sampler_makes_it_again(order: str):
         assert (again.temperature, again.top_p) == (0.5, 0.9)
         assert calibration.describe(again) == calibration.describe(sampler)
         assert (again.window.table(24) == sampler.window.table(24)).all()
+        names = ("eta", "passes")
+        assert [getattr(again, n, 0) for n in names] == [getattr(sampler, n, 0) for n in names]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,31 @@ def test_a_bad_plain_row_is_named_with_the_reason(change: dict, reason: str):
         calibration.Point.from_row(row)
     assert repr(row) in str(error.value)
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"eta": "much"}, "`eta` must be a number, got 'much'"),
+        ({"passes": -1}, "`passes` must be at least 0, got -1"),
+        ({"passes": None}, "`passes` must be a whole number, got None"),
+    ],
+)
+def test_a_bad_remasked_row_is_named_with_the_reason(change: dict, reason: str):
+    row = tiny.remasked_row(8, 5.0) | change
+    with pytest.raises(ValueError, match="`calibration` has a bad row") as error:
+        calibration.Point.from_row(row)
+    assert reason in str(error.value)
+
+
+def test_a_remasked_row_is_verified_and_has_no_likelihood(calibrated: ss.SSMD):
+    calibrated.calibration.append(tiny.remasked_row(19, 3.0))
+    sampler = calibration.choose(calibrated, nfe=19)
+    assert isinstance(sampler, ss.RemaskedSpeculativeSampler)
+    assert (sampler.eta, sampler.passes) == (0.1, 9)
+    assert calibration.Point.from_row(calibrated.calibration[-1]).verified
+    kept = calibration.choose(calibrated, nfe=19, likelihood=True)
+    assert calibration.describe(kept)["order"] == "respaced"
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):

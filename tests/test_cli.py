@@ -377,6 +377,9 @@ def test_score_keeps_to_a_fixed_order_unless_told(
     assert (told["exact"], told["sampler"]["order"]) == (True, "uniform")
     assert main(scoring) == 0  # not the sampler that the same budget samples with
     assert "\nspeculative uniform cosine " in capsys.readouterr().err
+    best = ["score", str(file), "--orders", "2", "--quality", "best", "--order", "cells"]
+    told = report(capsys, *best)  # what is taken back leaves no likelihood
+    assert (told["exact"], told["sampler"]["sampler"]) == (False, "speculative")
     told = report(capsys, *scoring, "--order", "respaced")
     assert (told["exact"], told["sampler"]["sampler"]) == (False, "plain")
     model = ss.load("books27")
@@ -519,12 +522,15 @@ def test_a_calibration_is_shown_row_by_row(
 ):
     monkeypatch.setattr(measuring, "SWEEP", ((2, ss.LinearWindow(0.25)),))
     monkeypatch.setattr(measuring, "PLAIN_SWEEP", (24,))
+    monkeypatch.setattr(measuring, "REMASKED_SWEEP", measuring.REMASKED_SWEEP[1:2])
     monkeypatch.setattr(measuring, "worthwhile", lambda rows: rows)
     ss.save(tiny.model(), tmp_path)
     assert main(["benchmark", str(tmp_path), "--calibrate", "--num", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["sampler", "NFE", "judge"]
-    assert len(lines) == 1 + 2 * len(calibration.ORDERS)
+    assert len(lines) == 1 + 2 * len(calibration.ORDERS) + 1
+    settings = "remasked cells linear dtau=0.06 rounds=1 eta=0.05 passes=64 "
+    assert any(line.startswith(settings) for line in lines)
     for name in calibration.ORDERS:
         assert any(
             line.startswith(f"speculative {name} linear dtau=0.25 rounds=2 ") for line in lines

@@ -49,7 +49,9 @@ def test_plain_sampling_is_swept_in_every_order(monkeypatch: pytest.MonkeyPatch)
     plain = [(row["order"], row["steps"]) for row in rows if row["sampler"] == "plain"]
     expected = [(order, k) for order in calibration.ORDERS for k in measuring.PLAIN_SWEEP]
     assert sorted(plain) == sorted(expected)
-    assert len(rows) == len(expected) + len(calibration.ORDERS)
+    back = [row for row in rows if row["sampler"] == "remasked"]
+    assert {(row["order"], row["eta"]) for row in back} == {("cells", 0.05)}
+    assert len(rows) == len(expected) + len(calibration.ORDERS) + len(measuring.REMASKED_SWEEP)
 
 
 def test_a_table_keeps_plain_rows_that_add_to_the_verified_ones():

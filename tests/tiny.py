@@ -69,12 +69,17 @@ def plain_row(nfe: float, judge: float, order: str = "respaced", steps: int = 8)
     return {"sampler": "plain", **settings, "nfe": nfe, "judge": judge}
 
 
+def remasked_row(nfe: float, judge: float, eta: float = 0.1) -> dict[str, Any]:
+    """The same of sampling that takes tokens back."""
+    return row(nfe, judge, "cells") | {"sampler": "remasked", "eta": eta, "passes": 9}
+
+
 def bundle(folder: Path) -> Path:
     """What comes with the package, in small: a calibrated model, a judge, a vocabulary."""
     made = model()
     made.calibration = [
         row(8, 5.0, dtau=0.3), row(12, 4.0), row(20, 3.9, dtau=0.01), row(11, 3.95, "respaced"),
-        plain_row(10, 3.8, steps=15),
+        plain_row(10, 3.8, steps=15), row(21, 3.7, "cells"), remasked_row(22, 3.6),
     ]  # fmt: skip
     checkpoint.save(made, folder / "books27")
     checkpoint.save(judge(), folder / "books27-judge")

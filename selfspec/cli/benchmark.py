@@ -139,9 +139,9 @@ def show_table(
     rows = api.calibrate(model, judge, folder, n=n, batch_size=batch_size, seed=run.seed)
     if run.json:
         return print(to_json({"checkpoint": str(folder), "calibration": rows}))
-    about = ("sampler", "order", "window", "rounds", "schedule", "steps")
+    measured = ("nfe", "judge", "n", "word_entropy")
     cells = [
-        [one_line({name: row[name] for name in about if name in row}),
+        [one_line({name: value for name, value in row.items() if name not in measured}),
          f"{row['nfe']:.1f}", f"{row['judge']:.3f}"]
         for row in rows
     ]  # fmt: skip

@@ -95,8 +95,13 @@ class Sampling:
     top_p: float = 1.0
     """nucleus of draft and target alike."""
 
-    def sampler(self, model: SSMD, order: OrderName | None = None) -> Sampler:
-        """The sampler that the flags ask for; `order` is used where none is given."""
+    def sampler(
+        self, model: SSMD, order: OrderName | None = None, likelihood: bool = False
+    ) -> Sampler:
+        """The sampler that the flags ask for; `order` is used where none is given.
+
+        One whose samples have a `likelihood`, if that is asked for.
+        """
         from selfspec.calibration import ORDERS, WINDOWS, choose
 
         if self.dtau is not None and self.window is not None:
@@ -113,6 +118,7 @@ class Sampling:
             self.rounds,
             self.temperature,
             self.top_p,
+            likelihood,
         )
 
 

@@ -72,8 +72,8 @@ def evaluate(
             distinct: share of different word 4-grams. entropy: of a sample's tokens, nats. kl: from
             data to samples over character 4-grams, nats. mauve: of samples and as many held-out
             texts. bound: the masked-diffusion bound of held-out text, bits a token. heldout: bits a
-            token of held-out text under the sampler, exact for orders fixed in advance. cost: NFE,
-            passes and seconds.
+            token of held-out text under the sampler, exact for orders fixed in advance; a budget
+            then takes no sampler without a likelihood. cost: NFE, passes and seconds.
         num: how many samples.
         judge: a checkpoint of an autoregressive model of the same tokens.
         hf_judge: a causal language model of the transformers library: a name on the Hub, a folder,
@@ -95,7 +95,7 @@ def evaluate(
     with processes(run.where()):
         with together():
             model = loading.model(checkpoint, run.where())
-            sampler = sampling.sampler(model)
+            sampler = sampling.sampler(model, likelihood="heldout" in metrics)
             corpus = open_split(data, split) if OF_DATA & set(metrics) else None
             if corpus and OF_TOKENS & set(metrics):
                 check_tokens(corpus.tokenizer, corpus.store, model)

@@ -74,7 +74,8 @@ def score(
     if not len(ids):
         raise ValueError(f"`file` must hold at least one token of the model, got none in {file}")
     tokens = torch.from_numpy(ids[:limit]).to(model.device)
-    report = measure(model, tokens, sampling.sampler(model, order="uniform"), orders, run.seed)
+    sampler = sampling.sampler(model, order="uniform", likelihood=True)
+    report = measure(model, tokens, sampler, orders, run.seed)
     characters = model.tokenizer.count_characters(ids[:limit])
     if characters is None and len(ids) <= limit:
         characters = len(text)
