@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import subwords
 from attribution import attribution, chosen, tuned
+from remasking import remasking
 from tables import (
     KEYS,
     MEASURES,
@@ -401,7 +402,7 @@ def ratios(report: Mapping[str, Any], row: Record) -> list[str]:
 
 CURVE, SECONDS, ANTIBODIES = "books27-quality.json", "latency-h200.json", "antibody-quality.json"
 PROTEINS = "proteins-quality.json"
-TUNED = "books27-order.json"
+TUNED, REMASKED = "books27-order.json", "books27-remasking.json"
 BLOCKS = "books27-blocks.json"
 SUBWORDS, MORE = "books-bpe-quality.json", "books-bpe-256.json"
 PAGES = {
@@ -415,7 +416,11 @@ PAGES = {
         "subwords": (SUBWORDS, subwords.every),
         "subwords-more": (MORE, subwords.more),
     },
-    "docs/samplers.md": {"order": (CURVE, attribution), "tuned": (TUNED, tuned)},
+    "docs/samplers.md": {
+        "order": (CURVE, attribution),
+        "tuned": (TUNED, tuned),
+        "remasking": (REMASKED, remasking),
+    },
 }
 
 if __name__ == "__main__":

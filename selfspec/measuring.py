@@ -59,7 +59,7 @@ PLAIN_SWEEP: tuple[int, ...] = (6, 8, 12, 16)
 verification grows with their number."""
 
 REMASKED_ORDER, ETA = "cells", 0.05
-"""Where taking tokens back helps, and with which η; in orders without drafts it does not."""
+"""Where taking tokens back helps, and with which η; in orders without drafts it hardly does."""
 
 REMASKED_SWEEP: tuple[tuple[int, LinearWindow], ...] = (
     (2, LinearWindow(0.09)),

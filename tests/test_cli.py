@@ -677,7 +677,7 @@ def test_recipes_are_listed_with_their_cost(capsys: pytest.CaptureFixture[str]):
 def test_demo_compares_at_equal_cost(capsys: pytest.CaptureFixture[str]):
     rows = report(capsys, "demo", "--num", "2", "--nfe", "12")["rows"]
     assert [row["name"] for row in rows] == [
-        "plain masked diffusion", "self-speculative", "self-speculative, best order"
+        "plain masked diffusion", "self-speculative", "self-speculative, best setting"
     ]  # fmt: skip
     plain, verified, best = rows
     assert abs(plain["nfe"] - verified["nfe"]) <= 2 / 3  # a pass of two of three blocks

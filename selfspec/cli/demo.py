@@ -50,7 +50,7 @@ def demo(run: Run, num: int = 8, nfe: float = 14.0) -> None:
     rows = [measure("plain masked diffusion", plain, model, judge, num, run.seed), row]
     best = by_budget(verified, nfe).sampler(model)
     if not isinstance(best.order, UniformOrder):
-        rows.append(measure("self-speculative, best order", best, model, judge, num, run.seed))
+        rows.append(measure("self-speculative, best setting", best, model, judge, num, run.seed))
     print(to_json({"rows": rows}) if run.json else show(rows))
 
 
