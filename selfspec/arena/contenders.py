@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from selfspec.arena.sweep import Setting
 from selfspec.calibration import ORDERS, SCHEDULES
 from selfspec.information import CutWindow, optimal_cuts, profile_losses
-from selfspec.measuring import SWEEP, knobs
+from selfspec.measuring import REMASKED_ORDER, SWEEP, knobs
 from selfspec.model import SSMD
 from selfspec.nn.scorer import Scorer
 from selfspec.orders import Order
@@ -177,8 +176,10 @@ def _self_speculative(model: SSMD, orders: Sequence[str], steps: Sequence[int]) 
 
 
 def _remasked(model: SSMD, orders: Sequence[str], steps: Sequence[int]) -> Settings:
-    """Remasking between passes, unverified and verified."""
-    for order, eta in product(orders, (0.01, 0.05)):
+    """Remasking between passes, unverified and verified; with more of it where it helps."""
+    swept = [(order, eta) for order in orders for eta in (0.01, 0.05)]
+    swept += [(order, eta) for order in orders if order == REMASKED_ORDER for eta in (0.1, 0.2)]
+    for order, eta in swept:
         rule = ORDERS[order]
         for k in steps:
             values = {"schedule": "linear", "steps": k, "eta": eta}
